@@ -1,0 +1,83 @@
+/** TypeScript's view of contract/proto/admin.proto. uint64 fields arrive as numbers (revisions stay far below 2^53). */
+export interface HostAlias {
+  readonly hostname: string;
+  readonly ips: readonly string[];
+}
+
+export interface ClusterInfo {
+  readonly name: string;
+  readonly id: number;
+  readonly maxConnectedClusters: number;
+  readonly region: string;
+  /** etcd endpoints that peers connect to. */
+  readonly endpoints: readonly string[];
+  readonly hostAliases: readonly HostAlias[];
+  readonly caPem: string;
+  readonly version: string;
+  readonly podCidr: string;
+}
+
+export interface OperationEvent {
+  readonly id: string;
+  readonly kind: string;
+  readonly peer: string;
+  readonly state: 'waiting' | 'active' | 'done' | 'failed';
+  readonly step: string;
+  readonly message: string;
+  readonly certificateForPeerPem: string;
+  readonly errorCode: string;
+  readonly hint: string;
+}
+
+export interface FamilyStatus {
+  readonly family: string;
+  readonly synced: boolean;
+  readonly count: number;
+  readonly revision: number;
+  readonly quarantined: number;
+  readonly lastQuarantineReason: string;
+  readonly nodesApplied: number;
+}
+
+export interface PeerInfo {
+  readonly name: string;
+  readonly id: number;
+  readonly connected: boolean;
+  readonly ready: boolean;
+  readonly lastProofAgeMs: number;
+  readonly error: string;
+  readonly families: readonly FamilyStatus[];
+  /** Nodes that have applied the latest revision of every family of this peer. */
+  readonly nodesApplied: number;
+}
+
+export interface NodeInfo {
+  readonly name: string;
+  readonly alive: boolean;
+  readonly version: string;
+  readonly problems: readonly string[];
+}
+
+export interface ClusterStatus {
+  readonly cluster: ClusterInfo;
+  readonly etcdConnected: boolean;
+  readonly etcdError: string;
+  readonly redisConnected: boolean;
+  readonly peers: readonly PeerInfo[];
+  readonly nodes: readonly NodeInfo[];
+  readonly problems: readonly string[];
+  readonly localServices: number;
+  readonly globalServices: number;
+  readonly localEndpoints: number;
+}
+
+/** Method name → request and response; streams are marked. */
+export interface AdminMethods {
+  GetCluster: { request: Record<string, never>; response: ClusterInfo };
+  PrepareConnect: { request: { peer: string }; response: { csrPem: string } };
+  StartConnect: { request: { peer: ClusterInfo; peerCsrPem: string }; response: { id: string } };
+  SupplyCertificate: { request: { peer: string; certificatePem: string }; response: Record<string, never> };
+  StartDisconnect: { request: { peer: string }; response: { id: string } };
+  WatchOperation: { request: { id: string }; response: OperationEvent; stream: true };
+  GetStatus: { request: Record<string, never>; response: ClusterStatus };
+}

@@ -1,0 +1,54 @@
+/** TypeScript's view of contract/proto/agent.proto. */
+export interface EndpointAddRequest {
+  readonly id: string;
+  readonly namespace: string;
+  readonly pod: string;
+  readonly labels: Readonly<Record<string, string>>;
+  readonly serviceAccount: string;
+  readonly interface: string;
+  readonly hostMac: string;
+  readonly podMac: string;
+  readonly ipv4: string;
+}
+
+export interface EndpointInfo {
+  readonly id: string;
+  readonly namespace: string;
+  readonly pod: string;
+  readonly labels: string;
+  readonly identity: number;
+  readonly interface: string;
+  readonly ipv4: string;
+  readonly state: 'ready' | 'waiting';
+  readonly reason: string;
+}
+
+export interface FamilyApplied {
+  readonly peer: string;
+  readonly family: string;
+  readonly synced: boolean;
+  readonly revision: number;
+  readonly count: number;
+}
+
+export interface AgentStatusReply {
+  readonly node: string;
+  readonly cluster: string;
+  readonly version: string;
+  readonly etcdConnected: boolean;
+  readonly etcdError: string;
+  readonly families: readonly FamilyApplied[];
+  readonly problems: readonly string[];
+  readonly applied: boolean;
+}
+
+export const MAP_NAMES = ['ipcache', 'services', 'backends', 'endpoints', 'nodes', 'drops', 'ct'] as const;
+export type MapName = (typeof MAP_NAMES)[number];
+
+export interface AgentMethods {
+  EndpointAdd: { request: EndpointAddRequest; response: EndpointInfo };
+  EndpointDelete: { request: { id: string }; response: Record<string, never> };
+  EndpointList: { request: Record<string, never>; response: { endpoints: readonly EndpointInfo[] } };
+  GetStatus: { request: Record<string, never>; response: AgentStatusReply };
+  DumpMap: { request: { map: string }; response: { json: string } };
+}

@@ -1,0 +1,61 @@
+/** IP text forms. Pure; IPv6 parsing is node:net's job at the edges, here only what the codecs need. */
+import { isIP } from 'node:net';
+
+export function isIpAddress(text: string): boolean {
+  return isIP(text) !== 0;
+}
+
+export function isIpv4(text: string): boolean {
+  return isIP(text) === 4;
+}
+
+/** IPv4 text to its 32-bit number (host order). */
+export function ipv4ToNumber(text: string): number {
+  const parts = text.split('.').map(Number);
+  return (((parts[0] ?? 0) << 24) | ((parts[1] ?? 0) << 16) | ((parts[2] ?? 0) << 8) | (parts[3] ?? 0)) >>> 0;
+}
+
+export function numberToIpv4(value: number): string {
+  return [value >>> 24, (value >>> 16) & 255, (value >>> 8) & 255, value & 255].join('.');
+}
+
+export interface Cidr {
+  readonly ip: string;
+  readonly length: number;
+}
+
+export function parseCidr(text: string): Cidr | undefined {
+  const [ip, lengthText, ...more] = text.split('/');
+  if (ip === undefined || lengthText === undefined || more.length > 0 || !/^\d{1,3}$/.test(lengthText)) return undefined;
+  const family = isIP(ip);
+  const length = Number(lengthText);
+  if (family === 0 || length > (family === 4 ? 32 : 128)) return undefined;
+  return { ip, length };
+}
+
+export function formatCidr(cidr: Cidr): string {
+  return `${cidr.ip}/${cidr.length}`;
+}
+
+/** True when an IPv4 `address` lies in the IPv4 `cidr`. */
+export function ipv4Contains(cidr: Cidr, address: string): boolean {
+  if (!isIpv4(cidr.ip) || !isIpv4(address)) return false;
+  const mask = cidr.length === 0 ? 0 : (0xffffffff << (32 - cidr.length)) >>> 0;
+  return ((ipv4ToNumber(cidr.ip) & mask) >>> 0) === ((ipv4ToNumber(address) & mask) >>> 0);
+}
+
+/** Go's net.IPMask as base64: 4 bytes for IPv4, 16 for IPv6. */
+export function maskToBase64(length: number, bytes: 4 | 16): string {
+  const mask = Buffer.alloc(bytes);
+  for (let bit = 0; bit < length; bit++) mask[bit >> 3] = (mask[bit >> 3] ?? 0) | (0x80 >> (bit & 7));
+  return mask.toString('base64');
+}
+
+/** Prefix length of a base64 mask, or undefined when it is not a canonical mask of 4 or 16 bytes. */
+export function maskFromBase64(text: string): number | undefined {
+  const mask = Buffer.from(text, 'base64');
+  if (mask.length !== 4 && mask.length !== 16) return undefined;
+  let length = 0;
+  while (length < mask.length * 8 && ((mask[length >> 3] ?? 0) & (0x80 >> (length & 7))) !== 0) length++;
+  return maskToBase64(length, mask.length) === text ? length : undefined;
+}
