@@ -1,0 +1,358 @@
+/**
+ * The exported shapes of the key-value room. Nothing here mentions gRPC or etcd3: callers see rows, writers and sessions.
+ * Revisions are numbers (etcd's counter stays far below 2^53); cluster and lease ids are decimal strings (they use all 64 bits).
+ */
+
+/** The part of a pino logger that is used here. */
+export interface Log {
+  debug(fields: object, message: string): void;
+  info(fields: object, message: string): void;
+  warn(fields: object, message: string): void;
+  error(fields: object, message: string): void;
+}
+
+/** Monotonic time; wall clock is never used in this room. */
+export interface MonotonicClock {
+  /** Milliseconds that only ever go forward. */
+  now(): number;
+}
+
+// ---------------------------------------------------------------- client
+
+export interface HostAlias {
+  readonly hostname: string;
+  readonly ips: readonly string[];
+}
+
+export interface EtcdOptions {
+  /** `https://host:port` or `http://host:port`; tried in a shuffled order, one connection at a time. */
+  readonly endpoints: readonly string[];
+  /** A hostname of an endpoint is connected to at these addresses, and an address of an endpoint is verified as that hostname. */
+  readonly hostAliases?: readonly HostAlias[] | undefined;
+  /** All three are read again whenever a connection is built. Needed for https endpoints. */
+  readonly caFile?: string | undefined;
+  readonly certFile?: string | undefined;
+  readonly keyFile?: string | undefined;
+  readonly log: Log;
+  readonly clock?: MonotonicClock | undefined;
+  /** Bound of one request (default 10 s). */
+  readonly requestTimeoutMs?: number | undefined;
+  /** Bound of connecting to one address (default 5 s). */
+  readonly connectTimeoutMs?: number | undefined;
+  /** HTTP/2 pings while anything is in flight (default: every 15 s, 10 s to answer). etcd refuses an interval below 5 s. */
+  readonly keepalive?: { readonly timeMs: number; readonly timeoutMs: number } | undefined;
+  /** How often a quiet watch stream is asked for a sign of life (default 5 s); two unanswered requests end the connection. */
+  readonly progressIntervalMs?: number | undefined;
+}
+
+export interface KeyValue {
+  readonly key: string;
+  readonly value: Buffer;
+  readonly createRevision: number;
+  readonly modRevision: number;
+  readonly version: number;
+  /** '0': not leased. */
+  readonly lease: string;
+}
+
+export interface Header {
+  readonly clusterId: string;
+  readonly revision: number;
+}
+
+export interface CallOptions {
+  readonly signal?: AbortSignal | undefined;
+  readonly timeoutMs?: number | undefined;
+}
+
+export interface RangePage {
+  readonly kvs: KeyValue[];
+  /** Of the page-1 answer: every page is pinned to it. */
+  readonly header: Header;
+}
+
+export interface RangeResult {
+  readonly kvs: KeyValue[];
+  readonly header: Header;
+}
+
+export type Compare =
+  | { readonly key: string; readonly absent: true }
+  | { readonly key: string; readonly value: string | Buffer }
+  | { readonly key: string; readonly modRevision: number }
+  | { readonly key: string; readonly createRevision: number };
+
+export type TxnOp =
+  | { readonly put: string; readonly value: string | Buffer; readonly lease?: string | undefined }
+  | { readonly delete: string }
+  | { readonly get: string };
+
+export interface TxnRequest {
+  readonly compare?: readonly Compare[] | undefined;
+  /** At most 128 in all; the caller splits. */
+  readonly then: readonly TxnOp[];
+  readonly else?: readonly TxnOp[] | undefined;
+}
+
+export interface TxnResult {
+  readonly succeeded: boolean;
+  readonly header: Header;
+  /** One entry per `get` of the branch that ran, in order. */
+  readonly gets: (KeyValue | undefined)[];
+}
+
+export interface WatchEvent {
+  readonly type: 'put' | 'delete';
+  readonly key: string;
+  /** Empty for a delete. */
+  readonly value: Buffer;
+  readonly modRevision: number;
+}
+
+export interface WatchRequest {
+  readonly prefix: string;
+  /** Watch exactly the key `prefix` and nothing below it. */
+  readonly exact?: boolean | undefined;
+  readonly startRevision: number;
+  readonly signal: AbortSignal;
+  /** The watch fails if another etcd than this one answers. */
+  readonly clusterId?: string | undefined;
+  /** The server accepted the watch. */
+  onCreated?(header: Header): void;
+  /** Whole responses in order. `complete` is false while a big revision is still being sent in parts. */
+  onEvents(events: WatchEvent[], header: Header, complete: boolean): void;
+  /** A sign of life without events. Its revision is not a resume point (etcd#15220). */
+  onProgress?(): void;
+}
+
+export type EtcdEvent =
+  | { readonly type: 'connected'; readonly connection: number; readonly clusterId: string; readonly clusterChanged: boolean; readonly endpoint: string }
+  | { readonly type: 'disconnected'; readonly connection: number; readonly reason: string };
+
+export interface EtcdStatus {
+  readonly endpoint: string;
+  readonly clusterId: string;
+  readonly version: string;
+  readonly revision: number;
+  readonly dbSizeBytes: number;
+}
+
+export interface Lease {
+  /** Changes when the lease was lost and granted again. */
+  readonly id: string;
+  readonly ttlSeconds: number;
+  /** Ends the keepalive and gives the lease back (best effort). */
+  close(): Promise<void>;
+}
+
+export interface LeaseRequest {
+  readonly ttlSeconds: number;
+  /** The old lease is gone with all its keys; `lease.id` is already the new one. */
+  onRegranted?(id: string): void;
+}
+
+export type Permission = 'read' | 'write' | 'readwrite';
+
+/** Idempotent: adding what exists, and removing what does not, is success. */
+export interface EtcdAuth {
+  isEnabled(): Promise<boolean>;
+  enable(): Promise<void>;
+  disable(): Promise<void>;
+  /** A user without password: only a client certificate with this common name logs in as it. */
+  addUser(name: string): Promise<void>;
+  deleteUser(name: string): Promise<void>;
+  listUsers(): Promise<string[]>;
+  userRoles(name: string): Promise<string[]>;
+  addRole(name: string): Promise<void>;
+  deleteRole(name: string): Promise<void>;
+  listRoles(): Promise<string[]>;
+  grantRole(user: string, role: string): Promise<void>;
+  revokeRole(user: string, role: string): Promise<void>;
+  /** `scope` 'prefix' covers every key that starts with `key`. */
+  grantPermission(role: string, permission: Permission, key: string, scope: 'prefix' | 'key'): Promise<void>;
+  revokePermission(role: string, key: string, scope: 'prefix' | 'key'): Promise<void>;
+  listPermissions(role: string): Promise<{ permission: Permission; key: string; rangeEnd: string }[]>;
+}
+
+export interface Etcd {
+  readonly endpoints: readonly string[];
+  /** Of the etcd that answered last; undefined before the first answer. */
+  readonly clusterId: string | undefined;
+  /** Grows whenever another etcd (or one whose revision went backwards) answers: cursors of before are void. */
+  readonly epoch: number;
+  readonly connected: boolean;
+  /** Monotonic time of the last byte that proved that etcd lives; undefined before the first. */
+  readonly lastProofOfLifeAt: number | undefined;
+  readonly auth: EtcdAuth;
+
+  get(key: string, options?: CallOptions): Promise<KeyValue | undefined>;
+  /** Like `get`, with the header (its revision is where a watch for the missing key starts). */
+  getWithHeader(key: string, options?: CallOptions): Promise<{ kv: KeyValue | undefined; header: Header }>;
+  /** Everything under a prefix, collected from `pages`. */
+  range(prefix: string, options?: CallOptions): Promise<RangeResult>;
+  /** Pages pinned to the revision of the first, in key order; fails rather than mix two etcds. */
+  pages(prefix: string, options?: CallOptions): AsyncGenerator<RangePage, void, void>;
+  count(prefix: string, options?: CallOptions): Promise<number>;
+  put(key: string, value: string | Buffer, options?: CallOptions & { lease?: string }): Promise<Header>;
+  /** True if the key was there. */
+  delete(key: string, options?: CallOptions): Promise<boolean>;
+  deletePrefix(prefix: string, options?: CallOptions): Promise<number>;
+  txn(request: TxnRequest, options?: CallOptions): Promise<TxnResult>;
+  /** Puts all of the entries if none of the keys exists; else changes nothing and returns what is there, in the order given. */
+  createOnly(entries: ReadonlyMap<string, string | Buffer>, options?: CallOptions): Promise<{ created: boolean; existing: (KeyValue | undefined)[] }>;
+  lease(request: LeaseRequest, options?: CallOptions): Promise<Lease>;
+  /** Runs until the signal aborts (resolves) or the watch cannot go on (rejects with the reason). */
+  watch(request: WatchRequest): Promise<void>;
+  compact(revision: number): Promise<void>;
+  status(options?: CallOptions): Promise<EtcdStatus>;
+  /** Returns the function that stops listening. */
+  onEvent(listener: (event: EtcdEvent) => void): () => void;
+  /** Drops the current connection; the next call builds a new one with the files as they are then. */
+  reconnect(reason: string): void;
+  close(): Promise<void>;
+}
+
+// ---------------------------------------------------------------- reflector
+
+export interface RowUpsert {
+  readonly key: string;
+  readonly value: Buffer;
+  readonly modRevision: number;
+}
+
+export interface SinkBatch {
+  readonly upserts: readonly RowUpsert[];
+  /** Disjoint from the keys of `upserts`. */
+  readonly removes: readonly string[];
+  readonly revision: number;
+  readonly kind: 'list' | 'watch';
+}
+
+export interface Sink {
+  /** Must not block. What it throws ends the session: the reflector logs it and lists again after a backoff. */
+  apply(batch: SinkBatch): void;
+  /** A complete list has been applied, removals included. Called after every complete list. */
+  synced?(revision: number): void;
+}
+
+export type ReflectorState = 'connecting' | 'waiting-for-canary' | 'listing' | 'watching' | 'reconnecting' | 'closed';
+
+export interface ReflectorStatus {
+  readonly state: ReflectorState;
+  readonly prefix: string;
+  /** Rows are complete and being followed right now. */
+  readonly synced: boolean;
+  /** Rows were complete once; not `synced` and `everSynced` together mean stale rows. */
+  readonly everSynced: boolean;
+  /** etcd revision up to which everything has been applied. */
+  readonly revision: number;
+  /** Highest mod_revision (deletes count) applied under the prefix: comparable with a writer's `lastRevision`. */
+  readonly dataRevision: number;
+  readonly clusterId: string | undefined;
+  /** Rows held. */
+  readonly count: number;
+  /** Monotonic ms; undefined before the first. */
+  readonly lastProofOfLifeAt: number | undefined;
+  /** Sessions that ended and were begun again. */
+  readonly reconnects: number;
+  readonly lastError: string | undefined;
+  /** Differences that only a resync (not the watch) found. Above 0 means that a watch lost something. */
+  readonly repairs: number;
+}
+
+export interface Backoff {
+  readonly minMs: number;
+  readonly maxMs: number;
+}
+
+export interface ReflectorOptions {
+  readonly etcd: Etcd;
+  /** With its trailing slash where the keys have one. */
+  readonly prefix: string;
+  /** The list starts only once this key exists, on every session. */
+  readonly canaryKey?: string | undefined;
+  readonly sink: Sink;
+  readonly log: Log;
+  readonly clock?: MonotonicClock | undefined;
+  readonly signal: AbortSignal;
+  /** Default 50 ms to 30 s, jittered. */
+  readonly backoff?: Backoff | undefined;
+  /** List and compare this often while watching; default never. */
+  readonly resyncIntervalMs?: number | undefined;
+  /** Keys that may wait between two drains before the session is given up and listed again (default 200 000). */
+  readonly maxQueuedKeys?: number | undefined;
+}
+
+export interface Reflector {
+  status(): ReflectorStatus;
+  /** Resolves after the first complete list; rejects if the signal aborts before. */
+  waitSynced(): Promise<void>;
+  /** Resolves when the reflector has ended (its signal aborted). Never rejects. */
+  readonly done: Promise<void>;
+}
+
+// ---------------------------------------------------------------- writer
+
+export interface WriterOptions {
+  readonly etcd: Etcd;
+  /** Prefixes that nobody else writes: leftovers and foreign changes under them are found and repaired. */
+  readonly owned: readonly string[];
+  readonly log: Log;
+  readonly clock?: MonotonicClock | undefined;
+  readonly signal: AbortSignal;
+  /** Every key of this writer hangs on one lease (at most 1000 keys). */
+  readonly lease?: { readonly ttlSeconds: number } | undefined;
+  /** Periodic full compare (default 60 s; 0: only on reconnect). */
+  readonly auditIntervalMs?: number | undefined;
+  /** Default 100 ms to 30 s, jittered. */
+  readonly backoff?: Backoff | undefined;
+  /** Added to every transaction; if they do not hold nothing is written, and the writer says so in its status. */
+  readonly fence?: (() => readonly Compare[]) | undefined;
+}
+
+export interface FlushResult {
+  /** Highest revision of this writer's data at that moment. */
+  readonly revision: number;
+  /** Keys that etcd refuses for good (status names them); they do not hold up the rest. */
+  readonly failed: number;
+}
+
+export interface WriterKeyError {
+  readonly key: string;
+  readonly code: string;
+  readonly reason: string;
+}
+
+export interface WriterStatus {
+  readonly connected: boolean;
+  /** Keys still to be written or removed; while not connected, an estimate from before. */
+  readonly pending: number;
+  /** Keys put or deleted since the start. */
+  readonly written: number;
+  readonly desired: number;
+  readonly errors: readonly WriterKeyError[];
+  readonly lastError: string | undefined;
+  /** Per owned prefix: highest mod_revision of what is there. */
+  readonly lastRevision: ReadonlyMap<string, number>;
+  /** Monotonic ms of the last round after which nothing was pending. */
+  readonly lastFlushAt: number | undefined;
+  readonly compares: number;
+  /** Keys that were found changed or missing without this writer having done it. */
+  readonly repairs: number;
+}
+
+export interface Writer {
+  set(key: string, value: string | Buffer): void;
+  delete(key: string): void;
+  /** The desired set of a prefix, whole: keys of this writer under it that are not in `rows` are removed. */
+  replace(prefix: string, rows: ReadonlyMap<string, string | Buffer>): void;
+  /** The desired set of an owned prefix is complete from here on: what is under it and not desired is a leftover. */
+  ready(prefix: string): void;
+  /** Everything set before this call is in etcd when it resolves; rejects only when the writer has ended. */
+  flush(): Promise<FlushResult>;
+  /** Written once all that is pending now is flushed, and again after every full compare. `delete(key)` ends it. */
+  canary(key: string, value: () => string): void;
+  status(): WriterStatus;
+  /** Resolves when the writer has ended (its signal aborted). Never rejects. */
+  readonly done: Promise<void>;
+}
