@@ -1,0 +1,51 @@
+/** What the parts of the apiserver ask of each other. main.ts is the only place that builds the real ones. */
+import type { AgentStatus, HostAlias, PeerStatus } from '@clustermesh/contract';
+
+/** The users that may reach this cluster's etcd besides the fixed ones; `users.yaml` is their durable truth (wire-contract §1.12). */
+export interface UserDirectory {
+  /** Adds `remote-<peer>` to users.yaml and etcd. Idempotent. */
+  addPeer(peer: string): Promise<void>;
+  /** Removes the user from users.yaml and, when etcd answers, from etcd. Removing the missing is success. */
+  removePeer(peer: string): Promise<void>;
+}
+
+/** One peer as the config directory of wire-contract §5.1 describes it (file name = cluster name). */
+export interface PeerConfig {
+  readonly name: string;
+  readonly endpoints: readonly string[];
+  readonly hostAliases: readonly HostAlias[];
+  readonly caFile: string;
+  readonly certFile: string;
+  readonly keyFile: string;
+}
+
+/** The config directory: written by operations, watched by the mirror. */
+export interface PeerDirectory {
+  list(): Promise<readonly PeerConfig[]>;
+  /** Writes certificate files first and the peer file last, so that a watcher never sees a half-configured peer. */
+  write(peer: { readonly name: string; readonly endpoints: readonly string[]; readonly hostAliases: readonly HostAlias[]; readonly caPem: string; readonly certPem: string; readonly keyPem: string }): Promise<void>;
+  remove(peer: string): Promise<void>;
+}
+
+export interface MirrorView {
+  /** Every configured peer, and removed ones whose data is still being drained. */
+  peers(): readonly PeerStatus[];
+  /** Reads the config directory again now rather than at the next notification. */
+  refresh(): void;
+}
+
+export interface AgentView {
+  /** Live agents (their status key is leased). */
+  agents(): readonly AgentStatus[];
+}
+
+export interface LocalView {
+  /** Readable problems of this cluster's own objects: manifests, annotations, nodes. */
+  problems(): readonly string[];
+  counts(): { readonly services: number; readonly globalServices: number; readonly endpoints: number };
+}
+
+export interface EtcdView {
+  connected(): boolean;
+  lastError(): string;
+}

@@ -1,0 +1,162 @@
+import { chmodSync, mkdirSync, rmSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { MeshError, isErrorCode } from '@clustermesh/contract';
+import * as grpc from '@grpc/grpc-js';
+import { loadSync } from '@grpc/proto-loader';
+import { repoRoot } from './files.ts';
+
+/** Method name → request and response; `stream: true` marks a server stream. contract/ has one such type per service. */
+export type Methods<M> = { [K in keyof M]: { request: unknown; response: unknown; stream?: true } };
+
+/** What a handler is given besides the request. */
+export interface CallContext {
+  /** Aborted when the caller went away. */
+  readonly signal: AbortSignal;
+}
+
+export type Handlers<M extends Methods<M>> = {
+  [K in keyof M]: M[K] extends { stream: true }
+    ? (request: M[K]['request'], context: CallContext) => AsyncIterable<M[K]['response']>
+    : (request: M[K]['request'], context: CallContext) => Promise<M[K]['response']>;
+};
+
+export type RpcClient<M extends Methods<M>> = {
+  [K in keyof M]: M[K] extends { stream: true }
+    ? (request: M[K]['request'], signal?: AbortSignal) => AsyncIterable<M[K]['response']>
+    : (request: M[K]['request'], options?: { readonly timeoutMs?: number }) => Promise<M[K]['response']>;
+} & { close(): void };
+
+export type ServiceName = 'admin' | 'agent';
+
+const SERVICES: Readonly<Record<ServiceName, readonly [pkg: string, service: string]>> = {
+  admin: ['clustermesh.admin.v1', 'Admin'],
+  agent: ['clustermesh.agent.v1', 'Agent'],
+};
+
+function loadService(name: ServiceName): grpc.ServiceClientConstructor {
+  const [pkg, service] = SERVICES[name];
+  const definition = loadSync(join(repoRoot(), 'contract', 'proto', `${name}.proto`), { longs: Number, enums: String, defaults: true, arrays: true, objects: true });
+  let scope: grpc.GrpcObject | grpc.ServiceClientConstructor | grpc.ProtobufTypeDefinition | undefined = grpc.loadPackageDefinition(definition);
+  for (const part of `${pkg}.${service}`.split('.')) scope = (scope as grpc.GrpcObject)[part];
+  return scope as grpc.ServiceClientConstructor;
+}
+
+/** MeshError crosses the wire as metadata, so that codes and hints survive. */
+function toServiceError(error: unknown): Partial<grpc.ServiceError> {
+  const mesh = MeshError.from(error, 'serving the call');
+  const metadata = new grpc.Metadata();
+  metadata.set('mesh-code', mesh.code);
+  if (mesh.hint !== undefined) metadata.set('mesh-hint', Buffer.from(mesh.hint).toString('base64'));
+  return { code: grpc.status.FAILED_PRECONDITION, details: mesh.message, metadata };
+}
+
+function fromServiceError(error: grpc.ServiceError, method: string, address: string): MeshError {
+  const code = error.metadata?.get('mesh-code')[0];
+  const hint = error.metadata?.get('mesh-hint')[0];
+  if (typeof code === 'string' && isErrorCode(code)) {
+    return new MeshError({ code, message: error.details, ...(typeof hint === 'string' ? { hint: Buffer.from(hint, 'base64').toString() } : {}), cause: error });
+  }
+  const unreachable = error.code === grpc.status.UNAVAILABLE;
+  return new MeshError({
+    code: unreachable ? 'unreachable' : error.code === grpc.status.DEADLINE_EXCEEDED ? 'timeout' : 'internal',
+    message: `calling ${method} at ${address}: ${error.details}`,
+    hint: unreachable ? 'is the daemon running? the address comes from the handle file of the context' : undefined,
+    cause: error,
+  });
+}
+
+export interface RpcServer {
+  close(): Promise<void>;
+}
+
+/** Serves on a unix socket that only the owner may open (0600); a socket left by a dead process is replaced. */
+export async function serveRpc<M extends Methods<M>>(name: ServiceName, socket: string, handlers: Handlers<M>): Promise<RpcServer> {
+  const server = new grpc.Server();
+  const service = loadService(name).service;
+  const implementation: grpc.UntypedServiceImplementation = {};
+  for (const [method, definition] of Object.entries(service)) {
+    const handler = (handlers as Record<string, (request: unknown, context: CallContext) => unknown>)[method];
+    if (handler === undefined) throw new MeshError({ code: 'internal', message: `service ${name} has no handler for ${method}` });
+    implementation[method] = definition.responseStream ? streamCall(handler as (r: unknown, c: CallContext) => AsyncIterable<unknown>) : unaryCall(handler as (r: unknown, c: CallContext) => Promise<unknown>);
+  }
+  server.addService(service, implementation);
+  mkdirSync(dirname(socket), { recursive: true });
+  rmSync(socket, { force: true });
+  await new Promise<void>((resolve, reject) => {
+    server.bindAsync(`unix:${socket}`, grpc.ServerCredentials.createInsecure(), (error) => (error ? reject(error) : resolve()));
+  });
+  chmodSync(socket, 0o600);
+  return {
+    close: () =>
+      new Promise((resolve) => {
+        const force = setTimeout(() => server.forceShutdown(), 1000);
+        server.tryShutdown(() => {
+          clearTimeout(force);
+          resolve();
+        });
+      }),
+  };
+}
+
+function unaryCall(handler: (request: unknown, context: CallContext) => Promise<unknown>): grpc.handleUnaryCall<unknown, unknown> {
+  return (call, callback) => {
+    const gone = new AbortController();
+    call.on('cancelled', () => gone.abort());
+    handler(call.request, { signal: gone.signal }).then(
+      (response) => callback(null, response),
+      (error) => callback(toServiceError(error)),
+    );
+  };
+}
+
+function streamCall(handler: (request: unknown, context: CallContext) => AsyncIterable<unknown>): grpc.handleServerStreamingCall<unknown, unknown> {
+  return (call) => {
+    const gone = new AbortController();
+    call.on('cancelled', () => gone.abort());
+    void (async () => {
+      try {
+        for await (const item of handler(call.request, { signal: gone.signal })) {
+          if (gone.signal.aborted) return;
+          call.write(item);
+        }
+        call.end();
+      } catch (error) {
+        call.emit('error', toServiceError(error));
+      }
+    })();
+  };
+}
+
+const DEFAULT_TIMEOUT_MS = 30_000;
+
+/** A client of the service at `address` (`unix:///path`). Connects on first use; every unary call has a deadline. */
+export function dialRpc<M extends Methods<M>>(name: ServiceName, address: string): RpcClient<M> {
+  const Client = loadService(name);
+  const client = new Client(address, grpc.credentials.createInsecure());
+  const result: Record<string, unknown> = { close: () => client.close() };
+  for (const [method, definition] of Object.entries(Client.service)) {
+    if (definition.responseStream) {
+      result[method] = async function* (request: unknown, signal?: AbortSignal) {
+        const call = (client[method] as (r: unknown) => grpc.ClientReadableStream<unknown>).call(client, request);
+        const cancel = () => call.cancel();
+        signal?.addEventListener('abort', cancel, { once: true });
+        try {
+          for await (const item of call) yield item;
+        } catch (error) {
+          throw fromServiceError(error as grpc.ServiceError, method, address);
+        } finally {
+          signal?.removeEventListener('abort', cancel);
+          call.cancel();
+        }
+      };
+    } else {
+      result[method] = (request: unknown, options?: { readonly timeoutMs?: number }) =>
+        new Promise((resolve, reject) => {
+          const deadline = Date.now() + (options?.timeoutMs ?? DEFAULT_TIMEOUT_MS);
+          const call = client[method] as (r: unknown, m: grpc.Metadata, o: grpc.CallOptions, cb: (e: grpc.ServiceError | null, v: unknown) => void) => void;
+          call.call(client, request, new grpc.Metadata(), { deadline }, (error, value) => (error ? reject(fromServiceError(error, method, address)) : resolve(value)));
+        });
+    }
+  }
+  return result as RpcClient<M>;
+}

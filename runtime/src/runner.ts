@@ -1,0 +1,90 @@
+import { type Clock, systemClock } from './clock.ts';
+
+export interface RunnerOptions {
+  /** One pass. Level-triggered: it compares all that should be with all that is. A throw means "again after retryMs". */
+  readonly run: () => Promise<void>;
+  /** Least time between two starts, so that a burst of triggers becomes one pass. */
+  readonly minIntervalMs: number;
+  /** First delay after a failure; doubles up to maxIntervalMs. */
+  readonly retryMs: number;
+  /** A pass runs at least this often, triggered or not; Infinity switches that off. */
+  readonly maxIntervalMs: number;
+  readonly onError: (error: unknown, failures: number) => void;
+  readonly signal: AbortSignal;
+  readonly clock?: Clock;
+}
+
+export interface Runner {
+  /** Asks for a pass; calls during a running pass ask for one more. Never blocks. */
+  trigger(): void;
+  /** Resolves when a pass that started after this call has succeeded, or when the runner was stopped. */
+  settled(): Promise<void>;
+  /** Resolves when the loop has ended (after the signal). */
+  readonly ended: Promise<void>;
+}
+
+/** Upper bound of the retry delay, and of the wait when maxIntervalMs is Infinity. */
+const LONGEST_RETRY_MS = 30_000;
+
+/** The one loop of the project: min, retry and max interval, coalesced triggers, injected clock. */
+export function startRunner(options: RunnerOptions): Runner {
+  const clock = options.clock ?? systemClock;
+  let wanted = 0;
+  let done = 0;
+  let wake: (() => void) | undefined;
+  let waiters: { readonly after: number; readonly resolve: () => void }[] = [];
+
+  const trigger = () => {
+    wanted++;
+    wake?.();
+  };
+
+  async function waitForWork(maxMs: number): Promise<void> {
+    if (wanted > done || options.signal.aborted) return;
+    const woken = new AbortController();
+    wake = () => woken.abort();
+    options.signal.addEventListener('abort', wake, { once: true });
+    await clock.sleep(Math.min(maxMs, 2 ** 31 - 1), woken.signal);
+    options.signal.removeEventListener('abort', wake);
+    wake = undefined;
+  }
+
+  async function loop(): Promise<void> {
+    let failures = 0;
+    while (!options.signal.aborted) {
+      await waitForWork(options.maxIntervalMs);
+      if (options.signal.aborted) break;
+      const target = wanted;
+      const startedAt = clock.nowMs();
+      try {
+        await options.run();
+        failures = 0;
+        done = target;
+        const satisfied = waiters.filter((waiter) => waiter.after <= target);
+        waiters = waiters.filter((waiter) => waiter.after > target);
+        for (const waiter of satisfied) waiter.resolve();
+        const rest = options.minIntervalMs - (clock.nowMs() - startedAt);
+        if (rest > 0) await clock.sleep(rest, options.signal);
+      } catch (error) {
+        failures++;
+        options.onError(error, failures);
+        wanted = Math.max(wanted, done + 1);
+        await clock.sleep(Math.min(options.retryMs * 2 ** Math.min(failures - 1, 16), options.maxIntervalMs, LONGEST_RETRY_MS), options.signal);
+      }
+    }
+    for (const waiter of waiters) waiter.resolve();
+    waiters = [];
+  }
+
+  const ended = loop();
+  return {
+    trigger,
+    settled: () =>
+      new Promise((resolve) => {
+        if (options.signal.aborted) return resolve();
+        trigger();
+        waiters.push({ after: wanted, resolve });
+      }),
+    ended,
+  };
+}
