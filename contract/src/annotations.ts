@@ -39,7 +39,9 @@ function readBoolean(annotations: Annotations, key: string, fallback: boolean, p
   if (found === undefined) return fallback;
   const value = found.value.toLowerCase();
   if (value !== 'true' && value !== 'false') {
-    problems.push(`annotation ${found.key} has value ${JSON.stringify(found.value)}, expected "true" or "false"; taken as "false"`);
+    problems.push(
+      `annotation ${found.key} has value ${JSON.stringify(found.value)}, expected "true" or "false"; taken as "false"`,
+    );
   }
   return value === 'true';
 }
@@ -53,12 +55,18 @@ export function readServiceAnnotations(annotations: Annotations): ServiceMeshSet
   if (found !== undefined) {
     const value = found.value.toLowerCase();
     if (value === 'none' || value === 'local' || value === 'remote') affinity = value;
-    else problems.push(`annotation ${found.key} has value ${JSON.stringify(found.value)}, expected "local", "remote" or "none"; taken as "none"`);
+    else
+      problems.push(
+        `annotation ${found.key} has value ${JSON.stringify(found.value)}, expected "local", "remote" or "none"; taken as "none"`,
+      );
   }
   return { global, shared: global && shared, affinity, problems };
 }
 
-export function readNamespaceGlobal(annotations: Annotations, byDefault: boolean): { readonly global: boolean; readonly problems: readonly string[] } {
+export function readNamespaceGlobal(
+  annotations: Annotations,
+  byDefault: boolean,
+): { readonly global: boolean; readonly problems: readonly string[] } {
   const problems: string[] = [];
   return { global: readBoolean(annotations, ANNOTATION.namespaceGlobal, byDefault, problems), problems };
 }

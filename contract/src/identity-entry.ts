@@ -1,5 +1,5 @@
 /** `cilium/state/identities/v1/id/<n>`: number → label string (wire-contract §1.5). */
-import { type Decoded, accept, reject } from './decoded.ts';
+import { accept, type Decoded, reject } from './decoded.ts';
 import { isIdentityOf } from './identity.ts';
 import { CLUSTER_LABEL, parseLabels } from './labels.ts';
 import type { MaxConnectedClusters } from './names.ts';
@@ -26,6 +26,7 @@ export function decodeIdentityEntry(name: string, text: string, expected: Identi
   const labels = parseLabels(text);
   if (labels === undefined) return reject(`identity ${id} has a malformed label string`);
   const cluster = labels.find((label) => label.key === CLUSTER_LABEL && label.source === 'k8s')?.value;
-  if (cluster !== expected.cluster) return reject(`identity ${id} has cluster label ${JSON.stringify(cluster)}, expected ${expected.cluster}`);
+  if (cluster !== expected.cluster)
+    return reject(`identity ${id} has cluster label ${JSON.stringify(cluster)}, expected ${expected.cluster}`);
   return accept({ id, labels: text });
 }

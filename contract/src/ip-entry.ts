@@ -1,8 +1,8 @@
 /** `cilium/state/ip/v1/default/<ip>[/<len>]`: IP → identity (wire-contract §1.6). */
 import { z } from 'zod';
-import { type Decoded, accept, reject } from './decoded.ts';
+import { accept, type Decoded, reject } from './decoded.ts';
 import { EXTENSION_FIELD, extensionSchema } from './extension.ts';
-import { RESERVED_IDENTITY, isIdentityOf, isReservedIdentity } from './identity.ts';
+import { isIdentityOf, isReservedIdentity, RESERVED_IDENTITY } from './identity.ts';
 import { decodeJson } from './json.ts';
 import type { MaxConnectedClusters } from './names.ts';
 import { isIpAddress, maskFromBase64 } from './net.ts';
@@ -55,12 +55,19 @@ export interface IpExpectation {
  */
 export function validateIpEntry(entry: IpEntry, expected: IpExpectation): Decoded<IpEntry> {
   const name = ipEntryName(entry);
-  if (name === undefined) return reject(`ip entry has the malformed address ${JSON.stringify(entry.IP)} or mask ${JSON.stringify(entry.Mask)}`);
+  if (name === undefined)
+    return reject(
+      `ip entry has the malformed address ${JSON.stringify(entry.IP)} or mask ${JSON.stringify(entry.Mask)}`,
+    );
   if (name !== expected.name) return reject(`ip entry ${name} lies under the key of ${expected.name}`);
-  if (entry.HostIP !== '' && !isIpAddress(entry.HostIP)) return reject(`ip entry ${name} has the malformed HostIP ${JSON.stringify(entry.HostIP)}`);
-  if (isReservedIdentity(entry.ID)) return accept(entry.ID === RESERVED_IDENTITY.host ? { ...entry, ID: RESERVED_IDENTITY.remoteNode } : entry);
+  if (entry.HostIP !== '' && !isIpAddress(entry.HostIP))
+    return reject(`ip entry ${name} has the malformed HostIP ${JSON.stringify(entry.HostIP)}`);
+  if (isReservedIdentity(entry.ID))
+    return accept(entry.ID === RESERVED_IDENTITY.host ? { ...entry, ID: RESERVED_IDENTITY.remoteNode } : entry);
   if (!isIdentityOf(entry.ID, expected.clusterId, expected.maxConnectedClusters)) {
-    return reject(`ip entry ${name} has identity ${entry.ID}, which is not in the range of cluster ${expected.cluster} (id ${expected.clusterId})`);
+    return reject(
+      `ip entry ${name} has identity ${entry.ID}, which is not in the range of cluster ${expected.cluster} (id ${expected.clusterId})`,
+    );
   }
   return accept(entry);
 }

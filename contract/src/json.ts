@@ -1,5 +1,5 @@
 import type { z } from 'zod';
-import { type Decoded, accept, reject } from './decoded.ts';
+import { accept, type Decoded, reject } from './decoded.ts';
 
 /** Parses a JSON value against a schema. The reason names the first three fields that are wrong. */
 export function decodeJson<T>(what: string, text: string, schema: z.ZodType<T>): Decoded<T> {
@@ -11,6 +11,8 @@ export function decodeJson<T>(what: string, text: string, schema: z.ZodType<T>):
   }
   const parsed = schema.safeParse(raw);
   if (parsed.success) return accept(parsed.data);
-  const issues = parsed.error.issues.slice(0, 3).map((issue) => `${issue.path.join('.') || '(value)'}: ${issue.message}`);
+  const issues = parsed.error.issues
+    .slice(0, 3)
+    .map((issue) => `${issue.path.join('.') || '(value)'}: ${issue.message}`);
   return reject(`${what} is invalid: ${issues.join('; ')}`);
 }

@@ -111,7 +111,8 @@ export function parseNodesKey(key: string): NodesKey | undefined {
   const [node, kind, endpoint] = rest;
   if (node === undefined || node === '') return undefined;
   if (rest.length === 2 && (kind === 'node' || kind === 'synced')) return { kind, node };
-  if (rest.length === 3 && kind === 'endpoints' && endpoint !== undefined && endpoint !== '') return { kind: 'endpoint', node, endpoint };
+  if (rest.length === 3 && kind === 'endpoints' && endpoint !== undefined && endpoint !== '')
+    return { kind: 'endpoint', node, endpoint };
   return undefined;
 }
 

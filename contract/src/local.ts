@@ -102,10 +102,17 @@ export const peerStatusSchema = z.looseObject({
 });
 export type PeerStatus = z.infer<typeof peerStatusSchema>;
 
-export const decodeLocalService = (text: string): Decoded<LocalService> => decodeJson('local service', text, localServiceSchema);
-export const decodeLocalSlice = (text: string): Decoded<LocalSlice> => decodeJson('local endpoint slice', text, localSliceSchema);
-export const decodeLocalNamespace = (text: string): Decoded<LocalNamespace> => decodeJson('local namespace', text, localNamespaceSchema);
-export const decodeNodeRecord = (text: string): Decoded<NodeRecord> => decodeJson('node record', text, nodeRecordSchema);
-export const decodeEndpointRecord = (text: string): Decoded<EndpointRecord> => decodeJson('endpoint record', text, endpointRecordSchema);
-export const decodeAgentStatus = (text: string): Decoded<AgentStatus> => decodeJson('agent status', text, agentStatusSchema);
-export const decodePeerStatus = (text: string): Decoded<PeerStatus> => decodeJson('peer status', text, peerStatusSchema);
+export const decodeLocalService = (text: string): Decoded<LocalService> =>
+  decodeJson('local service', text, localServiceSchema);
+export const decodeLocalSlice = (text: string): Decoded<LocalSlice> =>
+  decodeJson('local endpoint slice', text, localSliceSchema);
+export const decodeLocalNamespace = (text: string): Decoded<LocalNamespace> =>
+  decodeJson('local namespace', text, localNamespaceSchema);
+export const decodeNodeRecord = (text: string): Decoded<NodeRecord> =>
+  decodeJson('node record', text, nodeRecordSchema);
+export const decodeEndpointRecord = (text: string): Decoded<EndpointRecord> =>
+  decodeJson('endpoint record', text, endpointRecordSchema);
+export const decodeAgentStatus = (text: string): Decoded<AgentStatus> =>
+  decodeJson('agent status', text, agentStatusSchema);
+export const decodePeerStatus = (text: string): Decoded<PeerStatus> =>
+  decodeJson('peer status', text, peerStatusSchema);

@@ -10,7 +10,8 @@ export type MaxConnectedClusters = 255 | 511;
 /** Why `name` is no cluster name, or undefined when it is one. */
 export function clusterNameProblem(name: string): string | undefined {
   if (name.length === 0) return 'a cluster name must not be empty';
-  if (name.length > 32) return `cluster name ${JSON.stringify(name)} has ${name.length} characters, at most 32 are allowed`;
+  if (name.length > 32)
+    return `cluster name ${JSON.stringify(name)} has ${name.length} characters, at most 32 are allowed`;
   if (!CLUSTER_NAME.test(name)) {
     return `cluster name ${JSON.stringify(name)} must consist of lower case letters, digits and "-", and begin and end with a letter or digit`;
   }

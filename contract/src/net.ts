@@ -26,7 +26,8 @@ export interface Cidr {
 
 export function parseCidr(text: string): Cidr | undefined {
   const [ip, lengthText, ...more] = text.split('/');
-  if (ip === undefined || lengthText === undefined || more.length > 0 || !/^\d{1,3}$/.test(lengthText)) return undefined;
+  if (ip === undefined || lengthText === undefined || more.length > 0 || !/^\d{1,3}$/.test(lengthText))
+    return undefined;
   const family = isIP(ip);
   const length = Number(lengthText);
   if (family === 0 || length > (family === 4 ? 32 : 128)) return undefined;
@@ -41,7 +42,7 @@ export function formatCidr(cidr: Cidr): string {
 export function ipv4Contains(cidr: Cidr, address: string): boolean {
   if (!isIpv4(cidr.ip) || !isIpv4(address)) return false;
   const mask = cidr.length === 0 ? 0 : (0xffffffff << (32 - cidr.length)) >>> 0;
-  return ((ipv4ToNumber(cidr.ip) & mask) >>> 0) === ((ipv4ToNumber(address) & mask) >>> 0);
+  return (ipv4ToNumber(cidr.ip) & mask) >>> 0 === (ipv4ToNumber(address) & mask) >>> 0;
 }
 
 /** Go's net.IPMask as base64: 4 bytes for IPv4, 16 for IPv6. */

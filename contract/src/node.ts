@@ -1,11 +1,18 @@
 /** `cilium/state/nodes/v1/<cluster>/<node>` (wire-contract §1.7). Field order is the order of Cilium's struct. */
 import { z } from 'zod';
-import { type Decoded, accept, reject } from './decoded.ts';
+import { accept, type Decoded, reject } from './decoded.ts';
 import { EXTENSION_FIELD, extensionSchema } from './extension.ts';
 import { decodeJson } from './json.ts';
 import { type Cidr, formatCidr, isIpAddress, maskFromBase64, maskToBase64, parseCidr } from './net.ts';
 
-export const NODE_ADDRESS_TYPES = ['Hostname', 'InternalIP', 'ExternalIP', 'InternalDNS', 'ExternalDNS', 'CiliumInternalIP'] as const;
+export const NODE_ADDRESS_TYPES = [
+  'Hostname',
+  'InternalIP',
+  'ExternalIP',
+  'InternalDNS',
+  'ExternalDNS',
+  'CiliumInternalIP',
+] as const;
 
 /** Go's net.IPNet as JSON, or from 1.22 on the text form; read both, write the object (wire-contract §12.1). */
 const cidrSchema = z
@@ -17,15 +24,22 @@ const cidrSchema = z
     }),
     z.looseObject({ IP: z.string(), Mask: z.string() }).transform((object, context) => {
       const length = maskFromBase64(object.Mask);
-      if (length === undefined || !isIpAddress(object.IP)) context.addIssue({ code: 'custom', message: `${JSON.stringify(object)} is no IPNet` });
+      if (length === undefined || !isIpAddress(object.IP))
+        context.addIssue({ code: 'custom', message: `${JSON.stringify(object)} is no IPNet` });
       return { ip: object.IP, length: length ?? 0 };
     }),
   ])
   .nullish()
   .transform((value): Cidr | null => value ?? null);
 
-const text = z.string().nullish().transform((value) => value ?? '');
-const stringMap = z.record(z.string(), z.string()).nullish().transform((value) => value ?? null);
+const text = z
+  .string()
+  .nullish()
+  .transform((value) => value ?? '');
+const stringMap = z
+  .record(z.string(), z.string())
+  .nullish()
+  .transform((value) => value ?? null);
 
 const schema = z.looseObject({
   Name: z.string().min(1),
@@ -35,9 +49,15 @@ const schema = z.looseObject({
     .nullish()
     .transform((value) => value ?? []),
   IPv4AllocCIDR: cidrSchema,
-  IPv4SecondaryAllocCIDRs: z.array(cidrSchema).nullish().transform((value) => value ?? null),
+  IPv4SecondaryAllocCIDRs: z
+    .array(cidrSchema)
+    .nullish()
+    .transform((value) => value ?? null),
   IPv6AllocCIDR: cidrSchema,
-  IPv6SecondaryAllocCIDRs: z.array(cidrSchema).nullish().transform((value) => value ?? null),
+  IPv6SecondaryAllocCIDRs: z
+    .array(cidrSchema)
+    .nullish()
+    .transform((value) => value ?? null),
   IPv4HealthIP: text,
   IPv6HealthIP: text,
   IPv4IngressIP: text,
@@ -75,10 +95,16 @@ export function decodeNode(value: string): Decoded<MeshNode> {
 }
 
 /** A reader's check: name and cluster equal the key, cluster id equals the peer's config. */
-export function validateNode(node: MeshNode, expected: { readonly cluster: string; readonly clusterId: number; readonly name: string }): Decoded<MeshNode> {
-  if (node.Cluster !== expected.cluster) return reject(`node ${node.Name} says cluster ${JSON.stringify(node.Cluster)}, expected ${expected.cluster}`);
-  if (node.Name !== expected.name) return reject(`node ${JSON.stringify(node.Name)} lies under the key of node ${expected.name}`);
-  if (node.ClusterID !== expected.clusterId) return reject(`node ${node.Name} says cluster id ${node.ClusterID}, expected ${expected.clusterId}`);
+export function validateNode(
+  node: MeshNode,
+  expected: { readonly cluster: string; readonly clusterId: number; readonly name: string },
+): Decoded<MeshNode> {
+  if (node.Cluster !== expected.cluster)
+    return reject(`node ${node.Name} says cluster ${JSON.stringify(node.Cluster)}, expected ${expected.cluster}`);
+  if (node.Name !== expected.name)
+    return reject(`node ${JSON.stringify(node.Name)} lies under the key of node ${expected.name}`);
+  if (node.ClusterID !== expected.clusterId)
+    return reject(`node ${node.Name} says cluster id ${node.ClusterID}, expected ${expected.clusterId}`);
   return accept(node);
 }
 
@@ -89,7 +115,12 @@ export function nodeInternalIp(node: MeshNode, family: 4 | 6 = 4): string | unde
 }
 
 export function nodePodCidrs(node: MeshNode): string[] {
-  return [node.IPv4AllocCIDR, ...(node.IPv4SecondaryAllocCIDRs ?? []), node.IPv6AllocCIDR, ...(node.IPv6SecondaryAllocCIDRs ?? [])]
+  return [
+    node.IPv4AllocCIDR,
+    ...(node.IPv4SecondaryAllocCIDRs ?? []),
+    node.IPv6AllocCIDR,
+    ...(node.IPv6SecondaryAllocCIDRs ?? []),
+  ]
     .filter((cidr) => cidr !== null)
     .map(formatCidr);
 }
@@ -107,7 +138,8 @@ export interface NodeInput {
 /** A node as our apiserver exports it. Throws RangeError when podCidr is no CIDR (the config schema has checked it). */
 export function makeNode(input: NodeInput): MeshNode {
   const cidr = parseCidr(input.podCidr);
-  if (cidr === undefined) throw new RangeError(`pod CIDR ${JSON.stringify(input.podCidr)} of node ${input.name} is no CIDR`);
+  if (cidr === undefined)
+    throw new RangeError(`pod CIDR ${JSON.stringify(input.podCidr)} of node ${input.name} is no CIDR`);
   return {
     Name: input.name,
     Cluster: input.cluster,

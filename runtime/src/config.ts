@@ -9,7 +9,11 @@ export function loadConfig<T>(path: string, schema: z.ZodType<T>): Readonly<T> {
   try {
     raw = parse(readFileSync(path, 'utf8'));
   } catch (error) {
-    throw new MeshError({ code: 'invalid-config', message: `reading config ${path}: ${messageOf(error)}`, cause: error });
+    throw new MeshError({
+      code: 'invalid-config',
+      message: `reading config ${path}: ${messageOf(error)}`,
+      cause: error,
+    });
   }
   const parsed = schema.safeParse(raw);
   if (!parsed.success) {

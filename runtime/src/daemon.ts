@@ -6,7 +6,10 @@ import type { Log } from './log.ts';
  * the end, in the order in which it is to be closed. A broken invariant (unhandled rejection) ends the process with status 1:
  * its supervisor restarts it from what is on disk and in the kernel.
  */
-export async function runDaemon(log: Log, start: (signal: AbortSignal) => Promise<readonly (() => Promise<void>)[]>): Promise<void> {
+export async function runDaemon(
+  log: Log,
+  start: (signal: AbortSignal) => Promise<readonly (() => Promise<void>)[]>,
+): Promise<void> {
   const stop = new AbortController();
   const onSignal = (name: string) => {
     log.info({ signal: name }, 'stopping');
@@ -20,7 +23,8 @@ export async function runDaemon(log: Log, start: (signal: AbortSignal) => Promis
   });
   try {
     const closers = await start(stop.signal);
-    if (!stop.signal.aborted) await new Promise<void>((resolve) => stop.signal.addEventListener('abort', () => resolve(), { once: true }));
+    if (!stop.signal.aborted)
+      await new Promise<void>((resolve) => stop.signal.addEventListener('abort', () => resolve(), { once: true }));
     for (const close of closers) await close();
     log.info('stopped');
     process.exit(0);

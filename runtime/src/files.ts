@@ -32,8 +32,10 @@ export function watchDir(dir: string, onChange: () => void, signal: AbortSignal)
 
 /** The checkout or installation that this code runs from: the folder that holds contract/ and dist/. */
 export function repoRoot(): string {
-  return dirname(dirname(createRequire(import.meta.url).resolve('@clustermesh/contract/package.json')))
-    .replace(/\/node_modules\/@clustermesh$/, '');
+  return dirname(dirname(createRequire(import.meta.url).resolve('@clustermesh/contract/package.json'))).replace(
+    /\/node_modules\/@clustermesh$/,
+    '',
+  );
 }
 
 export function exists(path: string): boolean {

@@ -8,7 +8,10 @@ const LOCK_NB = 4;
 let flockFunction: ((fd: number, operation: number) => number) | undefined;
 
 function flock(fd: number, operation: number): number {
-  flockFunction ??= koffi.load(null).func('int flock(int fd, int operation)') as (fd: number, operation: number) => number;
+  flockFunction ??= koffi.load(null).func('int flock(int fd, int operation)') as (
+    fd: number,
+    operation: number,
+  ) => number;
   return flockFunction(fd, operation);
 }
 

@@ -12,7 +12,8 @@ export interface HttpOptions {
 /** `/healthz` (alive), `/readyz` (200 Ready or 500 with the reason, as wire-contract §4.4) and `/metrics`. */
 export async function serveHttp(options: HttpOptions): Promise<{ close(): Promise<void> }> {
   const server = createServer((request, response) => {
-    const send = (status: number, body: string, type = 'text/plain') => response.writeHead(status, { 'content-type': type }).end(body);
+    const send = (status: number, body: string, type = 'text/plain') =>
+      response.writeHead(status, { 'content-type': type }).end(body);
     switch (request.url) {
       case '/healthz':
         return send(200, 'ok\n');

@@ -4,7 +4,12 @@ export type Log = Logger;
 
 /** JSON lines on stdout; level from CM_LOG_LEVEL (default info). Children carry a `subsystem`. */
 export function createLog(name: string): Log {
-  return pino({ name, level: process.env.CM_LOG_LEVEL ?? 'info', base: { pid: process.pid }, timestamp: pino.stdTimeFunctions.isoTime });
+  return pino({
+    name,
+    level: process.env.CM_LOG_LEVEL ?? 'info',
+    base: { pid: process.pid },
+    timestamp: pino.stdTimeFunctions.isoTime,
+  });
 }
 
 /** For tests and commands that print their own output. */

@@ -1,6 +1,6 @@
 import { chmodSync, mkdirSync, rmSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { MeshError, isErrorCode } from '@clustermesh/contract';
+import { isErrorCode, MeshError } from '@clustermesh/contract';
 import * as grpc from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
 import { repoRoot } from './files.ts';
@@ -35,8 +35,15 @@ const SERVICES: Readonly<Record<ServiceName, readonly [pkg: string, service: str
 
 function loadService(name: ServiceName): grpc.ServiceClientConstructor {
   const [pkg, service] = SERVICES[name];
-  const definition = loadSync(join(repoRoot(), 'contract', 'proto', `${name}.proto`), { longs: Number, enums: String, defaults: true, arrays: true, objects: true });
-  let scope: grpc.GrpcObject | grpc.ServiceClientConstructor | grpc.ProtobufTypeDefinition | undefined = grpc.loadPackageDefinition(definition);
+  const definition = loadSync(join(repoRoot(), 'contract', 'proto', `${name}.proto`), {
+    longs: Number,
+    enums: String,
+    defaults: true,
+    arrays: true,
+    objects: true,
+  });
+  let scope: grpc.GrpcObject | grpc.ServiceClientConstructor | grpc.ProtobufTypeDefinition | undefined =
+    grpc.loadPackageDefinition(definition);
   for (const part of `${pkg}.${service}`.split('.')) scope = (scope as grpc.GrpcObject)[part];
   return scope as grpc.ServiceClientConstructor;
 }
@@ -54,7 +61,12 @@ function fromServiceError(error: grpc.ServiceError, method: string, address: str
   const code = error.metadata?.get('mesh-code')[0];
   const hint = error.metadata?.get('mesh-hint')[0];
   if (typeof code === 'string' && isErrorCode(code)) {
-    return new MeshError({ code, message: error.details, ...(typeof hint === 'string' ? { hint: Buffer.from(hint, 'base64').toString() } : {}), cause: error });
+    return new MeshError({
+      code,
+      message: error.details,
+      ...(typeof hint === 'string' ? { hint: Buffer.from(hint, 'base64').toString() } : {}),
+      cause: error,
+    });
   }
   const unreachable = error.code === grpc.status.UNAVAILABLE;
   return new MeshError({
@@ -70,20 +82,29 @@ export interface RpcServer {
 }
 
 /** Serves on a unix socket that only the owner may open (0600); a socket left by a dead process is replaced. */
-export async function serveRpc<M extends Methods<M>>(name: ServiceName, socket: string, handlers: Handlers<M>): Promise<RpcServer> {
+export async function serveRpc<M extends Methods<M>>(
+  name: ServiceName,
+  socket: string,
+  handlers: Handlers<M>,
+): Promise<RpcServer> {
   const server = new grpc.Server();
   const service = loadService(name).service;
   const implementation: grpc.UntypedServiceImplementation = {};
   for (const [method, definition] of Object.entries(service)) {
     const handler = (handlers as Record<string, (request: unknown, context: CallContext) => unknown>)[method];
-    if (handler === undefined) throw new MeshError({ code: 'internal', message: `service ${name} has no handler for ${method}` });
-    implementation[method] = definition.responseStream ? streamCall(handler as (r: unknown, c: CallContext) => AsyncIterable<unknown>) : unaryCall(handler as (r: unknown, c: CallContext) => Promise<unknown>);
+    if (handler === undefined)
+      throw new MeshError({ code: 'internal', message: `service ${name} has no handler for ${method}` });
+    implementation[method] = definition.responseStream
+      ? streamCall(handler as (r: unknown, c: CallContext) => AsyncIterable<unknown>)
+      : unaryCall(handler as (r: unknown, c: CallContext) => Promise<unknown>);
   }
   server.addService(service, implementation);
   mkdirSync(dirname(socket), { recursive: true });
   rmSync(socket, { force: true });
   await new Promise<void>((resolve, reject) => {
-    server.bindAsync(`unix:${socket}`, grpc.ServerCredentials.createInsecure(), (error) => (error ? reject(error) : resolve()));
+    server.bindAsync(`unix:${socket}`, grpc.ServerCredentials.createInsecure(), (error) =>
+      error ? reject(error) : resolve(),
+    );
   });
   chmodSync(socket, 0o600);
   return {
@@ -98,7 +119,9 @@ export async function serveRpc<M extends Methods<M>>(name: ServiceName, socket: 
   };
 }
 
-function unaryCall(handler: (request: unknown, context: CallContext) => Promise<unknown>): grpc.handleUnaryCall<unknown, unknown> {
+function unaryCall(
+  handler: (request: unknown, context: CallContext) => Promise<unknown>,
+): grpc.handleUnaryCall<unknown, unknown> {
   return (call, callback) => {
     const gone = new AbortController();
     call.on('cancelled', () => gone.abort());
@@ -109,7 +132,9 @@ function unaryCall(handler: (request: unknown, context: CallContext) => Promise<
   };
 }
 
-function streamCall(handler: (request: unknown, context: CallContext) => AsyncIterable<unknown>): grpc.handleServerStreamingCall<unknown, unknown> {
+function streamCall(
+  handler: (request: unknown, context: CallContext) => AsyncIterable<unknown>,
+): grpc.handleServerStreamingCall<unknown, unknown> {
   return (call) => {
     const gone = new AbortController();
     call.on('cancelled', () => gone.abort());
@@ -153,8 +178,15 @@ export function dialRpc<M extends Methods<M>>(name: ServiceName, address: string
       result[method] = (request: unknown, options?: { readonly timeoutMs?: number }) =>
         new Promise((resolve, reject) => {
           const deadline = Date.now() + (options?.timeoutMs ?? DEFAULT_TIMEOUT_MS);
-          const call = client[method] as (r: unknown, m: grpc.Metadata, o: grpc.CallOptions, cb: (e: grpc.ServiceError | null, v: unknown) => void) => void;
-          call.call(client, request, new grpc.Metadata(), { deadline }, (error, value) => (error ? reject(fromServiceError(error, method, address)) : resolve(value)));
+          const call = client[method] as (
+            r: unknown,
+            m: grpc.Metadata,
+            o: grpc.CallOptions,
+            cb: (e: grpc.ServiceError | null, v: unknown) => void,
+          ) => void;
+          call.call(client, request, new grpc.Metadata(), { deadline }, (error, value) =>
+            error ? reject(fromServiceError(error, method, address)) : resolve(value),
+          );
         });
     }
   }

@@ -69,7 +69,10 @@ export function startRunner(options: RunnerOptions): Runner {
         failures++;
         options.onError(error, failures);
         wanted = Math.max(wanted, done + 1);
-        await clock.sleep(Math.min(options.retryMs * 2 ** Math.min(failures - 1, 16), options.maxIntervalMs, LONGEST_RETRY_MS), options.signal);
+        await clock.sleep(
+          Math.min(options.retryMs * 2 ** Math.min(failures - 1, 16), options.maxIntervalMs, LONGEST_RETRY_MS),
+          options.signal,
+        );
       }
     }
     for (const waiter of waiters) waiter.resolve();

@@ -25,9 +25,13 @@ export async function waitFor<T>(condition: () => T | Promise<T>, options: WaitO
     } catch (error) {
       last = `; last error: ${messageOf(error)}`;
     }
-    if (options.signal?.aborted) throw new MeshError({ code: 'cancelled', message: `cancelled while waiting for ${options.what}` });
+    if (options.signal?.aborted)
+      throw new MeshError({ code: 'cancelled', message: `cancelled while waiting for ${options.what}` });
     if (clock.nowMs() >= deadline) {
-      throw new MeshError({ code: 'timeout', message: `timed out after ${Math.round(options.timeoutMs / 100) / 10} s waiting for ${options.what}${last}` });
+      throw new MeshError({
+        code: 'timeout',
+        message: `timed out after ${Math.round(options.timeoutMs / 100) / 10} s waiting for ${options.what}${last}`,
+      });
     }
     await clock.sleep(options.intervalMs ?? 50, options.signal);
   }

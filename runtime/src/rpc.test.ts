@@ -1,0 +1,113 @@
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync, statSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, describe, it } from 'node:test';
+import {
+  type AdminMethods,
+  type ClusterInfo,
+  type ClusterStatus,
+  MeshError,
+  type OperationEvent,
+} from '@clustermesh/contract';
+import { dialRpc, type Handlers, serveRpc } from './rpc.ts';
+import { waitFor } from './wait.ts';
+
+const dir = mkdtempSync(join(tmpdir(), 'cm-rpc-'));
+after(() => rmSync(dir, { recursive: true, force: true }));
+
+const eu: ClusterInfo = {
+  name: 'eu',
+  id: 1,
+  maxConnectedClusters: 255,
+  region: 'eu-west',
+  endpoints: ['https://eu.mesh.cilium.io:2379'],
+  hostAliases: [{ hostname: 'eu.mesh.cilium.io', ips: ['127.0.0.1'] }],
+  caPem: 'pem',
+  version: '0',
+  podCidr: '10.1.0.0/16',
+};
+
+function event(step: string): OperationEvent {
+  return {
+    id: '7',
+    kind: 'connect',
+    peer: 'us',
+    state: 'active',
+    step,
+    message: '',
+    certificateForPeerPem: '',
+    errorCode: '',
+    hint: '',
+  };
+}
+
+let watcherGone = false;
+const handlers: Handlers<AdminMethods> = {
+  GetCluster: async () => eu,
+  PrepareConnect: async ({ peer }) => {
+    throw new MeshError({
+      code: 'conflict',
+      message: `preparing ${peer}: already there`,
+      hint: 'disconnect it first: „éß"',
+    });
+  },
+  StartConnect: async ({ peer }) => ({ id: `connect:${peer.name}:${peer.hostAliases[0]?.ips[0]}` }),
+  SupplyCertificate: async () => ({}),
+  StartDisconnect: async () => ({ id: 'x' }),
+  GetStatus: async (): Promise<ClusterStatus> => assert.fail('not called'),
+  WatchOperation: async function* ({ id }, { signal }) {
+    yield event('first');
+    yield event('second');
+    if (id === 'endless') {
+      await new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }));
+      watcherGone = true;
+    }
+  },
+};
+
+describe('rpc over a unix socket', async () => {
+  const socket = join(dir, 'a.sock');
+  const server = await serveRpc<AdminMethods>('admin', socket, handlers);
+  const client = dialRpc<AdminMethods>('admin', `unix://${socket}`);
+  after(async () => {
+    client.close();
+    await server.close();
+  });
+
+  it('carries messages both ways, nested ones too', async () => {
+    assert.deepEqual(await client.GetCluster({}), eu);
+    assert.equal((await client.StartConnect({ peer: eu, peerCsrPem: 'csr' })).id, 'connect:eu:127.0.0.1');
+  });
+
+  it('carries an error with its code, message and hint', async () => {
+    await assert.rejects(client.PrepareConnect({ peer: 'us' }), (error: MeshError) => {
+      assert.equal(error.code, 'conflict');
+      assert.equal(error.message, 'preparing us: already there');
+      assert.equal(error.hint, 'disconnect it first: „éß"');
+      return true;
+    });
+  });
+
+  it('streams until the end, and tells the server when a reader goes away', async () => {
+    const steps: string[] = [];
+    for await (const item of client.WatchOperation({ id: 'short' })) steps.push(item.step);
+    assert.deepEqual(steps, ['first', 'second']);
+    for await (const item of client.WatchOperation({ id: 'endless' })) if (item.step === 'second') break;
+    await waitFor(() => watcherGone, { what: 'the server to see the reader go', timeoutMs: 5000 });
+  });
+
+  it('lets only the owner open the socket', () => {
+    assert.equal(statSync(socket).mode & 0o777, 0o600);
+  });
+
+  it('names the address and the likely cause when nobody listens', async () => {
+    const lost = dialRpc<AdminMethods>('admin', `unix://${join(dir, 'nobody.sock')}`);
+    await assert.rejects(
+      lost.GetCluster({}, { timeoutMs: 3000 }),
+      (error: MeshError) =>
+        error.code === 'unreachable' && error.message.includes('nobody.sock') && error.hint !== undefined,
+    );
+    lost.close();
+  });
+});
