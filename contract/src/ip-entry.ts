@@ -5,7 +5,7 @@ import { EXTENSION_FIELD, extensionSchema } from './extension.ts';
 import { isIdentityOf, isReservedIdentity, RESERVED_IDENTITY } from './identity.ts';
 import { decodeJson } from './json.ts';
 import type { MaxConnectedClusters } from './names.ts';
-import { isIpAddress, maskFromBase64 } from './net.ts';
+import { cidrFromGo, formatCidr, isIpAddress } from './net.ts';
 
 const schema = z.looseObject({
   IP: z.string().min(1),
@@ -37,8 +37,8 @@ export function decodeIpEntry(text: string): Decoded<IpEntry> {
 export function ipEntryName(entry: IpEntry): string | undefined {
   if (!isIpAddress(entry.IP)) return undefined;
   if (entry.Mask === undefined || entry.Mask === null) return entry.IP;
-  const length = maskFromBase64(entry.Mask);
-  return length === undefined ? undefined : `${entry.IP}/${length}`;
+  const cidr = cidrFromGo(entry.IP, entry.Mask);
+  return cidr === undefined ? undefined : formatCidr(cidr);
 }
 
 export interface IpExpectation {

@@ -60,3 +60,10 @@ export function maskFromBase64(text: string): number | undefined {
   while (length < mask.length * 8 && ((mask[length >> 3] ?? 0) & (0x80 >> (length & 7))) !== 0) length++;
   return maskToBase64(length, mask.length) === text ? length : undefined;
 }
+
+/** A Go net.IPNet (address text, base64 mask) as a CIDR; undefined when malformed or when address and mask differ in family. */
+export function cidrFromGo(ip: string, mask: string): Cidr | undefined {
+  const length = maskFromBase64(mask);
+  if (length === undefined || Buffer.from(mask, 'base64').length !== (isIpv4(ip) ? 4 : 16)) return undefined;
+  return isIpAddress(ip) ? { ip, length } : undefined;
+}

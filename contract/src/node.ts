@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { accept, type Decoded, reject } from './decoded.ts';
 import { EXTENSION_FIELD, extensionSchema } from './extension.ts';
 import { decodeJson } from './json.ts';
-import { type Cidr, formatCidr, isIpAddress, maskFromBase64, maskToBase64, parseCidr } from './net.ts';
+import { type Cidr, cidrFromGo, formatCidr, isIpAddress, maskToBase64, parseCidr } from './net.ts';
 
 export const NODE_ADDRESS_TYPES = [
   'Hostname',
@@ -23,10 +23,9 @@ const cidrSchema = z
       return cidr ?? { ip: '', length: 0 };
     }),
     z.looseObject({ IP: z.string(), Mask: z.string() }).transform((object, context) => {
-      const length = maskFromBase64(object.Mask);
-      if (length === undefined || !isIpAddress(object.IP))
-        context.addIssue({ code: 'custom', message: `${JSON.stringify(object)} is no IPNet` });
-      return { ip: object.IP, length: length ?? 0 };
+      const cidr = cidrFromGo(object.IP, object.Mask);
+      if (cidr === undefined) context.addIssue({ code: 'custom', message: `${JSON.stringify(object)} is no CIDR` });
+      return cidr ?? { ip: '', length: 0 };
     }),
   ])
   .nullish()
@@ -94,7 +93,10 @@ export function decodeNode(value: string): Decoded<MeshNode> {
   return decodeJson('node', value, schema);
 }
 
-/** A reader's check: name and cluster equal the key, cluster id equals the peer's config. */
+/** Address types that hold IP addresses; the others hold names. */
+const IP_TYPES = new Set(['InternalIP', 'ExternalIP', 'CiliumInternalIP']);
+
+/** A reader's check: name and cluster equal the key, cluster id equals the peer's config, addresses are addresses. */
 export function validateNode(
   node: MeshNode,
   expected: { readonly cluster: string; readonly clusterId: number; readonly name: string },
@@ -105,6 +107,9 @@ export function validateNode(
     return reject(`node ${JSON.stringify(node.Name)} lies under the key of node ${expected.name}`);
   if (node.ClusterID !== expected.clusterId)
     return reject(`node ${node.Name} says cluster id ${node.ClusterID}, expected ${expected.clusterId}`);
+  const malformed = node.IPAddresses.find((address) => IP_TYPES.has(address.Type) && !isIpAddress(address.IP));
+  if (malformed !== undefined)
+    return reject(`node ${node.Name} has the malformed ${malformed.Type} ${JSON.stringify(malformed.IP)}`);
   return accept(node);
 }
 

@@ -1,0 +1,40 @@
+import assert from 'node:assert/strict';
+import { describe, it } from 'node:test';
+import fc from 'fast-check';
+import { ipv4Contains, ipv4ToNumber, maskFromBase64, maskToBase64, numberToIpv4, parseCidr } from './net.ts';
+
+describe('addresses', () => {
+  it('go to numbers and back', () => {
+    fc.assert(fc.property(fc.nat(0xffffffff), (n) => assert.equal(ipv4ToNumber(numberToIpv4(n)), n)));
+    assert.equal(numberToIpv4(0xffffffff), '255.255.255.255');
+  });
+
+  it('are inside a CIDR up to its last one', () => {
+    const cidr = { ip: '10.1.1.0', length: 24 };
+    assert.equal(ipv4Contains(cidr, '10.1.1.255'), true);
+    assert.equal(ipv4Contains(cidr, '10.1.2.0'), false);
+    assert.equal(ipv4Contains({ ip: '0.0.0.0', length: 0 }, '255.1.2.3'), true);
+    assert.equal(ipv4Contains({ ip: '10.1.1.5', length: 32 }, '10.1.1.4'), false);
+    assert.equal(ipv4Contains(cidr, 'fd00::1'), false);
+  });
+
+  it('masks have the base64 of Go', () => {
+    assert.equal(maskToBase64(24, 4), '////AA==');
+    assert.equal(maskToBase64(64, 16), '//////////8AAAAAAAAAAA==');
+    for (const bytes of [4, 16] as const) {
+      for (let length = 0; length <= bytes * 8; length++) {
+        assert.equal(maskFromBase64(maskToBase64(length, bytes)), length);
+      }
+    }
+    for (const bad of ['', 'AAAA', '/wD/AA==', 'not base64', '////AA'])
+      assert.equal(maskFromBase64(bad), undefined, bad);
+  });
+
+  it('CIDRs are refused when they are none', () => {
+    assert.deepEqual(parseCidr('10.1.0.0/16'), { ip: '10.1.0.0', length: 16 });
+    assert.deepEqual(parseCidr('fd00::/64'), { ip: 'fd00::', length: 64 });
+    for (const bad of ['10.1.0.0', '10.1.0.0/33', '10.1.0/16', '10.1.0.0/16/2', '10.1.0.0/-1', 'fd00::/129', '/8']) {
+      assert.equal(parseCidr(bad), undefined, bad);
+    }
+  });
+});
