@@ -1,0 +1,170 @@
+/** The PKI directory of one cluster: decisions are pure (`whyIssue`), writing is at the end. */
+import { chmodSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { BlockList, isIP } from 'node:net';
+import { join } from 'node:path';
+import { MeshError } from '@clustermesh/contract';
+import { atomicWrite } from '@clustermesh/runtime';
+import {
+  type CertificateAuthority,
+  certificateFacts,
+  isIssuedBy,
+  isKeyOf,
+  type KeyAndCertificate,
+} from './certificate.ts';
+import { createCa, issueClient, issueServer } from './issue.ts';
+import { adminUser, localUser, nodeUser, SERVER_COMMON_NAME, SERVER_IPS, serverDnsNames } from './names.ts';
+
+export interface ClusterPkiOptions {
+  readonly dir: string;
+  readonly cluster: string;
+  /** Beyond 127.0.0.1 and ::1. */
+  readonly serverIps?: readonly string[];
+  /** Beyond the names of wire-contract §7. */
+  readonly serverDnsNames?: readonly string[];
+  /** Each gets `<dir>/{node.crt,node.key,ca.crt}`; default directory `<pki dir>/nodes/<node>`. */
+  readonly nodes?: readonly (string | { readonly name: string; readonly dir: string })[];
+  readonly now?: Date;
+}
+
+export interface ClusterPki {
+  readonly ca: CertificateAuthority;
+  /** Files that this call wrote, with the reason. Empty when all was there. */
+  readonly issued: readonly { readonly file: string; readonly reason: string }[];
+}
+
+interface Wanted {
+  readonly file: string;
+  readonly commonName: string;
+  readonly dnsNames: readonly string[];
+  readonly ips: readonly string[];
+  readonly issue: (ca: CertificateAuthority) => Promise<KeyAndCertificate>;
+}
+
+/** Makes the directory complete: issues what is missing or no longer right, and touches nothing else. */
+export async function ensureClusterPki(options: ClusterPkiOptions): Promise<ClusterPki> {
+  const nodes = (options.nodes ?? []).map((node) =>
+    typeof node === 'string' ? { name: node, dir: join(options.dir, 'nodes', node) } : node,
+  );
+  privateDir(options.dir);
+  for (const node of nodes) privateDir(node.dir);
+
+  const issued: { file: string; reason: string }[] = [];
+  let ca = readPair(options.dir, 'ca');
+  if (ca === undefined) {
+    ca = await createCa(
+      options.now === undefined ? { cluster: options.cluster } : { cluster: options.cluster, now: options.now },
+    );
+    writePair(options.dir, 'ca', ca);
+    issued.push({ file: join(options.dir, 'ca.crt'), reason: 'missing' });
+  }
+  const authority = ca;
+
+  const client = (file: string, commonName: string): Wanted => ({
+    file,
+    commonName,
+    dnsNames: [],
+    ips: [],
+    issue: (signer) =>
+      issueClient({ ca: signer, commonName, ...(options.now === undefined ? {} : { now: options.now }) }),
+  });
+  const server: Wanted = {
+    file: join(options.dir, 'server'),
+    commonName: SERVER_COMMON_NAME,
+    dnsNames: [...serverDnsNames(), ...(options.serverDnsNames ?? [])],
+    ips: [...SERVER_IPS, ...(options.serverIps ?? [])],
+    issue: (signer) =>
+      issueServer({
+        ca: signer,
+        dnsNames: options.serverDnsNames ?? [],
+        ips: options.serverIps ?? [],
+        ...(options.now === undefined ? {} : { now: options.now }),
+      }),
+  };
+  const wanted = [
+    server,
+    client(join(options.dir, 'admin'), adminUser(options.cluster)),
+    client(join(options.dir, 'local'), localUser(options.cluster)),
+    ...nodes.map((node) => client(join(node.dir, 'node'), nodeUser(node.name))),
+  ];
+  // In parallel: key generation runs on the thread pool.
+  await Promise.all(
+    wanted.map(async (leaf) => {
+      const reason = whyIssue(readPair('', leaf.file), authority.certPem, leaf, options.now ?? new Date());
+      if (reason === undefined) return;
+      writePair('', leaf.file, await leaf.issue(authority));
+      issued.push({ file: `${leaf.file}.crt`, reason });
+    }),
+  );
+  for (const node of nodes) {
+    const copy = join(node.dir, 'ca.crt');
+    if (!existsSync(copy) || readFileSync(copy, 'utf8') !== authority.certPem)
+      atomicWrite(copy, authority.certPem, 0o644);
+  }
+  return { ca: authority, issued };
+}
+
+/** Why a leaf must be issued again, or undefined when what is there serves. */
+export function whyIssue(
+  pair: KeyAndCertificate | undefined,
+  caPem: string,
+  wanted: { readonly commonName: string; readonly dnsNames: readonly string[]; readonly ips: readonly string[] },
+  now: Date,
+): string | undefined {
+  if (pair === undefined) return 'missing';
+  try {
+    if (!isIssuedBy(pair.certPem, caPem)) return 'signed by another CA';
+    if (!isKeyOf(pair.certPem, pair.keyPem)) return 'certificate and key do not belong together';
+    const facts = certificateFacts(pair.certPem);
+    if (facts.commonName !== wanted.commonName) return `common name is ${facts.commonName}`;
+    if (facts.notAfter <= now) return `expired at ${facts.notAfter.toISOString()}`;
+    const missing = [
+      ...wanted.dnsNames.filter((name) => !facts.dnsNames.includes(name)),
+      ...wanted.ips.filter((ip) => !facts.ips.some((has) => sameIp(has, ip))),
+    ];
+    return missing.length > 0 ? `does not cover ${missing.join(', ')}` : undefined;
+  } catch (error) {
+    if (error instanceof MeshError) return error.message;
+    throw error;
+  }
+}
+
+/** IPv6 addresses have several spellings; a block list compares their meaning. */
+function sameIp(a: string, b: string): boolean {
+  const family = isIP(a);
+  if (family !== isIP(b)) return false;
+  if (family !== 6) return a === b;
+  const list = new BlockList();
+  list.addAddress(a, 'ipv6');
+  return list.check(b, 'ipv6');
+}
+
+/** Reads a cluster's CA, to sign with. */
+export function loadCa(dir: string): CertificateAuthority {
+  const ca = readPair(dir, 'ca');
+  if (ca === undefined) {
+    throw new MeshError({
+      code: 'not-found',
+      message: `reading the CA in ${dir}: ca.crt and ca.key are not both there`,
+      hint: 'the PKI directory is made when the cluster is set up',
+    });
+  }
+  return ca;
+}
+
+function privateDir(dir: string): void {
+  mkdirSync(dir, { recursive: true, mode: 0o700 });
+  chmodSync(dir, 0o700);
+}
+
+/** A key without its certificate (or the other way round) is as good as nothing. */
+function readPair(dir: string, name: string): KeyAndCertificate | undefined {
+  const key = join(dir, `${name}.key`);
+  const cert = join(dir, `${name}.crt`);
+  if (!existsSync(key) || !existsSync(cert)) return undefined;
+  return { keyPem: readFileSync(key, 'utf8'), certPem: readFileSync(cert, 'utf8') };
+}
+
+function writePair(dir: string, name: string, pair: KeyAndCertificate): void {
+  atomicWrite(join(dir, `${name}.key`), pair.keyPem, 0o600);
+  atomicWrite(join(dir, `${name}.crt`), pair.certPem, 0o644);
+}
