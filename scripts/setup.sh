@@ -7,7 +7,8 @@
 #
 # Everything it says goes to stderr: stdout belongs to the command that runs after it.
 # Exit codes: 0 ready · 1 a step failed · 2 this machine lacks something (all of it is listed) · 64 bad usage.
-set -uo pipefail
+# No pipefail: `grep -q` ends before its input does, and the writer's SIGPIPE would count as "not found".
+set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 exec 1>&2
 
@@ -144,11 +145,10 @@ probe_kernel() {
 }
 
 probe_in_namespace() {
-  local netns=$1 dir=$2 name error
-  # Its own mount namespace, so that the bpffs disappears with it; nsenter rather than `ip netns exec`, which remounts /sys.
-  while IFS='|' read -r name error; do
-    problem "$name: $error (if this is a container, it must run privileged)"
-  done < <(nsenter --net="/run/netns/$netns" unshare --mount bash -c '
+  local netns=$1 dir=$2 found name error
+  # nsenter rather than `ip netns exec`: the latter remounts /sys, where BTF and the BPF file system are.
+  if ! found=$(nsenter --net="/run/netns/$netns" bash -c '
+    trap "umount \"$0\" 2>/dev/null" EXIT
     try() { local name=$1 out; shift; out=$("$@" 2>&1) || { printf "%s|%s\n" "$name" "${out//$'"'\n'"'/ }"; return 1; }; }
     if try "virtual Ethernet (CONFIG_VETH)" ip link add cmp0 type veth peer name cmp1; then
       if command -v tc >/dev/null && try "tc ingress hooks (CONFIG_NET_SCH_INGRESS)" tc qdisc add dev cmp0 clsact; then
@@ -162,7 +162,13 @@ probe_in_namespace() {
       try "BPF system call (CONFIG_BPF_SYSCALL, CAP_BPF)" bpftool map create "$0/probe" type hash key 4 value 4 entries 1 name cm_probe
       try "BPF prefix maps (LPM trie)" bpftool map create "$0/lpm" type lpm_trie key 8 value 4 entries 1 name cm_probe flags 1
     fi
-    true' "$dir")
+    true' "$dir" 2>&1); then
+    problem "network namespaces: cannot enter one (CAP_SYS_ADMIN): $(oneline "$found")"
+    return
+  fi
+  while IFS='|' read -r name error; do
+    [[ -n $name ]] && problem "$name: $error (if this is a container, it must run privileged)"
+  done <<<"$found"
 }
 
 oneline() { local text=${1//$'\n'/ }; printf '%s' "${text:-no reason given}"; }
