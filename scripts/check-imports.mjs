@@ -40,6 +40,8 @@ const dynamic = /^(?![ \t]*(?:\/\/|\*)).*?\bimport\(\s*['"]([^'"]+)['"]/gm;
 export function importsOf(source) {
   const found = [];
   const add = (match, specifier, clause) => {
+    // An odd number of backticks before it: text inside a template, such as a code generator's.
+    if (source.slice(0, match.index).split('`').length % 2 === 0) return;
     const line = source.slice(0, match.index + match[0].length).split('\n').length;
     const names = clause.match(/[\w$*]+/g) ?? [];
     found.push({ specifier, line, names, typeOnly: /^\s+type\b(?!\s*,|\s+from\b)/.test(clause) });

@@ -100,6 +100,9 @@ describe('import directions', () => {
       " * import('@clustermesh/agent')",
       "const glob = '*/src/**';",
       'const said = "import x from \'@clustermesh/agent\'";',
+      'const generated = `',
+      "import { x } from '@clustermesh/agent';",
+      '`;',
       "import type { T } from 'zod';",
     ].join('\n');
     assert.deepEqual(
