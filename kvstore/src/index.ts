@@ -1,1 +1,4 @@
+export { openEtcd } from './etcd.ts';
+export { startReflector } from './reflector.ts';
 export type * from './types.ts';
+export { startWriter } from './writer.ts';

@@ -3,19 +3,7 @@
  * Revisions are numbers (etcd's counter stays far below 2^53); cluster and lease ids are decimal strings (they use all 64 bits).
  */
 
-/** The part of a pino logger that is used here. */
-export interface Log {
-  debug(fields: object, message: string): void;
-  info(fields: object, message: string): void;
-  warn(fields: object, message: string): void;
-  error(fields: object, message: string): void;
-}
-
-/** Monotonic time; wall clock is never used in this room. */
-export interface MonotonicClock {
-  /** Milliseconds that only ever go forward. */
-  now(): number;
-}
+import type { Clock, Log } from '@clustermesh/runtime';
 
 // ---------------------------------------------------------------- client
 
@@ -34,7 +22,7 @@ export interface EtcdOptions {
   readonly certFile?: string | undefined;
   readonly keyFile?: string | undefined;
   readonly log: Log;
-  readonly clock?: MonotonicClock | undefined;
+  readonly clock?: Clock | undefined;
   /** Bound of one request (default 10 s). */
   readonly requestTimeoutMs?: number | undefined;
   /** Bound of connecting to one address (default 5 s). */
@@ -126,7 +114,13 @@ export interface WatchRequest {
 }
 
 export type EtcdEvent =
-  | { readonly type: 'connected'; readonly connection: number; readonly clusterId: string; readonly clusterChanged: boolean; readonly endpoint: string }
+  | {
+      readonly type: 'connected';
+      readonly connection: number;
+      readonly clusterId: string;
+      readonly clusterChanged: boolean;
+      readonly endpoint: string;
+    }
   | { readonly type: 'disconnected'; readonly connection: number; readonly reason: string };
 
 export interface EtcdStatus {
@@ -141,8 +135,8 @@ export interface Lease {
   /** Changes when the lease was lost and granted again. */
   readonly id: string;
   readonly ttlSeconds: number;
-  /** Ends the keepalive and gives the lease back (best effort). */
-  close(): Promise<void>;
+  /** Ends the keepalive and revokes the lease (best effort), unless told to let it run out. */
+  close(options?: { readonly revoke?: boolean }): Promise<void>;
 }
 
 export interface LeaseRequest {
@@ -199,7 +193,10 @@ export interface Etcd {
   deletePrefix(prefix: string, options?: CallOptions): Promise<number>;
   txn(request: TxnRequest, options?: CallOptions): Promise<TxnResult>;
   /** Puts all of the entries if none of the keys exists; else changes nothing and returns what is there, in the order given. */
-  createOnly(entries: ReadonlyMap<string, string | Buffer>, options?: CallOptions): Promise<{ created: boolean; existing: (KeyValue | undefined)[] }>;
+  createOnly(
+    entries: ReadonlyMap<string, string | Buffer>,
+    options?: CallOptions,
+  ): Promise<{ created: boolean; existing: (KeyValue | undefined)[] }>;
   lease(request: LeaseRequest, options?: CallOptions): Promise<Lease>;
   /** Runs until the signal aborts (resolves) or the watch cannot go on (rejects with the reason). */
   watch(request: WatchRequest): Promise<void>;
@@ -229,8 +226,11 @@ export interface SinkBatch {
 }
 
 export interface Sink {
-  /** Must not block. What it throws ends the session: the reflector logs it and lists again after a backoff. */
-  apply(batch: SinkBatch): void;
+  /**
+   * Must not block the event loop. While a returned promise is pending, changes are gathered by key; too many of them, or an
+   * error, end the session: the reflector says so and lists again after a backoff.
+   */
+  apply(batch: SinkBatch): void | Promise<void>;
   /** A complete list has been applied, removals included. Called after every complete list. */
   synced?(revision: number): void;
 }
@@ -244,9 +244,12 @@ export interface ReflectorStatus {
   readonly synced: boolean;
   /** Rows were complete once; not `synced` and `everSynced` together mean stale rows. */
   readonly everSynced: boolean;
-  /** etcd revision up to which everything has been applied. */
+  /** etcd's revision as of the last list or event applied. Moves with every key of that etcd. */
   readonly revision: number;
-  /** Highest mod_revision (deletes count) applied under the prefix: comparable with a writer's `lastRevision`. */
+  /**
+   * The same, moved only by lists and by changes under the prefix. All that a writer did up to its `lastRevision` is applied here
+   * once this is not lower (in one etcd).
+   */
   readonly dataRevision: number;
   readonly clusterId: string | undefined;
   /** Rows held. */
@@ -273,13 +276,13 @@ export interface ReflectorOptions {
   readonly canaryKey?: string | undefined;
   readonly sink: Sink;
   readonly log: Log;
-  readonly clock?: MonotonicClock | undefined;
+  readonly clock?: Clock | undefined;
   readonly signal: AbortSignal;
   /** Default 50 ms to 30 s, jittered. */
   readonly backoff?: Backoff | undefined;
   /** List and compare this often while watching; default never. */
   readonly resyncIntervalMs?: number | undefined;
-  /** Keys that may wait between two drains before the session is given up and listed again (default 200 000). */
+  /** Keys that may wait for a slow sink before the session is given up and listed again (default 200 000). */
   readonly maxQueuedKeys?: number | undefined;
 }
 
@@ -298,13 +301,13 @@ export interface WriterOptions {
   /** Prefixes that nobody else writes: leftovers and foreign changes under them are found and repaired. */
   readonly owned: readonly string[];
   readonly log: Log;
-  readonly clock?: MonotonicClock | undefined;
+  readonly clock?: Clock | undefined;
   readonly signal: AbortSignal;
   /** Every key of this writer hangs on one lease (at most 1000 keys). */
   readonly lease?: { readonly ttlSeconds: number } | undefined;
   /** Periodic full compare (default 60 s; 0: only on reconnect). */
   readonly auditIntervalMs?: number | undefined;
-  /** Default 100 ms to 30 s, jittered. */
+  /** Default 100 ms to 5 s. */
   readonly backoff?: Backoff | undefined;
   /** Added to every transaction; if they do not hold nothing is written, and the writer says so in its status. */
   readonly fence?: (() => readonly Compare[]) | undefined;

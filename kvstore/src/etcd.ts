@@ -1,0 +1,291 @@
+import { MeshError } from '@clustermesh/contract';
+import { systemClock } from '@clustermesh/runtime';
+import { createAuth } from './auth.ts';
+import type { Connection, ConnectionSettings } from './connection.ts';
+import { Connections } from './connections.ts';
+import { resolveTargets } from './endpoints.ts';
+import { openLease } from './leases.ts';
+import type {
+  WireCompare,
+  WireHeader,
+  WireKeyValue,
+  WireRangeResponse,
+  WireRequestOp,
+  WireTxnResponse,
+} from './proto.ts';
+import { FIRST_PAGE, nextPageSize, prefixRange, successor } from './ranges.ts';
+import type {
+  CallOptions,
+  Compare,
+  Etcd,
+  EtcdOptions,
+  Header,
+  KeyValue,
+  RangePage,
+  TxnOp,
+  TxnResult,
+} from './types.ts';
+import { WatchStream } from './watch-stream.ts';
+
+const DEFAULT_REQUEST_TIMEOUT_MS = 10_000;
+const DEFAULT_CONNECT_TIMEOUT_MS = 5_000;
+const DEFAULT_KEEPALIVE = { timeMs: 15_000, timeoutMs: 10_000 };
+const DEFAULT_PROGRESS_INTERVAL_MS = 5_000;
+
+function toHeader(header: WireHeader): Header {
+  return { clusterId: header.cluster_id, revision: Number(header.revision) };
+}
+
+function toKeyValue(kv: WireKeyValue): KeyValue {
+  return {
+    key: kv.key.toString(),
+    value: kv.value,
+    createRevision: Number(kv.create_revision),
+    modRevision: Number(kv.mod_revision),
+    version: Number(kv.version),
+    lease: kv.lease,
+  };
+}
+
+function toWireCompare(compare: Compare): WireCompare {
+  const key = Buffer.from(compare.key);
+  if ('absent' in compare) return { result: 'Equal', target: 'Version', key, version: 0 };
+  if ('value' in compare) return { result: 'Equal', target: 'Value', key, value: Buffer.from(compare.value) };
+  if ('modRevision' in compare) return { result: 'Equal', target: 'Mod', key, mod_revision: compare.modRevision };
+  return { result: 'Equal', target: 'Create', key, create_revision: compare.createRevision };
+}
+
+function toWireOp(op: TxnOp): WireRequestOp {
+  if ('put' in op) return { request_put: { key: Buffer.from(op.put), value: Buffer.from(op.value), lease: op.lease } };
+  if ('delete' in op) return { request_delete_range: { key: Buffer.from(op.delete) } };
+  return { request_range: { key: Buffer.from(op.get) } };
+}
+
+/** Opens nothing yet: the first request connects. */
+export function openEtcd(options: EtcdOptions): Etcd {
+  const clock = options.clock ?? systemClock;
+  const targets = resolveTargets(options.endpoints, options.hostAliases ?? []);
+  if (targets.some((target) => target.secure) && options.caFile === undefined) {
+    throw new MeshError({
+      code: 'invalid-config',
+      message: `opening etcd ${options.endpoints.join(', ')}: https endpoints need caFile, certFile and keyFile`,
+    });
+  }
+  const settings: ConnectionSettings = {
+    caFile: options.caFile,
+    certFile: options.certFile,
+    keyFile: options.keyFile,
+    connectTimeoutMs: options.connectTimeoutMs ?? DEFAULT_CONNECT_TIMEOUT_MS,
+    requestTimeoutMs: options.requestTimeoutMs ?? DEFAULT_REQUEST_TIMEOUT_MS,
+    keepalive: options.keepalive ?? DEFAULT_KEEPALIVE,
+    clock,
+  };
+  const connections = new Connections({ ...settings, targets, log: options.log });
+  const streams = new WeakMap<Connection, WatchStream>();
+  const closed = new AbortController();
+  let lastProofOfLifeAt: number | undefined;
+
+  function observe(connection: Connection, header: WireHeader, linearizable: boolean): void {
+    lastProofOfLifeAt = clock.nowMs();
+    connections.observe(connection, header, linearizable);
+  }
+
+  async function call<Response extends { readonly header: WireHeader }>(
+    method: string,
+    request: object,
+    attempted: string,
+    callOptions?: CallOptions,
+  ): Promise<Response> {
+    const connection = await connections.acquire();
+    const response = await connection.unary<Response>(method, request, attempted, callOptions);
+    observe(connection, response.header, method.startsWith('KV.'));
+    return response;
+  }
+
+  function streamOf(connection: Connection): WatchStream {
+    const existing = streams.get(connection);
+    if (existing !== undefined && !existing.ended) return existing;
+    const stream = new WatchStream({
+      connection,
+      clock,
+      progressIntervalMs: options.progressIntervalMs ?? DEFAULT_PROGRESS_INTERVAL_MS,
+      observe: (header) => observe(connection, header, false),
+    });
+    streams.set(connection, stream);
+    return stream;
+  }
+
+  async function getWithHeader(key: string, callOptions?: CallOptions) {
+    const response = await call<WireRangeResponse>(
+      'KV.Range',
+      { key: Buffer.from(key) },
+      `reading ${key}`,
+      callOptions,
+    );
+    const kv = response.kvs[0];
+    return { kv: kv && toKeyValue(kv), header: toHeader(response.header) };
+  }
+
+  async function* pages(prefix: string, callOptions?: CallOptions): AsyncGenerator<RangePage, void, void> {
+    const attempted = `listing ${prefix}`;
+    const range = prefixRange(prefix);
+    let { key } = range;
+    let limit = FIRST_PAGE;
+    let largest = Number.POSITIVE_INFINITY;
+    let header: Header | undefined;
+    for (;;) {
+      let response: WireRangeResponse;
+      try {
+        const request = { key, range_end: range.range_end, limit, revision: header?.revision ?? 0 };
+        response = await call<WireRangeResponse>('KV.Range', request, attempted, callOptions);
+      } catch (error) {
+        // The values outgrew the guess. Halving ends at 1: a single value always fits, etcd takes 1.5 MiB at most.
+        if (!(error instanceof MeshError) || error.code !== 'etcd-too-large' || limit === 1) throw error;
+        limit = Math.ceil(limit / 4);
+        largest = limit;
+        continue;
+      }
+      header ??= toHeader(response.header);
+      if (response.header.cluster_id !== header.clusterId) {
+        throw new MeshError({
+          code: 'etcd-compacted',
+          message: `${attempted}: another etcd answered between two pages`,
+        });
+      }
+      const last = response.kvs.at(-1);
+      yield { kvs: response.kvs.map(toKeyValue), header };
+      if (!response.more || last === undefined) return;
+      key = successor(last.key);
+      const bytes = response.kvs.reduce((sum, kv) => sum + kv.key.length + kv.value.length + 48, 0);
+      limit = Math.min(nextPageSize(limit, response.kvs.length, bytes), largest);
+    }
+  }
+
+  async function txn(request: Parameters<Etcd['txn']>[0], callOptions?: CallOptions): Promise<TxnResult> {
+    const wire = {
+      compare: (request.compare ?? []).map(toWireCompare),
+      success: request.then.map(toWireOp),
+      failure: (request.else ?? []).map(toWireOp),
+    };
+    const first = request.then[0] ?? request.else?.[0];
+    const name =
+      first === undefined ? 'nothing' : 'put' in first ? first.put : 'delete' in first ? first.delete : first.get;
+    const attempted = `a transaction of ${request.then.length} operations (first: ${name})`;
+    const response = await call<WireTxnResponse>('KV.Txn', wire, attempted, callOptions);
+    const ran = response.succeeded ? request.then : (request.else ?? []);
+    const gets = ran.flatMap((op, index) => {
+      if (!('get' in op)) return [];
+      const kv = response.responses[index]?.response_range?.kvs[0];
+      return [kv && toKeyValue(kv)];
+    });
+    return { succeeded: response.succeeded, header: toHeader(response.header), gets };
+  }
+
+  return {
+    endpoints: options.endpoints,
+    get clusterId() {
+      return connections.clusterId;
+    },
+    get epoch() {
+      return connections.epoch;
+    },
+    get connected() {
+      return connections.answering;
+    },
+    get lastProofOfLifeAt() {
+      return lastProofOfLifeAt;
+    },
+    auth: createAuth(call),
+
+    async get(key, callOptions) {
+      return (await getWithHeader(key, callOptions)).kv;
+    },
+    getWithHeader,
+    pages,
+    async range(prefix, callOptions) {
+      const kvs: KeyValue[] = [];
+      let header: Header | undefined;
+      for await (const page of pages(prefix, callOptions)) {
+        for (const kv of page.kvs) kvs.push(kv);
+        header = page.header;
+      }
+      return { kvs, header: header! };
+    },
+    async count(prefix, callOptions) {
+      const request = { ...prefixRange(prefix), count_only: true };
+      return Number((await call<WireRangeResponse>('KV.Range', request, `counting ${prefix}`, callOptions)).count);
+    },
+    async put(key, value, callOptions) {
+      const request = { key: Buffer.from(key), value: Buffer.from(value), lease: callOptions?.lease ?? '0' };
+      return toHeader((await call<{ header: WireHeader }>('KV.Put', request, `writing ${key}`, callOptions)).header);
+    },
+    async delete(key, callOptions) {
+      const response = await call<{ header: WireHeader; deleted: string }>(
+        'KV.DeleteRange',
+        { key: Buffer.from(key) },
+        `deleting ${key}`,
+        callOptions,
+      );
+      return response.deleted !== '0';
+    },
+    async deletePrefix(prefix, callOptions) {
+      const response = await call<{ header: WireHeader; deleted: string }>(
+        'KV.DeleteRange',
+        prefixRange(prefix),
+        `deleting everything under ${prefix}`,
+        callOptions,
+      );
+      return Number(response.deleted);
+    },
+    txn,
+    async createOnly(entries, callOptions) {
+      const keys = [...entries.keys()];
+      const result = await txn(
+        {
+          compare: keys.map((key) => ({ key, absent: true as const })),
+          then: [...entries].map(([key, value]) => ({ put: key, value })),
+          else: keys.map((key) => ({ get: key })),
+        },
+        callOptions,
+      );
+      return { created: result.succeeded, existing: result.gets };
+    },
+    lease: (request, callOptions) =>
+      openLease(
+        { acquire: () => connections.acquire(), call, log: options.log, clock, closed: closed.signal },
+        request,
+        callOptions,
+      ),
+    async watch(request) {
+      await streamOf(await connections.acquire()).watch(request);
+    },
+    async compact(revision) {
+      await call('KV.Compact', { revision, physical: true }, `compacting etcd up to revision ${revision}`);
+    },
+    async status(callOptions) {
+      const connection = await connections.acquire();
+      type Status = { header: WireHeader; version: string; dbSize: string };
+      const response = await connection.unary<Status>(
+        'Maintenance.Status',
+        {},
+        'asking etcd for its status',
+        callOptions,
+      );
+      observe(connection, response.header, false);
+      return {
+        endpoint: connection.target.label,
+        version: response.version,
+        dbSizeBytes: Number(response.dbSize),
+        ...toHeader(response.header),
+      };
+    },
+    onEvent: (listener) => connections.onEvent(listener),
+    reconnect(reason) {
+      connections.current?.fail(new MeshError({ code: 'etcd-unreachable', message: `talking to etcd: ${reason}` }));
+    },
+    async close() {
+      closed.abort();
+      connections.close();
+    },
+  };
+}

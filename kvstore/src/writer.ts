@@ -1,0 +1,371 @@
+import { MeshError, messageOf } from '@clustermesh/contract';
+import { startRunner, systemClock } from '@clustermesh/runtime';
+import { childOf } from './signals.ts';
+import type { FlushResult, KeyValue, Lease, Writer, WriterKeyError, WriterOptions, WriterStatus } from './types.ts';
+import { type Actual, batches, difference, isUnder, MAX_OPERATIONS, type Operation } from './writer-plan.ts';
+
+const DEFAULT_AUDIT_INTERVAL_MS = 60_000;
+const DEFAULT_BACKOFF = { minMs: 100, maxMs: 5_000 };
+/** A burst of sets becomes one pass. */
+const COALESCE_MS = 5;
+/** etcd gets slow with more (etcd#15993). */
+const MAX_LEASED_KEYS = 1000;
+
+/** Refusals that concern one key for good; everything else concerns the connection, or passes. */
+const KEY_ERRORS: ReadonlySet<string> = new Set(['etcd-too-large', 'etcd-permission', 'invalid-argument']);
+
+interface Canary {
+  readonly value: () => string;
+  /** The first pass after which it may be written: it began after the canary was asked for. */
+  readonly fromPass: number;
+  pending: boolean;
+}
+
+/**
+ * Keeps etcd equal to a desired set of keys. Level-triggered: every pass first makes sure that it knows what is in etcd (a full
+ * compare at the start, after every lost connection and every `auditIntervalMs`), then writes the difference in order of `set`,
+ * then the canaries. One pass at a time, so nothing here has to be locked against another write of ours.
+ */
+export function startWriter(options: WriterOptions): Writer {
+  const { etcd, owned, log, signal } = options;
+  const clock = options.clock ?? systemClock;
+  const auditIntervalMs = options.auditIntervalMs ?? DEFAULT_AUDIT_INTERVAL_MS;
+  const backoff = options.backoff ?? DEFAULT_BACKOFF;
+
+  const desired = new Map<string, Buffer>();
+  /** Keys of this writer's past that must go, also where leftovers are not looked for. */
+  const tombstones = new Set<string>();
+  const readyPrefixes = new Set<string>();
+  const canaries = new Map<string, Canary>();
+  const failed = new Map<string, WriterKeyError>();
+  const lastRevision = new Map<string, number>();
+  /** What is known to be in etcd. A key that is being written is in neither set until etcd has answered. */
+  let applied = new Map<string, Buffer>();
+  let dirty = new Set<string>();
+
+  let compareWanted = true;
+  let lastCompareAt = 0;
+  let comparedEpoch = -1;
+  let passes = 0;
+  let compares = 0;
+  let written = 0;
+  let repairs = 0;
+  let inFlight = 0;
+  let lastFlushAt: number | undefined;
+  let lastError: string | undefined;
+  let lease: Lease | undefined;
+
+  const isOwnKey = (key: string) => isUnder(owned, key);
+  const isLeftover = (key: string) => !canaries.has(key) && (tombstones.has(key) || isUnder(readyPrefixes, key));
+
+  // ------------------------------------------------------------ what is wanted
+
+  function set(key: string, value: string | Buffer): void {
+    const buffer = typeof value === 'string' ? Buffer.from(value) : value;
+    tombstones.delete(key);
+    const before = desired.get(key);
+    if (before?.equals(buffer) === true && (applied.get(key) === before || failed.has(key))) return;
+    desired.set(key, buffer);
+    failed.delete(key);
+    if (applied.get(key)?.equals(buffer) === true) dirty.delete(key);
+    else dirty.add(key);
+    runner.trigger();
+  }
+
+  function remove(key: string): void {
+    const known = desired.delete(key);
+    const wasCanary = canaries.delete(key);
+    failed.delete(key);
+    // Under an owned prefix a compare knows better than we do whether there is anything to delete.
+    if (!known && !wasCanary && compares > 0 && isOwnKey(key) && !applied.has(key) && !dirty.has(key) && inFlight === 0)
+      return;
+    tombstones.add(key);
+    dirty.add(key);
+    runner.trigger();
+  }
+
+  function replace(prefix: string, rows: ReadonlyMap<string, string | Buffer>): void {
+    for (const key of [...desired.keys()]) if (key.startsWith(prefix) && !rows.has(key)) remove(key);
+    for (const [key, value] of rows) {
+      if (!key.startsWith(prefix))
+        throw new MeshError({
+          code: 'invalid-argument',
+          message: `replacing everything under ${prefix}: ${key} is not under it`,
+        });
+      set(key, value);
+    }
+  }
+
+  function ready(prefix: string): void {
+    if (!isUnder(owned, prefix)) {
+      throw new MeshError({
+        code: 'invalid-argument',
+        message: `declaring ${prefix} complete: this writer owns only ${owned.join(', ')}`,
+      });
+    }
+    if (readyPrefixes.has(prefix)) return;
+    readyPrefixes.add(prefix);
+    for (const key of applied.keys())
+      if (key.startsWith(prefix) && !desired.has(key) && isLeftover(key)) dirty.add(key);
+    runner.trigger();
+  }
+
+  // ------------------------------------------------------------ what is there
+
+  async function readActual(): Promise<{ actual: Map<string, Actual>; revisions: Map<string, number> }> {
+    const actual = new Map<string, Actual>();
+    const revisions = new Map<string, number>();
+    const take = (kv: KeyValue) =>
+      actual.set(kv.key, { value: kv.value, leaseFits: lease === undefined || kv.lease === lease.id });
+    for (const prefix of owned) {
+      let newest = 0;
+      for await (const page of etcd.pages(prefix, { signal })) {
+        for (const kv of page.kvs) {
+          take(kv);
+          newest = Math.max(newest, kv.modRevision);
+        }
+      }
+      revisions.set(prefix, newest);
+    }
+    const others = [...desired.keys(), ...tombstones].filter((key) => !isOwnKey(key));
+    for (let i = 0; i < others.length; i += MAX_OPERATIONS) {
+      const { gets } = await etcd.txn(
+        { then: others.slice(i, i + MAX_OPERATIONS).map((key) => ({ get: key })) },
+        { signal },
+      );
+      for (const kv of gets) if (kv !== undefined) take(kv);
+    }
+    return { actual, revisions };
+  }
+
+  async function compare(): Promise<void> {
+    // Cleared first: a connection lost from here on asks for another compare.
+    compareWanted = false;
+    try {
+      const epoch = etcd.epoch;
+      const { actual, revisions } = await readActual();
+      const found = difference(desired, actual, isLeftover);
+      if (compares > 0) repairs += countForeign(found.dirty);
+      for (const key of tombstones) {
+        if (actual.has(key)) found.dirty.add(key);
+        else tombstones.delete(key);
+      }
+      ({ dirty, applied } = found);
+      failed.clear();
+      for (const [prefix, newest] of revisions) {
+        // A delete leaves no row behind that would carry its revision; another etcd counts anew.
+        const before = epoch === comparedEpoch ? (lastRevision.get(prefix) ?? 0) : 0;
+        lastRevision.set(prefix, Math.max(before, newest));
+      }
+      comparedEpoch = etcd.epoch;
+    } catch (error) {
+      compareWanted = true;
+      throw error;
+    }
+    compares++;
+    lastCompareAt = clock.nowMs();
+    for (const canary of canaries.values()) canary.pending = true;
+    log.debug({ owned, differing: dirty.size, rows: applied.size }, 'compared');
+  }
+
+  /** Differences that no pending change of ours explains. */
+  function countForeign(differing: ReadonlySet<string>): number {
+    let count = 0;
+    for (const key of differing) if (!dirty.has(key) && !failed.has(key)) count++;
+    if (count > 0) log.info({ owned, keys: count }, 'repairing keys that somebody else changed or lost');
+    return count;
+  }
+
+  // ------------------------------------------------------------ closing the difference
+
+  /** Decided at the last moment, so that a key that changed several times is written once. */
+  function* operations(keys: Iterable<string>): Generator<Operation, void, void> {
+    for (const key of keys) {
+      if (dirty.has(key)) yield { key, value: desired.get(key) };
+    }
+  }
+
+  async function drain(): Promise<void> {
+    if (lease !== undefined && desired.size > MAX_LEASED_KEYS) {
+      throw new MeshError({
+        code: 'exhausted',
+        message: `writing ${desired.size} keys with one lease: at most ${MAX_LEASED_KEYS} are allowed`,
+      });
+    }
+    // What is set from here on waits for the next pass: a pass must end, also under constant change.
+    for (const batch of batches(operations([...dirty]))) {
+      signal.throwIfAborted();
+      await write(batch);
+    }
+  }
+
+  async function write(batch: Operation[]): Promise<void> {
+    for (const { key } of batch) {
+      dirty.delete(key);
+      applied.delete(key);
+    }
+    inFlight = batch.length;
+    try {
+      const revision = await transact(batch);
+      for (const operation of batch) settle(operation, revision);
+    } catch (error) {
+      for (const { key } of batch) dirty.add(key);
+      const mesh = MeshError.from(error, 'writing');
+      if (!KEY_ERRORS.has(mesh.code)) throw mesh;
+      inFlight = 0;
+      await isolate(batch, mesh);
+    } finally {
+      inFlight = 0;
+    }
+  }
+
+  async function transact(batch: readonly Operation[]): Promise<number> {
+    const fence = options.fence?.() ?? [];
+    const then = batch.map(({ key, value }) =>
+      value === undefined ? { delete: key } : { put: key, value, lease: lease?.id },
+    );
+    const result = await etcd.txn({ compare: fence, then }, { signal });
+    if (!result.succeeded) {
+      throw new MeshError({
+        code: 'conflict',
+        message: `writing ${batch.length} keys: the fence (${fence.map((entry) => entry.key).join(', ')}) does not hold`,
+        hint: 'another writer has taken over',
+      });
+    }
+    return result.header.revision;
+  }
+
+  function settle({ key, value }: Operation, revision: number): void {
+    written++;
+    for (const prefix of owned) if (key.startsWith(prefix)) lastRevision.set(prefix, revision);
+    if (value !== undefined) applied.set(key, value);
+    else if (!desired.has(key)) tombstones.delete(key);
+    const wanted = desired.get(key);
+    // Changed while it was being written: back to what is in etcd, or on to something else.
+    if (wanted === value || (wanted !== undefined && value?.equals(wanted) === true)) dirty.delete(key);
+    else dirty.add(key);
+  }
+
+  /** One key spoils its whole transaction: halves it until the culprit is alone. */
+  async function isolate(batch: Operation[], error: MeshError): Promise<void> {
+    if (batch.length > 1) {
+      const middle = batch.length >> 1;
+      await write(batch.slice(0, middle));
+      await write(batch.slice(middle));
+      return;
+    }
+    const { key, value } = batch[0]!;
+    if (desired.get(key) !== value) return; // Changed meanwhile: judged anew by the next pass.
+    dirty.delete(key);
+    failed.set(key, { key, code: error.code, reason: error.message });
+    log.warn({ key, reason: error.message }, 'etcd refuses this key; the others are written');
+  }
+
+  async function writeCanaries(pass: number): Promise<void> {
+    for (const [key, canary] of canaries) {
+      if (!canary.pending || canary.fromPass > pass) continue;
+      // Something was set meanwhile, or a connection was lost: the canary would lie about it only if it covered it. It does not:
+      // what a canary promises is the set as of the start of this pass.
+      canary.pending = false;
+      try {
+        await transact([{ key, value: Buffer.from(canary.value()) }]);
+      } catch (error) {
+        canary.pending = true;
+        throw error;
+      }
+    }
+  }
+
+  // ------------------------------------------------------------ the loop
+
+  async function pass(): Promise<void> {
+    passes++;
+    const thisPass = passes;
+    try {
+      if (options.lease !== undefined)
+        lease ??= await etcd.lease({ ...options.lease, onRegranted: wantCompare }, { signal });
+      if (compareWanted || (auditIntervalMs > 0 && clock.nowMs() - lastCompareAt >= auditIntervalMs)) await compare();
+      await drain();
+      await writeCanaries(thisPass);
+      lastFlushAt = clock.nowMs();
+      lastError = undefined;
+    } catch (error) {
+      // Whether a write that failed like this took place is unknown; only a compare tells.
+      compareWanted = true;
+      await dropLostLease(error);
+      throw error;
+    }
+  }
+
+  async function dropLostLease(error: unknown): Promise<void> {
+    if (!(error instanceof MeshError) || error.code !== 'not-found' || lease === undefined) return;
+    const lost = lease;
+    lease = undefined;
+    await lost.close({ revoke: false });
+  }
+
+  function wantCompare(): void {
+    compareWanted = true;
+    runner.trigger();
+  }
+
+  function onError(error: unknown, failures: number): void {
+    if (signal.aborted) return;
+    const message = messageOf(error);
+    if (message !== lastError)
+      log.warn({ owned, pending: dirty.size, failures, reason: message }, 'not written yet; trying again');
+    lastError = message;
+  }
+
+  const { controller, release } = childOf(signal);
+  const runner = startRunner({
+    run: pass,
+    minIntervalMs: COALESCE_MS,
+    retryMs: backoff.minMs,
+    maxIntervalMs: Math.min(auditIntervalMs > 0 ? auditIntervalMs : Number.POSITIVE_INFINITY, backoff.maxMs),
+    onError,
+    signal: controller.signal,
+    clock,
+  });
+  const stopListening = etcd.onEvent((event) => event.type === 'disconnected' && wantCompare());
+  runner.trigger();
+
+  const done = runner.ended.then(async () => {
+    stopListening();
+    release();
+    // Not revoked: a daemon that restarts must not look dead to its readers meanwhile.
+    await lease?.close({ revoke: false });
+  });
+
+  function newestRevision(): number {
+    return Math.max(0, ...lastRevision.values());
+  }
+
+  async function flush(): Promise<FlushResult> {
+    await runner.settled();
+    if (signal.aborted)
+      throw new MeshError({ code: 'cancelled', message: `flushing ${owned.join(', ')}: the writer was stopped` });
+    return { revision: newestRevision(), failed: failed.size };
+  }
+
+  function canary(key: string, value: () => string): void {
+    canaries.set(key, { value, fromPass: passes + 1, pending: true });
+    tombstones.delete(key);
+    runner.trigger();
+  }
+
+  const status = (): WriterStatus => ({
+    connected: etcd.connected && lastError === undefined && !compareWanted,
+    pending: dirty.size + inFlight + [...canaries.values()].filter((entry) => entry.pending).length,
+    written,
+    desired: desired.size,
+    errors: [...failed.values()],
+    lastError,
+    lastRevision,
+    lastFlushAt,
+    compares,
+    repairs,
+  });
+
+  return { set, delete: remove, replace, ready, flush, canary, status, done };
+}
