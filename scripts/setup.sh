@@ -188,8 +188,7 @@ step() { # label command…
   local label=$1 log start=$SECONDS shown=0 now rc
   shift
   log=$(mktemp)
-  # The lock is not for the child: a daemon that an installation leaves behind must not hold it for ever.
-  "$@" >"$log" 2>&1 </dev/null 9>&- &
+  "$@" >"$log" 2>&1 </dev/null &
   CHILD=$!
   while kill -0 "$CHILD" 2>/dev/null; do
     sleep 0.2
@@ -238,10 +237,12 @@ at_exit() {
   if [[ $EUID -eq 0 ]]; then restore_services; fi
 }
 
+# apt does not inherit the lock (it has its own): a daemon that a package leaves behind would hold it for ever. npm does,
+# so that a setup that follows a killed one waits for what is left of it.
 apt_install() {
-  DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"
+  DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=300 "$@" 9>&-
 }
-apt_update() { apt-get update -o DPkg::Lock::Timeout=300; }
+apt_update() { apt-get update -o DPkg::Lock::Timeout=300 9>&-; }
 apt_knows() { apt-cache policy "$1" 2>/dev/null | grep -q 'Candidate: [^(]'; }
 
 install_packages() {
@@ -356,5 +357,5 @@ if ((${#MISSING[@]})); then
 fi
 install_node_packages || exit 1
 if [[ $BUILD == yes ]]; then
-  node scripts/build.mjs 9>&- || exit 1
+  node scripts/build.mjs || exit 1
 fi
