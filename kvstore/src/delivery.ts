@@ -36,13 +36,14 @@ export class Delivery {
     if (this.#ended) return;
     this.#revision = Math.max(this.#revision, revision);
     if (this.#waiting.size > this.#options.maxQueuedKeys) {
-      return this.#fail(
+      this.#fail(
         new MeshError({
           code: 'exhausted',
           message: `applying changes: more than ${this.#options.maxQueuedKeys} keys wait for a slow consumer`,
           retryable: true,
         }),
       );
+      return;
     }
     if (!this.#busy) this.#drain();
   }

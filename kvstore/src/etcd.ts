@@ -3,63 +3,19 @@ import { systemClock } from '@clustermesh/runtime';
 import { createAuth } from './auth.ts';
 import type { Connection, ConnectionSettings } from './connection.ts';
 import { Connections } from './connections.ts';
+import { type Answer, toHeader, toKeyValue, toWireCompare, toWireOp } from './convert.ts';
 import { resolveTargets } from './endpoints.ts';
 import { openLease } from './leases.ts';
-import type {
-  WireCompare,
-  WireHeader,
-  WireKeyValue,
-  WireRangeResponse,
-  WireRequestOp,
-  WireTxnResponse,
-} from './proto.ts';
+import type { WireHeader, WireRangeResponse, WireTxnResponse } from './proto.ts';
 import { FIRST_PAGE, nextPageSize, prefixRange, successor } from './ranges.ts';
-import type {
-  CallOptions,
-  Compare,
-  Etcd,
-  EtcdOptions,
-  Header,
-  KeyValue,
-  RangePage,
-  TxnOp,
-  TxnResult,
-} from './types.ts';
+import { abortable } from './signals.ts';
+import type { CallOptions, Etcd, EtcdOptions, Header, KeyValue, RangePage, TxnResult } from './types.ts';
 import { WatchStream } from './watch-stream.ts';
 
 const DEFAULT_REQUEST_TIMEOUT_MS = 10_000;
 const DEFAULT_CONNECT_TIMEOUT_MS = 5_000;
 const DEFAULT_KEEPALIVE = { timeMs: 15_000, timeoutMs: 10_000 };
 const DEFAULT_PROGRESS_INTERVAL_MS = 5_000;
-
-function toHeader(header: WireHeader): Header {
-  return { clusterId: header.cluster_id, revision: Number(header.revision) };
-}
-
-function toKeyValue(kv: WireKeyValue): KeyValue {
-  return {
-    key: kv.key.toString(),
-    value: kv.value,
-    createRevision: Number(kv.create_revision),
-    modRevision: Number(kv.mod_revision),
-    version: Number(kv.version),
-    lease: kv.lease,
-  };
-}
-
-function toWireCompare(compare: Compare): WireCompare {
-  const key = Buffer.from(compare.key);
-  if ('absent' in compare) return { result: 'Equal', target: 'Version', key, version: 0 };
-  if ('value' in compare) return { result: 'Equal', target: 'Value', key, value: Buffer.from(compare.value) };
-  if ('modRevision' in compare) return { result: 'Equal', target: 'Mod', key, mod_revision: compare.modRevision };
-  return { result: 'Equal', target: 'Create', key, create_revision: compare.createRevision };
-}
-
-function toWireOp(op: TxnOp): WireRequestOp {
-  if ('put' in op) return { request_put: { key: Buffer.from(op.put), value: Buffer.from(op.value), lease: op.lease } };
-  if ('delete' in op) return { request_delete_range: { key: Buffer.from(op.delete) } };
-  return { request_range: { key: Buffer.from(op.get) } };
-}
 
 /** Opens nothing yet: the first request connects. */
 export function openEtcd(options: EtcdOptions): Etcd {
@@ -90,16 +46,25 @@ export function openEtcd(options: EtcdOptions): Etcd {
     connections.observe(connection, header, linearizable);
   }
 
+  async function acquire(attempted: string, wanted: CallOptions = {}): Promise<Connection> {
+    const connection = await abortable(connections.acquire(), wanted.signal, attempted);
+    if (wanted.connection === undefined || wanted.connection === connection.number) return connection;
+    throw new MeshError({
+      code: 'etcd-unreachable',
+      message: `${attempted}: the connection that this belongs to was lost`,
+    });
+  }
+
   async function call<Response extends { readonly header: WireHeader }>(
     method: string,
     request: object,
     attempted: string,
     callOptions?: CallOptions,
-  ): Promise<Response> {
-    const connection = await connections.acquire();
+  ): Promise<Response & Answer> {
+    const connection = await acquire(attempted, callOptions);
     const response = await connection.unary<Response>(method, request, attempted, callOptions);
     observe(connection, response.header, method.startsWith('KV.'));
-    return response;
+    return Object.assign(response, { connection: connection.number });
   }
 
   function streamOf(connection: Connection): WatchStream {
@@ -123,7 +88,7 @@ export function openEtcd(options: EtcdOptions): Etcd {
       callOptions,
     );
     const kv = response.kvs[0];
-    return { kv: kv && toKeyValue(kv), header: toHeader(response.header) };
+    return { kv: kv && toKeyValue(kv), header: toHeader(response) };
   }
 
   async function* pages(prefix: string, callOptions?: CallOptions): AsyncGenerator<RangePage, void, void> {
@@ -134,10 +99,11 @@ export function openEtcd(options: EtcdOptions): Etcd {
     let largest = Number.POSITIVE_INFINITY;
     let header: Header | undefined;
     for (;;) {
-      let response: WireRangeResponse;
+      let response: WireRangeResponse & Answer;
+      const pinned = { ...callOptions, connection: header?.connection ?? callOptions?.connection };
       try {
         const request = { key, range_end: range.range_end, limit, revision: header?.revision ?? 0 };
-        response = await call<WireRangeResponse>('KV.Range', request, attempted, callOptions);
+        response = await call<WireRangeResponse>('KV.Range', request, attempted, pinned);
       } catch (error) {
         // The values outgrew the guess. Halving ends at 1: a single value always fits, etcd takes 1.5 MiB at most.
         if (!(error instanceof MeshError) || error.code !== 'etcd-too-large' || limit === 1) throw error;
@@ -145,13 +111,7 @@ export function openEtcd(options: EtcdOptions): Etcd {
         largest = limit;
         continue;
       }
-      header ??= toHeader(response.header);
-      if (response.header.cluster_id !== header.clusterId) {
-        throw new MeshError({
-          code: 'etcd-compacted',
-          message: `${attempted}: another etcd answered between two pages`,
-        });
-      }
+      header ??= toHeader(response);
       const last = response.kvs.at(-1);
       yield { kvs: response.kvs.map(toKeyValue), header };
       if (!response.more || last === undefined) return;
@@ -164,21 +124,21 @@ export function openEtcd(options: EtcdOptions): Etcd {
   async function txn(request: Parameters<Etcd['txn']>[0], callOptions?: CallOptions): Promise<TxnResult> {
     const wire = {
       compare: (request.compare ?? []).map(toWireCompare),
-      success: request.then.map(toWireOp),
-      failure: (request.else ?? []).map(toWireOp),
+      success: request.success.map(toWireOp),
+      failure: (request.failure ?? []).map(toWireOp),
     };
-    const first = request.then[0] ?? request.else?.[0];
+    const first = request.success[0] ?? request.failure?.[0];
     const name =
       first === undefined ? 'nothing' : 'put' in first ? first.put : 'delete' in first ? first.delete : first.get;
-    const attempted = `a transaction of ${request.then.length} operations (first: ${name})`;
+    const attempted = `a transaction of ${request.success.length} operations (first: ${name})`;
     const response = await call<WireTxnResponse>('KV.Txn', wire, attempted, callOptions);
-    const ran = response.succeeded ? request.then : (request.else ?? []);
+    const ran = response.succeeded ? request.success : (request.failure ?? []);
     const gets = ran.flatMap((op, index) => {
       if (!('get' in op)) return [];
       const kv = response.responses[index]?.response_range?.kvs[0];
       return [kv && toKeyValue(kv)];
     });
-    return { succeeded: response.succeeded, header: toHeader(response.header), gets };
+    return { succeeded: response.succeeded, header: toHeader(response), gets };
   }
 
   return {
@@ -191,6 +151,9 @@ export function openEtcd(options: EtcdOptions): Etcd {
     },
     get connected() {
       return connections.answering;
+    },
+    get connection() {
+      return connections.answering ? connections.current?.number : undefined;
     },
     get lastProofOfLifeAt() {
       return lastProofOfLifeAt;
@@ -217,7 +180,7 @@ export function openEtcd(options: EtcdOptions): Etcd {
     },
     async put(key, value, callOptions) {
       const request = { key: Buffer.from(key), value: Buffer.from(value), lease: callOptions?.lease ?? '0' };
-      return toHeader((await call<{ header: WireHeader }>('KV.Put', request, `writing ${key}`, callOptions)).header);
+      return toHeader(await call<{ header: WireHeader }>('KV.Put', request, `writing ${key}`, callOptions));
     },
     async delete(key, callOptions) {
       const response = await call<{ header: WireHeader; deleted: string }>(
@@ -243,8 +206,8 @@ export function openEtcd(options: EtcdOptions): Etcd {
       const result = await txn(
         {
           compare: keys.map((key) => ({ key, absent: true as const })),
-          then: [...entries].map(([key, value]) => ({ put: key, value })),
-          else: keys.map((key) => ({ get: key })),
+          success: [...entries].map(([key, value]) => ({ put: key, value })),
+          failure: keys.map((key) => ({ get: key })),
         },
         callOptions,
       );
@@ -257,27 +220,23 @@ export function openEtcd(options: EtcdOptions): Etcd {
         callOptions,
       ),
     async watch(request) {
-      await streamOf(await connections.acquire()).watch(request);
+      let connection: Connection;
+      try {
+        connection = await acquire(`watching ${request.prefix}`, request);
+      } catch (error) {
+        if (request.signal.aborted) return;
+        throw error;
+      }
+      await streamOf(connection).watch(request);
     },
     async compact(revision) {
       await call('KV.Compact', { revision, physical: true }, `compacting etcd up to revision ${revision}`);
     },
     async status(callOptions) {
-      const connection = await connections.acquire();
       type Status = { header: WireHeader; version: string; dbSize: string };
-      const response = await connection.unary<Status>(
-        'Maintenance.Status',
-        {},
-        'asking etcd for its status',
-        callOptions,
-      );
-      observe(connection, response.header, false);
-      return {
-        endpoint: connection.target.label,
-        version: response.version,
-        dbSizeBytes: Number(response.dbSize),
-        ...toHeader(response.header),
-      };
+      const response = await call<Status>('Maintenance.Status', {}, 'asking etcd for its status', callOptions);
+      const endpoint = connections.current?.target.label ?? options.endpoints.join(', ');
+      return { endpoint, version: response.version, dbSizeBytes: Number(response.dbSize), ...toHeader(response) };
     },
     onEvent: (listener) => connections.onEvent(listener),
     reconnect(reason) {

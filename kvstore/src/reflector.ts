@@ -62,18 +62,19 @@ export function startReflector(options: ReflectorOptions): Reflector {
     lastProofOfLifeAt = clock.nowMs();
   };
 
-  async function waitForCanary(session: AbortSignal): Promise<void> {
-    if (canaryKey === undefined) return;
+  /** The connection that showed the canary: the list must be of the same, since the next may lead to an empty etcd. */
+  async function waitForCanary(session: AbortSignal): Promise<number | undefined> {
+    if (canaryKey === undefined) return undefined;
     const { kv, header } = await etcd.getWithHeader(canaryKey, { signal: session });
     alive();
-    if (kv !== undefined) return;
+    if (kv !== undefined) return header.connection;
     setState({ name: 'waiting-for-canary' });
     const { controller: seen, release } = childOf(session);
     await etcd.watch({
       prefix: canaryKey,
       exact: true,
       startRevision: header.revision + 1,
-      clusterId: header.clusterId,
+      connection: header.connection,
       signal: seen.signal,
       onCreated: alive,
       onProgress: alive,
@@ -84,13 +85,14 @@ export function startReflector(options: ReflectorOptions): Reflector {
     });
     release();
     session.throwIfAborted();
+    return header.connection;
   }
 
-  async function list(session: AbortSignal): Promise<Header> {
+  async function list(session: AbortSignal, connection: number | undefined): Promise<Header> {
     setState({ name: 'listing', header: undefined });
     index.beginList();
     let header: Header | undefined;
-    for await (const page of etcd.pages(prefix, { signal: session })) {
+    for await (const page of etcd.pages(prefix, { signal: session, connection })) {
       alive();
       ({ header } = page);
       if (state.name === 'listing' && state.header === undefined) setState({ name: 'listing', header });
@@ -107,8 +109,8 @@ export function startReflector(options: ReflectorOptions): Reflector {
 
   async function runSession(session: AbortController): Promise<void> {
     setState({ name: 'connecting' });
-    await waitForCanary(session.signal);
-    const header = await list(session.signal);
+    const connection = await waitForCanary(session.signal);
+    const header = await list(session.signal, connection);
     revision = header.revision;
     dataRevision = header.revision;
     ({ clusterId } = header);
@@ -137,7 +139,7 @@ export function startReflector(options: ReflectorOptions): Reflector {
       await etcd.watch({
         prefix,
         startRevision: header.revision + 1,
-        clusterId: header.clusterId,
+        connection: header.connection,
         signal: session.signal,
         onCreated: alive,
         onProgress: alive,
@@ -199,14 +201,13 @@ export function startReflector(options: ReflectorOptions): Reflector {
     const actual = new Set<string>();
     const changed: KeyValue[] = [];
     let listed: Header = header;
-    for await (const page of etcd.pages(prefix, { signal: session })) {
+    for await (const page of etcd.pages(prefix, { signal: session, connection: header.connection })) {
       listed = page.header;
       for (const kv of page.kvs) {
         actual.add(kv.key);
         if (index.differs(kv)) changed.push(kv);
       }
     }
-    if (listed.clusterId !== header.clusterId) return;
     const gone = [...index.keys()].filter((key) => !actual.has(key) && index.revisionOf(key)! <= listed.revision);
     if (changed.length + gone.length === 0) return;
     await clock.sleep(RESYNC_GRACE_MS, session);

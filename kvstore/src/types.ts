@@ -46,11 +46,15 @@ export interface KeyValue {
 export interface Header {
   readonly clusterId: string;
   readonly revision: number;
+  /** The connection that answered; it belongs to one etcd for all its life. */
+  readonly connection: number;
 }
 
 export interface CallOptions {
   readonly signal?: AbortSignal | undefined;
   readonly timeoutMs?: number | undefined;
+  /** Fails unless sent on this connection: what was read on one may not hold for the etcd behind the next. */
+  readonly connection?: number | undefined;
 }
 
 export interface RangePage {
@@ -78,8 +82,8 @@ export type TxnOp =
 export interface TxnRequest {
   readonly compare?: readonly Compare[] | undefined;
   /** At most 128 in all; the caller splits. */
-  readonly then: readonly TxnOp[];
-  readonly else?: readonly TxnOp[] | undefined;
+  readonly success: readonly TxnOp[];
+  readonly failure?: readonly TxnOp[] | undefined;
 }
 
 export interface TxnResult {
@@ -103,8 +107,8 @@ export interface WatchRequest {
   readonly exact?: boolean | undefined;
   readonly startRevision: number;
   readonly signal: AbortSignal;
-  /** The watch fails if another etcd than this one answers. */
-  readonly clusterId?: string | undefined;
+  /** As in CallOptions: a watch continues a list of the same connection. */
+  readonly connection?: number | undefined;
   /** The server accepted the watch. */
   onCreated?(header: Header): void;
   /** Whole responses in order. `complete` is false while a big revision is still being sent in parts. */
@@ -175,6 +179,8 @@ export interface Etcd {
   /** Grows whenever another etcd (or one whose revision went backwards) answers: cursors of before are void. */
   readonly epoch: number;
   readonly connected: boolean;
+  /** Number of the current connection once etcd has answered on it. */
+  readonly connection: number | undefined;
   /** Monotonic time of the last byte that proved that etcd lives; undefined before the first. */
   readonly lastProofOfLifeAt: number | undefined;
   readonly auth: EtcdAuth;
@@ -184,7 +190,7 @@ export interface Etcd {
   getWithHeader(key: string, options?: CallOptions): Promise<{ kv: KeyValue | undefined; header: Header }>;
   /** Everything under a prefix, collected from `pages`. */
   range(prefix: string, options?: CallOptions): Promise<RangeResult>;
-  /** Pages pinned to the revision of the first, in key order; fails rather than mix two etcds. */
+  /** Pages pinned to the revision and the connection of the first, in key order. */
   pages(prefix: string, options?: CallOptions): AsyncGenerator<RangePage, void, void>;
   count(prefix: string, options?: CallOptions): Promise<number>;
   put(key: string, value: string | Buffer, options?: CallOptions & { lease?: string }): Promise<Header>;

@@ -113,18 +113,15 @@ export class WatchStream {
   #dispatch(watcher: Watcher, response: WireWatchResponse): void {
     const { request, attempted } = watcher;
     const compacted = Number(response.compact_revision);
-    if (response.canceled || compacted > 0)
-      return watcher.end(watchCancelError(response.cancel_reason, compacted, attempted));
-    if (request.clusterId !== undefined && request.clusterId !== response.header.cluster_id) {
-      return watcher.end(
-        new MeshError({
-          code: 'etcd-compacted',
-          message: `${attempted}: this is another etcd than the one that was listed`,
-          retryable: true,
-        }),
-      );
+    if (response.canceled || compacted > 0) {
+      watcher.end(watchCancelError(response.cancel_reason, compacted, attempted));
+      return;
     }
-    const header: Header = { clusterId: response.header.cluster_id, revision: Number(response.header.revision) };
+    const header: Header = {
+      clusterId: response.header.cluster_id,
+      revision: Number(response.header.revision),
+      connection: this.#options.connection.number,
+    };
     if (response.created) {
       watcher.created = true;
       request.onCreated?.(header);
@@ -144,13 +141,19 @@ export class WatchStream {
     const quiet = !this.#receivedSinceTick;
     this.#receivedSinceTick = false;
     if (!quiet || this.#watchers.size === 0) return;
-    if (this.#answersProgress && this.#unanswered >= MAX_UNANSWERED) {
-      const { connection, progressIntervalMs } = this.#options;
-      const message = `watching at ${connection.target.label}: no sign of life for ${Math.round((progressIntervalMs * (MAX_UNANSWERED + 1)) / 1000)} s`;
-      return connection.fail(new MeshError({ code: 'etcd-timeout', message }));
+    if (!this.#answersProgress || this.#unanswered < MAX_UNANSWERED) {
+      this.#unanswered++;
+      this.#stream.write({ progress_request: {} });
+      return;
     }
-    this.#unanswered++;
-    this.#stream.write({ progress_request: {} });
+    const { connection, progressIntervalMs } = this.#options;
+    const silence = Math.round((progressIntervalMs * (MAX_UNANSWERED + 1)) / 1000);
+    connection.fail(
+      new MeshError({
+        code: 'etcd-timeout',
+        message: `watching at ${connection.target.label}: no sign of life for ${silence} s`,
+      }),
+    );
   }
 
   #end(reason: MeshError): void {

@@ -46,6 +46,8 @@ export function startWriter(options: WriterOptions): Writer {
   let compareWanted = true;
   let lastCompareAt = 0;
   let comparedEpoch = -1;
+  /** All writes go to the etcd that was compared, never to the one behind a later connection. */
+  let connection: number | undefined;
   let passes = 0;
   let compares = 0;
   let written = 0;
@@ -112,14 +114,25 @@ export function startWriter(options: WriterOptions): Writer {
 
   // ------------------------------------------------------------ what is there
 
-  async function readActual(): Promise<{ actual: Map<string, Actual>; revisions: Map<string, number> }> {
+  interface Reading {
+    readonly actual: Map<string, Actual>;
+    /** Per owned prefix the highest mod_revision. */
+    readonly revisions: Map<string, number>;
+    /** Keys outside of the owned prefixes that were looked up. */
+    readonly others: ReadonlySet<string>;
+    readonly connection: number | undefined;
+  }
+
+  async function readActual(): Promise<Reading> {
     const actual = new Map<string, Actual>();
     const revisions = new Map<string, number>();
+    let pinned: number | undefined;
     const take = (kv: KeyValue) =>
       actual.set(kv.key, { value: kv.value, leaseFits: lease === undefined || kv.lease === lease.id });
     for (const prefix of owned) {
       let newest = 0;
-      for await (const page of etcd.pages(prefix, { signal })) {
+      for await (const page of etcd.pages(prefix, { signal, connection: pinned })) {
+        pinned = page.header.connection;
         for (const kv of page.kvs) {
           take(kv);
           newest = Math.max(newest, kv.modRevision);
@@ -129,32 +142,32 @@ export function startWriter(options: WriterOptions): Writer {
     }
     const others = [...desired.keys(), ...tombstones].filter((key) => !isOwnKey(key));
     for (let i = 0; i < others.length; i += MAX_OPERATIONS) {
-      const { gets } = await etcd.txn(
-        { then: others.slice(i, i + MAX_OPERATIONS).map((key) => ({ get: key })) },
-        { signal },
-      );
+      const success = others.slice(i, i + MAX_OPERATIONS).map((key) => ({ get: key }));
+      const { gets, header } = await etcd.txn({ success }, { signal, connection: pinned });
+      pinned = header.connection;
       for (const kv of gets) if (kv !== undefined) take(kv);
     }
-    return { actual, revisions };
+    return { actual, revisions, others: new Set(others), connection: pinned };
   }
 
   async function compare(): Promise<void> {
     // Cleared first: a connection lost from here on asks for another compare.
     compareWanted = false;
     try {
-      const epoch = etcd.epoch;
-      const { actual, revisions } = await readActual();
+      const { actual, revisions, others, connection: readOn } = await readActual();
       const found = difference(desired, actual, isLeftover);
       if (compares > 0) repairs += countForeign(found.dirty);
       for (const key of tombstones) {
-        if (actual.has(key)) found.dirty.add(key);
-        else tombstones.delete(key);
+        const known = isOwnKey(key) || others.has(key);
+        if (known && !actual.has(key)) tombstones.delete(key);
+        else found.dirty.add(key);
       }
       ({ dirty, applied } = found);
+      connection = readOn;
       failed.clear();
       for (const [prefix, newest] of revisions) {
         // A delete leaves no row behind that would carry its revision; another etcd counts anew.
-        const before = epoch === comparedEpoch ? (lastRevision.get(prefix) ?? 0) : 0;
+        const before = etcd.epoch === comparedEpoch ? (lastRevision.get(prefix) ?? 0) : 0;
         lastRevision.set(prefix, Math.max(before, newest));
       }
       comparedEpoch = etcd.epoch;
@@ -221,10 +234,10 @@ export function startWriter(options: WriterOptions): Writer {
 
   async function transact(batch: readonly Operation[]): Promise<number> {
     const fence = options.fence?.() ?? [];
-    const then = batch.map(({ key, value }) =>
+    const success = batch.map(({ key, value }) =>
       value === undefined ? { delete: key } : { put: key, value, lease: lease?.id },
     );
-    const result = await etcd.txn({ compare: fence, then }, { signal });
+    const result = await etcd.txn({ compare: fence, success }, { signal, connection });
     if (!result.succeeded) {
       throw new MeshError({
         code: 'conflict',
@@ -264,8 +277,7 @@ export function startWriter(options: WriterOptions): Writer {
   async function writeCanaries(pass: number): Promise<void> {
     for (const [key, canary] of canaries) {
       if (!canary.pending || canary.fromPass > pass) continue;
-      // Something was set meanwhile, or a connection was lost: the canary would lie about it only if it covered it. It does not:
-      // what a canary promises is the set as of the start of this pass.
+      // It promises what was wanted when this pass began; what was set since belongs to the next.
       canary.pending = false;
       try {
         await transact([{ key, value: Buffer.from(canary.value()) }]);
