@@ -34,6 +34,7 @@ function runTests(files, { concurrency, timeoutMs }) {
     const args = ['--import', 'tsx', '--enable-source-maps', '--test', '--test-reporter=spec'];
     args.push(`--test-concurrency=${concurrency}`, `--test-timeout=${timeoutMs}`, ...files);
     const child = spawn(process.execPath, args, { cwd: repoRoot, stdio: ['ignore', 'pipe', 'inherit'] });
+    runner = child;
     const counts = {};
     let rest = '';
     child.stdout.setEncoding('utf8');
@@ -47,7 +48,10 @@ function runTests(files, { concurrency, timeoutMs }) {
       }
     });
     child.on('error', reject);
-    child.on('close', (code, signal) => resolve({ counts, ok: code === 0, ending: signal ?? `exit code ${code}` }));
+    child.on('close', (code, signal) => {
+      runner = null;
+      resolve({ counts, ok: code === 0, ending: signal ?? `exit code ${code}` });
+    });
   });
 }
 
@@ -63,17 +67,24 @@ async function runGroup(group, files) {
   else if (!ok && failed === 0) fail(`${group.name}: the test runner ended with ${ending}`);
 }
 
-// A test run leaves nothing running: an interrupt reaches the runner through the process group, and we wait for it.
-for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => {});
+// A test run leaves nothing running: an interrupt is passed on, and the runner's own ending is waited for.
+let runner = null;
+let interrupted = false;
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
+  process.on(signal, () => {
+    interrupted = true;
+    if (runner === null) process.exit(1);
+    runner.kill(signal);
+  });
+}
 
-let built = true;
 if (words.length === 0) {
   const checks = await runChecks({ skip: ['types'] });
   total.passed += checks.passed;
   total.failed += checks.failed;
 }
 // The build includes the type check.
-built = (await run(process.execPath, ['scripts/build.mjs'])) === 0;
+const built = (await run(process.execPath, ['scripts/build.mjs'])) === 0;
 if (built) total.passed++;
 else fail('build');
 
@@ -86,6 +97,7 @@ for (const group of groups) {
   const files = chosen.filter(group.accepts);
   if (files.length === 0) continue;
   if (group.concurrency === 1 && options.quick) console.log(`\n${group.name}: left out (--quick)`);
+  else if (interrupted) fail(`${group.name}: not run, because of an interrupt`);
   else if (group.concurrency === 1 && !built) fail(`${group.name}: not run, because the build failed`);
   else await runGroup(group, files);
 }
