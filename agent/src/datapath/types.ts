@@ -2,117 +2,117 @@
  * What the agent core and the datapath say to each other: desired rows in, a status per row out.
  * Rows are plain immutable values; each table names its rows by one string key.
  */
-import type { MeshError } from '@clustermesh/contract'
+import type { MeshError } from '@clustermesh/contract';
 
-export type Protocol = 'TCP' | 'UDP'
+export type Protocol = 'TCP' | 'UDP';
 
 export interface DatapathConfig {
-  clusterId: number
-  clusterName: string
+  clusterId: number;
+  clusterName: string;
   /** Bits of an identity below the cluster id: 16 for 255 clusters, 15 for 511. */
-  identityShift: 16 | 15
-  nodeName: string
+  identityShift: 16 | 15;
+  nodeName: string;
   /** Underlay address of this node: what peers name as tunnel endpoint. */
-  nodeIp: string
+  nodeIp: string;
   /** This node's own address inside its pod CIDR (CiliumInternalIP); source of generated ICMP errors. */
-  gatewayIp: string
-  podCidr: string
+  gatewayIp: string;
+  podCidr: string;
   /** A mounted bpffs; pins go to `<bpffs>/clustermesh/<cluster>/<node>/`. */
-  bpffs: string
+  bpffs: string;
   /** cgroup v2 directory whose processes get socket load balancing. */
-  cgroup: string
+  cgroup: string;
   /** Collect-metadata VXLAN device; made if absent. */
-  vxlanDevice: string
+  vxlanDevice: string;
   /** Rows a map may hold, by map name; applies when the map is first made (a pinned map keeps its size). */
-  mapSizes?: Record<string, number>
+  mapSizes?: Record<string, number>;
 }
 
 /** The outcome of one row: `error` is absent when the kernel holds what was asked for. */
 export interface OpResult {
-  key: string
-  error?: MeshError
+  key: string;
+  error?: MeshError;
 }
 
 /** One table of the kernel. Every op is idempotent; removing what is absent succeeds. */
 export interface MapOps<Row> {
   /** What the kernel holds now, by row key. */
-  list(): Promise<Map<string, Row>>
+  list(): Promise<Map<string, Row>>;
   /** One result per row, in order. A row that does not fit leaves the others unaffected. */
-  update(rows: Row[]): Promise<OpResult[]>
-  remove(keys: string[]): Promise<OpResult[]>
+  update(rows: Row[]): Promise<OpResult[]>;
+  remove(keys: string[]): Promise<OpResult[]>;
 }
 
 /** Key: the prefix, always with its length (`10.1.1.5/32`, `0.0.0.0/0`). */
 export interface IpcacheRow {
-  prefix: string
-  identity: number
-  clusterId: number
+  prefix: string;
+  identity: number;
+  clusterId: number;
   /** Node address to encapsulate to; null: not through the tunnel. */
-  tunnelEndpoint: string | null
-  encryptKey: number
+  tunnelEndpoint: string | null;
+  encryptKey: number;
 }
 
 /** Key: `ip`. */
 export interface EndpointRow {
-  ip: string
+  ip: string;
   /** Host end of the pod's veth, in the agent's network namespace. */
-  interface: string
-  podMac: string
-  hostMac: string
-  identity: number
-  endpointId: number
+  interface: string;
+  podMac: string;
+  hostMac: string;
+  identity: number;
+  endpointId: number;
 }
 
 /** Key: `ip`. Only nodes named here may send us encapsulated traffic. */
 export interface NodeRow {
-  ip: string
-  clusterId: number
-  nodeId: number
+  ip: string;
+  clusterId: number;
+  nodeId: number;
 }
 
 export interface Frontend {
-  ip: string
-  port: number
-  protocol: Protocol
+  ip: string;
+  port: number;
+  protocol: Protocol;
 }
 
 export interface Backend {
-  ip: string
-  port: number
-  clusterId: number
+  ip: string;
+  port: number;
+  clusterId: number;
 }
 
 /** Key: `serviceKey(frontend)`. No backends: known, and refused at once. */
 export interface ServiceRow {
-  frontend: Frontend
+  frontend: Frontend;
   /** Order is that of the slots; pass them sorted (cluster id, address, port) so that nodes agree. */
-  backends: Backend[]
-  flags: number
+  backends: Backend[];
+  flags: number;
 }
 
-export type DumpName = 'ipcache' | 'services' | 'backends' | 'endpoints' | 'nodes' | 'drops' | 'ct'
+export type DumpName = 'ipcache' | 'services' | 'backends' | 'endpoints' | 'nodes' | 'drops' | 'ct';
 
 /** A map as the kernel sees it; `id` stays the same for as long as its pin lives. */
 export interface MapInfo {
-  name: string
-  id: number
-  maxEntries: number
-  pin: string
+  name: string;
+  id: number;
+  maxEntries: number;
+  pin: string;
 }
 
 export interface Datapath {
-  ipcache: MapOps<IpcacheRow>
-  services: MapOps<ServiceRow>
-  endpoints: MapOps<EndpointRow>
-  nodes: MapOps<NodeRow>
+  ipcache: MapOps<IpcacheRow>;
+  services: MapOps<ServiceRow>;
+  endpoints: MapOps<EndpointRow>;
+  nodes: MapOps<NodeRow>;
   /** Write the endpoint's row, then put the programs on its veth (replacing older ones atomically). */
-  attachEndpoint(row: EndpointRow): Promise<void>
+  attachEndpoint(row: EndpointRow): Promise<void>;
   /** Take programs and rows of this veth away; a veth that is already gone is no error. */
-  detachEndpoint(interfaceName: string): Promise<void>
-  dump(map: DumpName): Promise<object[]>
-  maps(): MapInfo[]
+  detachEndpoint(interfaceName: string): Promise<void>;
+  dump(map: DumpName): Promise<object[]>;
+  maps(): MapInfo[];
   /** Close file descriptors. Pins, programs and so traffic stay. */
-  close(): Promise<void>
+  close(): Promise<void>;
 }
 
-export const serviceKey = (f: Frontend): string => `${f.ip}:${f.port}/${f.protocol}`
+export const serviceKey = (f: Frontend): string => `${f.ip}:${f.port}/${f.protocol}`;

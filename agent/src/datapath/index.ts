@@ -1,0 +1,141 @@
+/**
+ * The datapath as the agent core sees it: tables to fill, endpoints to attach. See README of bpf/ for what the kernel
+ * side does with them.
+ *
+ * Everything here may be interrupted at any point and started again. Programs and maps are pinned or attached, so traffic
+ * does not need this process; opening again takes over maps with their rows and ids and swaps programs in place.
+ */
+import { statfsSync } from 'node:fs';
+import { join } from 'node:path';
+import { maps as layouts, type MapName } from '@clustermesh/bpf';
+import { ipv4Contains, MeshError } from '@clustermesh/contract';
+import type { Log } from '@clustermesh/runtime';
+import * as attach from './attach.ts';
+import { dumpCt, dumpDrops } from './dump.ts';
+import * as libbpf from './libbpf.ts';
+import { ensureVxlan, interfaceIndex } from './links.ts';
+import { loadPrograms } from './loader.ts';
+import { maskOf, toIpv4, toPrefix } from './rows.ts';
+import { openServices } from './services.ts';
+import { endpointTable, ipcacheTable, nodeTable } from './tables.ts';
+import type { Datapath, DatapathConfig, DumpName, EndpointRow } from './types.ts';
+
+export * from './types.ts';
+
+const BPF_FS_MAGIC = 0xcafe4a11;
+
+/** Pins of one node; several nodes may share one bpffs. */
+export const pinDirOf = (c: Pick<DatapathConfig, 'bpffs' | 'clusterName' | 'nodeName'>): string =>
+  join(c.bpffs, 'clustermesh', c.clusterName, c.nodeName);
+
+function check(config: DatapathConfig): void {
+  let magic = 0;
+  try {
+    magic = statfsSync(config.bpffs).type;
+  } catch {
+    // falls through to the error below
+  }
+  if (magic !== BPF_FS_MAGIC) {
+    throw new MeshError({
+      code: 'invalid-config',
+      message: `opening the datapath: ${config.bpffs} is not a mounted bpffs`,
+      hint: `mount -t bpf bpf ${config.bpffs}`,
+    });
+  }
+  const cidr = toPrefix(config.podCidr);
+  if (!ipv4Contains(cidr, config.gatewayIp)) {
+    throw new MeshError({
+      code: 'invalid-config',
+      message: `opening the datapath: gatewayIP ${config.gatewayIp} is not in podCIDR ${config.podCidr}`,
+    });
+  }
+}
+
+export async function openDatapath(config: DatapathConfig, { log }: { log: Log }): Promise<Datapath> {
+  check(config);
+  const pinDir = pinDirOf(config);
+  const pods = toPrefix(config.podCidr);
+  const vxlanIfindex = await ensureVxlan(config.vxlanDevice);
+  const loaded = loadPrograms({
+    objects: ['sock', 'pod', 'overlay'],
+    pinDir,
+    mapSizes: config.mapSizes,
+    settings: {
+      nodeIp: toIpv4(config.nodeIp),
+      gatewayIp: toIpv4(config.gatewayIp),
+      podNet: (toIpv4(pods.ip) & maskOf(pods.length)) >>> 0,
+      podMask: maskOf(pods.length),
+      vxlanIfindex,
+      identityShift: config.identityShift,
+    },
+  });
+  const { maps } = loaded;
+
+  try {
+    const services = await openServices(maps);
+    const endpoints = endpointTable(maps.cm_endpoints);
+    attach.attachSocketPrograms(loaded, config.cgroup, pinDir);
+    attach.attachOverlay(loaded, vxlanIfindex);
+    const replaced = await reattachPods();
+    log.info({ pinDir, vxlanIfindex, replaced }, 'datapath is open');
+
+    /** Pods that run with an older agent's programs get ours now, not when the agent core comes to them. */
+    async function reattachPods(): Promise<number> {
+      const names = [...(await endpoints.list()).values()].map((row) => row.interface);
+      const attached = names.map(libbpf.interfaceIndex).filter((ifindex) => ifindex !== undefined);
+      const ours = attached.filter(attach.isPodAttached);
+      for (const ifindex of ours) attach.attachPod(loaded, ifindex);
+      return ours.length;
+    }
+
+    async function attachEndpoint(row: EndpointRow): Promise<void> {
+      const ifindex = interfaceIndex(row.interface);
+      const [result] = await endpoints.update([row]);
+      if (result?.error !== undefined) throw result.error;
+      attach.attachPod(loaded, ifindex);
+    }
+
+    async function detachEndpoint(interfaceName: string): Promise<void> {
+      const ifindex = libbpf.interfaceIndex(interfaceName);
+      if (ifindex !== undefined) attach.detachPod(ifindex);
+      // A veth that is gone took its name with it: then sweep all rows whose veth is gone.
+      const isStale = (row: EndpointRow) => row.interface === interfaceName || row.interface === '';
+      const stale = [...(await endpoints.list()).values()].filter(isStale).map((row) => row.ip);
+      const failed = (await endpoints.remove(stale)).find((result) => result.error !== undefined);
+      if (failed?.error !== undefined) throw failed.error;
+    }
+
+    const ipcache = ipcacheTable(maps.cm_ipcache, maps.cm_ipcache_lpm);
+    const nodes = nodeTable(maps.cm_nodes);
+    const rows = async <Row extends object>(ops: { list(): Promise<Map<string, Row>> }) => [
+      ...(await ops.list()).values(),
+    ];
+    const dumps: Record<DumpName, () => Promise<object[]>> = {
+      ipcache: () => rows(ipcache),
+      services: () => services.dump(),
+      backends: () => services.dumpBackends(),
+      endpoints: () => rows(endpoints),
+      nodes: () => rows(nodes),
+      drops: async () => dumpDrops(maps),
+      ct: () => dumpCt(maps),
+    };
+
+    return {
+      ipcache,
+      services,
+      endpoints,
+      nodes,
+      attachEndpoint,
+      detachEndpoint,
+      dump: (map) => dumps[map](),
+      maps: () =>
+        (Object.keys(layouts) as MapName[])
+          .filter((name) => maps[name] !== undefined && name !== 'cm_decisions')
+          .map((name) => ({ name, id: maps[name].id, maxEntries: maps[name].maxEntries, pin: join(pinDir, name) })),
+      close: async () => loaded.close(),
+    };
+  } catch (error) {
+    loaded.close();
+    throw error;
+  }
+}

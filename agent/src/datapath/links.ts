@@ -1,0 +1,61 @@
+/** The port for network devices: iproute2's ip(8), in the network namespace that the agent was started in. */
+import { execFile } from 'node:child_process';
+import { promisify } from 'node:util';
+import { MeshError } from '@clustermesh/contract';
+import * as libbpf from './libbpf.ts';
+
+const exec = promisify(execFile);
+
+/** IANA's VXLAN port is 4789; Cilium's, and so ours, is 8472. */
+export const VXLAN_PORT = 8472;
+
+async function ip(args: string[]): Promise<string> {
+  try {
+    const { stdout } = await exec('ip', args);
+    return stdout;
+  } catch (error) {
+    const { stderr, message } = error as Error & { stderr?: string };
+    throw new MeshError({
+      code: 'kernel',
+      message: `ip ${args.join(' ')}: ${stderr?.trim() || message}`,
+      hint: 'The agent needs iproute2 and CAP_NET_ADMIN.',
+      cause: error,
+    });
+  }
+}
+
+interface LinkDetails {
+  linkinfo?: { info_kind?: string; info_data?: { external?: boolean; port?: number } };
+}
+
+/**
+ * Makes sure of a VXLAN device in collect-metadata mode (the tunnel key is set and read per packet, by the programs), and
+ * that it is up. Returns its ifindex. A device of that name that is something else is left alone and refused.
+ */
+export async function ensureVxlan(name: string): Promise<number> {
+  if (libbpf.interfaceIndex(name) === undefined) {
+    const kind = ['type', 'vxlan', 'external', 'dstport', String(VXLAN_PORT), 'nolearning'];
+    await ip(['link', 'add', name, ...kind]);
+  }
+  const [link] = JSON.parse(await ip(['-json', '-details', 'link', 'show', 'dev', name])) as LinkDetails[];
+  const { info_kind, info_data } = link?.linkinfo ?? {};
+  if (info_kind !== 'vxlan' || info_data?.external !== true || info_data.port !== VXLAN_PORT) {
+    throw new MeshError({
+      code: 'conflict',
+      message: `using ${name} as tunnel device: it exists but is not a VXLAN device with external metadata on port ${VXLAN_PORT}`,
+      hint: `Remove it (ip link del ${name}) or name another device (datapath.vxlanDevice).`,
+    });
+  }
+  // No IPv6 link-local chatter into the tunnel.
+  await ip(['link', 'set', 'dev', name, 'addrgenmode', 'none', 'up']);
+  return interfaceIndex(name);
+}
+
+export function interfaceIndex(name: string): number {
+  const index = libbpf.interfaceIndex(name);
+  if (index !== undefined) return index;
+  throw new MeshError({
+    code: 'not-found',
+    message: `looking up interface ${name}: there is none of that name in this network namespace`,
+  });
+}

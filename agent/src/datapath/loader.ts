@@ -1,0 +1,184 @@
+/**
+ * Loads the compiled programs over pinned maps.
+ *
+ *   <bpffs>/clustermesh/<cluster>/<node>/cm_*          maps, one pin each: outlive the agent
+ *                                        /cm_layout    fingerprint of each map's layout, to refuse a changed one
+ *                                        /link_*       cgroup links: the programs go on without the agent
+ *
+ * A map that is pinned is used as it is, with its rows, ids and size. If this version lays its rows out differently, that
+ * is an error: what is pinned is never wiped and never reinterpreted.
+ */
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import {
+  type CmSettings,
+  type Codec,
+  maps as layouts,
+  type MapLayout,
+  type MapName,
+  objectPath,
+  type ProgramObject,
+  rodata,
+} from '@clustermesh/bpf';
+import { MeshError } from '@clustermesh/contract';
+import { type BpfMap, openMap } from './bpf-map.ts';
+import * as libbpf from './libbpf.ts';
+
+/** Maps that hold nothing worth keeping: one per loaded object, never pinned. */
+const SCRATCH: ReadonlySet<string> = new Set<MapName>(['cm_decisions']);
+
+export type TypedMaps = {
+  [Name in MapName]: (typeof layouts)[Name] extends MapLayout<infer K, infer V> ? BpfMap<K, V> : never;
+};
+
+export interface LoadOptions {
+  objects: readonly ProgramObject[];
+  settings: CmSettings;
+  pinDir: string;
+  mapSizes?: Record<string, number> | undefined;
+}
+
+export interface Loaded {
+  maps: TypedMaps;
+  /** By function name. */
+  program(name: string): libbpf.Pointer;
+  programFd(name: string): number;
+  close(): void;
+}
+
+export function loadPrograms({ objects, settings, pinDir, mapSizes }: LoadOptions): Loaded {
+  mkdirSync(pinDir, { recursive: true, mode: 0o700 });
+  const fingerprints = openFingerprints(pinDir);
+  const opened: libbpf.BpfObject[] = [];
+  const fds = new Map<string, number>();
+  const programs = new Map<string, libbpf.Pointer>();
+
+  function close(): void {
+    for (const object of opened.splice(0)) libbpf.closeObject(object);
+    for (const fd of fds.values()) libbpf.closeFd(fd);
+    fds.clear();
+  }
+
+  try {
+    for (const name of objects) {
+      const object = libbpf.openObject(objectPath(name));
+      opened.push(object);
+      const { offset, codec } = rodata[name].cm_settings;
+      codec.encode(settings, libbpf.objectRodata(object), offset);
+
+      const declared = libbpf.objectMaps(object);
+      const unpinned: string[] = [];
+      for (const [map, pointer] of declared) {
+        if (SCRATCH.has(map)) continue;
+        const fd = fds.get(map) ?? openPinned(pinDir, map as MapName, fingerprints);
+        if (fd === undefined) {
+          unpinned.push(map);
+          const size = mapSizes?.[map];
+          if (size !== undefined) libbpf.setMaxEntries(pointer, size);
+        } else {
+          fds.set(map, fd);
+          libbpf.reuseMap(pointer, fd);
+        }
+      }
+      libbpf.loadObject(object);
+      for (const map of unpinned) {
+        const path = join(pinDir, map);
+        // Fingerprint first: a pin without one would look like a foreign map to the next start.
+        fingerprints.set(map as MapName);
+        libbpf.pinMap(declared.get(map)!, path);
+        fds.set(map, libbpf.pinned(path)!);
+      }
+      for (const map of SCRATCH) {
+        const pointer = declared.get(map);
+        if (pointer !== undefined && !fds.has(map)) fds.set(map, libbpf.duplicateFd(libbpf.mapFd(pointer)));
+      }
+      for (const [program, pointer] of libbpf.objectPrograms(object)) programs.set(program, pointer);
+    }
+  } catch (error) {
+    close();
+    throw error;
+  } finally {
+    fingerprints.close();
+  }
+
+  const typed = [...fds].map(([name, fd]) => [
+    name,
+    openMap(name, fd, layouts[name as MapName] as MapLayout<never, never>),
+  ]);
+  const program = (name: string): libbpf.Pointer => {
+    const pointer = programs.get(name);
+    if (pointer === undefined) throw new MeshError({ code: 'internal', message: `no eBPF program is called ${name}` });
+    return pointer;
+  };
+  return {
+    maps: Object.fromEntries(typed) as TypedMaps,
+    program,
+    programFd: (name) => libbpf.programFd(program(name)),
+    close,
+  };
+}
+
+const BPF_MAP_TYPE_HASH = 1;
+const NAME_BYTES = 16;
+const FINGERPRINT_BYTES = 16;
+
+interface Fingerprints {
+  get(map: MapName): string | undefined;
+  set(map: MapName): void;
+  close(): void;
+}
+
+/** The table of fingerprints lies beside the maps that it describes and lives as long as they do. */
+function openFingerprints(pinDir: string): Fingerprints {
+  const path = join(pinDir, 'cm_layout');
+  let fd = libbpf.pinned(path);
+  if (fd === undefined) {
+    fd = libbpf.createMap(BPF_MAP_TYPE_HASH, 'cm_layout', NAME_BYTES, FINGERPRINT_BYTES, 64);
+    libbpf.pinFd(fd, path);
+  }
+  const table = fd;
+  const text: (size: number) => Codec<string> = (size) => ({
+    name: 'char[]',
+    size,
+    encode(value, into = Buffer.alloc(size), at = 0) {
+      into.write(value, at, size, 'latin1');
+      return into;
+    },
+    decode: (from, at = 0) => from.toString('latin1', at, at + size).replace(/\0+$/, ''),
+  });
+  const key = text(NAME_BYTES);
+  const value = text(FINGERPRINT_BYTES);
+  return {
+    get(map) {
+      const found = value.encode('');
+      return libbpf.mapLookup(table, key.encode(map), found) === 0 ? value.decode(found) : undefined;
+    },
+    set(map) {
+      const rc = libbpf.mapUpdate(table, key.encode(map), value.encode(layouts[map].fingerprint));
+      if (rc < 0) throw libbpf.kernelError(`noting the layout of ${map}`, rc);
+    },
+    close: () => libbpf.closeFd(table),
+  };
+}
+
+/** The pinned map, if there is one and it means what this version means by it. */
+function openPinned(pinDir: string, name: MapName, fingerprints: Fingerprints): number | undefined {
+  const path = join(pinDir, name);
+  const fd = libbpf.pinned(path);
+  if (fd === undefined) return undefined;
+  const layout = layouts[name];
+  const info = libbpf.mapInfo(fd);
+  const same =
+    info.type === layout.type &&
+    info.keySize === layout.key.size &&
+    info.valueSize === layout.value.size &&
+    info.flags === layout.flags &&
+    fingerprints.get(name) === layout.fingerprint;
+  if (same) return fd;
+  libbpf.closeFd(fd);
+  throw new MeshError({
+    code: 'map-layout',
+    message: `reusing the pinned map ${path}: another version of the agent made it, with another layout`,
+    hint: `Run the agent version that made it, or drain this node, remove ${pinDir} and start again.`,
+  });
+}

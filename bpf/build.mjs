@@ -1,0 +1,96 @@
+// Compiles the programs and generates the TypeScript layouts from the objects' BTF.
+//
+//   node bpf/build.mjs           build if anything changed
+//   node bpf/build.mjs --force
+//
+// *.bpf.c ── clang ──► *.o ── bpftool gen object ──► build/*.bpf.o ── bpftool btf dump ──► generated/layout.ts
+//
+// `gen object` is a link of one file: it drops DWARF and fills in the offsets of .rodata, which clang leaves 0.
+import { execFileSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
+import { basename, dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { generateLayout } from './codegen.mjs';
+
+const here = dirname(fileURLToPath(import.meta.url));
+const buildDir = join(here, 'build');
+const layoutFile = join(here, 'generated', 'layout.ts');
+const stampFile = join(buildDir, '.stamp');
+const programs = ['sock.bpf.c', 'pod.bpf.c', 'overlay.bpf.c', 'test/seam.bpf.c'];
+
+const multiarch = { x64: 'x86_64-linux-gnu', arm64: 'aarch64-linux-gnu' }[process.arch];
+if (!multiarch) throw new Error(`building eBPF programs: architecture ${process.arch} is not supported (x64, arm64)`);
+const clangFlags = [
+  ...['-O2', '-g', '-Wall', '-Wextra', '-Werror', '-Wno-unused-parameter', '-Wno-missing-field-initializers'],
+  ...['-target', 'bpf', '-mcpu=v3', `-I/usr/include/${multiarch}`],
+];
+
+function tool(program, args) {
+  try {
+    return execFileSync(program, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'], maxBuffer: 64 << 20 });
+  } catch (error) {
+    if (error.code === 'ENOENT') {
+      throw new Error(
+        `building eBPF programs: ${program} is not installed (Debian: apt-get install clang libbpf-dev bpftool)`,
+      );
+    }
+    throw new Error(`${program} ${args.join(' ')}\n${error.stderr ?? error.message}`);
+  }
+}
+
+function fingerprint() {
+  const hash = createHash('sha256')
+    .update(clangFlags.join(' '))
+    .update(tool('clang', ['--version']));
+  const inputs = ['.', 'lib', 'test'].flatMap((dir) =>
+    readdirSync(join(here, dir))
+      .filter((name) => /\.(c|h|mjs)$/.test(name))
+      .map((name) => join(dir, name)),
+  );
+  for (const path of inputs.sort()) hash.update(path).update(readFileSync(join(here, path)));
+  return hash.digest('hex');
+}
+
+/** By rename, so that whoever starts at this moment reads a whole file, old or new. */
+function publish(from, to) {
+  mkdirSync(dirname(to), { recursive: true });
+  renameSync(from, to);
+}
+
+function build() {
+  const work = mkdtempSync(join(buildDir, '.work-'));
+  try {
+    const objects = programs.map((source) => {
+      const name = basename(source, '.bpf.c');
+      const compiled = join(work, `${name}.o`);
+      const linked = join(work, `${name}.bpf.o`);
+      tool('clang', [...clangFlags, '-c', join(here, source), '-o', compiled]);
+      tool('bpftool', ['gen', 'object', linked, compiled]);
+      return { name, linked, btf: JSON.parse(tool('bpftool', ['btf', 'dump', 'file', linked, '-j'])).types };
+    });
+    const layout = join(work, 'layout.ts');
+    writeFileSync(layout, generateLayout(objects));
+    for (const { name, linked } of objects) publish(linked, join(buildDir, `${name}.bpf.o`));
+    publish(layout, layoutFile);
+  } finally {
+    rmSync(work, { recursive: true, force: true });
+  }
+}
+
+mkdirSync(buildDir, { recursive: true });
+const inputs = fingerprint();
+const upToDate = existsSync(stampFile) && existsSync(layoutFile) && readFileSync(stampFile, 'utf8') === inputs;
+if (!upToDate || process.argv.includes('--force')) {
+  build();
+  writeFileSync(stampFile, inputs);
+}

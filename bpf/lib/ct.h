@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Conntrack: one LRU table for the flows of this node. A flow is filed in the direction of its first
+ * packet; a reply finds it by the turned-round key. Entries have no timers: the kernel recycles the
+ * longest unused ones.
+ */
+#ifndef CM_CT_H
+#define CM_CT_H
+
+#include "lb.h"
+#include "parse.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 64 * 1024);
+	__type(key, struct cm_ct_key);
+	__type(value, struct cm_ct_entry);
+} cm_ct SEC(".maps");
+
+static __always_inline struct cm_ct_key ct_key(const struct packet *p, enum cm_ct_kind kind)
+{
+	struct cm_ct_key key = {
+		.saddr = p->saddr,
+		.daddr = p->daddr,
+		.sport = p->sport,
+		.dport = p->dport,
+		.proto = p->proto,
+		.kind = kind,
+	};
+
+	return key;
+}
+
+static __always_inline struct cm_ct_key ct_reversed(const struct cm_ct_key *k)
+{
+	struct cm_ct_key key = {
+		.saddr = k->daddr,
+		.daddr = k->saddr,
+		.sport = k->dport,
+		.dport = k->sport,
+		.proto = k->proto,
+		.kind = k->kind,
+	};
+
+	return key;
+}
+
+static __always_inline int opens_connection(const struct packet *p)
+{
+	return p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+static __always_inline void ct_see(struct cm_ct_entry *e, const struct packet *p, int reply,
+				   __u32 bytes)
+{
+	e->last_seen_ns = bpf_ktime_get_ns();
+	if (p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_FIN | TCP_RST)))
+		e->state = CM_CT_CLOSING;
+	else if (reply && e->state == CM_CT_NEW)
+		e->state = CM_CT_ESTABLISHED;
+
+	/* Both directions may run on different CPUs: each has its own counters. */
+	if (reply) {
+		__sync_fetch_and_add(&e->rx_packets, 1);
+		__sync_fetch_and_add(&e->rx_bytes, bytes);
+	} else {
+		__sync_fetch_and_add(&e->tx_packets, 1);
+		__sync_fetch_and_add(&e->tx_bytes, bytes);
+	}
+}
+
+static __always_inline void ct_create(const struct cm_ct_key *key, const struct packet *p,
+				      const struct lb_backend *lb, __be32 nat_addr,
+				      __be16 nat_port, __u32 identity, __u32 bytes)
+{
+	struct cm_ct_entry e = {
+		.source_identity = identity,
+		.service_id = lb->service_id,
+		.backend_id = lb->backend_id,
+		.nat_addr = nat_addr,
+		.nat_port = nat_port,
+	};
+
+	ct_see(&e, p, 0, bytes);
+	bpf_map_update_elem(&cm_ct, key, &e, BPF_ANY);
+}
+
+/*
+ * Account the packet to its flow, made if there is none. `lb` says which service brought it here (ids 0:
+ * none), `service_addr` and `service_port` how the client wrote the destination.
+ * Returns the flow if the packet is a reply of one, else NULL.
+ */
+static __always_inline struct cm_ct_entry *ct_track(const struct packet *p,
+						    const struct lb_backend *lb,
+						    __be32 service_addr, __be16 service_port,
+						    __u32 identity, __u32 bytes)
+{
+	struct cm_ct_key key = ct_key(p, CM_CT_FLOW);
+	struct cm_ct_key reversed = ct_reversed(&key);
+	struct cm_ct_entry *e = bpf_map_lookup_elem(&cm_ct, &key);
+
+	/* The same ports again: a new connection, or the same backend reached by another way. */
+	if (e && e->service_id == lb->service_id &&
+	    !(e->state == CM_CT_CLOSING && opens_connection(p))) {
+		ct_see(e, p, 0, bytes);
+		return NULL;
+	}
+	if (!e) {
+		e = bpf_map_lookup_elem(&cm_ct, &reversed);
+		if (e && !(e->state == CM_CT_CLOSING && opens_connection(p))) {
+			ct_see(e, p, 1, bytes);
+			return e;
+		}
+	}
+	ct_create(&key, p, lb, service_addr, service_port, identity, bytes);
+	return NULL;
+}
+
+#endif /* CM_CT_H */

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Why a packet left the datapath, and where. User space gets these numbers from the object's BTF.
+ * A number is never given to another meaning: append only.
+ *
+ *   1 ..  31  went on its way        64 ..  95  answered by us (RST, ICMP)
+ *  32 ..  63  noted, not an exit    128 .. 255  dropped
+ */
+#ifndef CM_REASONS_H
+#define CM_REASONS_H
+
+enum cm_reason {
+	CM_R_UNSPEC = 0,
+
+	CM_R_TO_ENDPOINT = 1,	  /* handed to a pod of this node */
+	CM_R_TO_TUNNEL = 2,	  /* encapsulated to another node */
+	CM_R_TO_STACK = 3,	  /* left to the host's routing */
+	CM_R_ARP = 4,		  /* left to the host's stack */
+	CM_R_FROM_STACK = 5,	  /* what the host sends to a pod */
+	CM_R_SOCK_TRANSLATED = 6, /* connect/sendmsg given a backend */
+
+	CM_R_IPCACHE_MISMATCH = 32,  /* VNI and ipcache disagree about the source: VNI believed */
+	CM_R_SERVICE_TRANSLATED = 33, /* per-packet load balancing */
+	CM_R_REPLY_TRANSLATED = 34,  /* reply given the service's address back */
+	CM_R_FRAGMENT = 35,	     /* forwarded by address only: neither load-balanced nor tracked */
+
+	CM_R_NO_BACKEND = 64,	/* service without backends: RST, ICMP port unreachable or ECONNREFUSED */
+	CM_R_NO_ENDPOINT = 65,	/* address of our pod CIDR that nobody has: ICMP host unreachable */
+
+	CM_R_NOT_IPV4 = 128,
+	CM_R_VLAN = 129,
+	CM_R_TRUNCATED = 130,	     /* a header ends before it should */
+	CM_R_BAD_HEADER = 131,	     /* IP version, header length or total length is wrong */
+	CM_R_IP_OPTIONS = 132,
+	CM_R_UNSUPPORTED_L4 = 133,   /* neither TCP, UDP nor ICMP */
+	CM_R_SPOOFED_SOURCE = 134,   /* not the address of the pod behind this veth */
+	CM_R_UNKNOWN_NODE = 135,     /* encapsulated by a node that we do not know */
+	CM_R_FOREIGN_IDENTITY = 136, /* identity outside the range of the sending node's cluster */
+	CM_R_NO_TUNNEL_KEY = 137,
+	CM_R_NOT_FOR_US = 138,	     /* decapsulated, but for an address outside this node */
+	CM_R_HAIRPIN = 139,	     /* per-packet load balancing chose the sender itself */
+	CM_R_WRITE_FAILED = 140,     /* a kernel helper refused to change the packet */
+	CM_R_STALE_TABLES = 141,     /* service row and slots did not fit together, twice */
+	CM_R_NO_ANSWER = 142,	     /* nothing may be answered: to an ICMP error, a broadcast, a fragment */
+
+	CM_R_MAX = 256,
+};
+
+enum cm_direction {
+	CM_DIR_FROM_POD = 0,
+	CM_DIR_TO_POD = 1,
+	CM_DIR_OVERLAY = 2,
+	CM_DIR_SOCK = 3,
+
+	CM_DIR_MAX = 4,
+};
+
+enum cm_action {
+	CM_ACT_DROP = 0,
+	CM_ACT_STACK = 1,    /* TC_ACT_OK */
+	CM_ACT_ENDPOINT = 2, /* bpf_redirect_peer into the pod behind `target` */
+	CM_ACT_TUNNEL = 3,   /* bpf_redirect to the VXLAN device, tunnel key set */
+};
+
+#endif /* CM_REASONS_H */

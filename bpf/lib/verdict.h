@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Deciding and doing are apart. A program's body looks at the packet and at struct hook (what the kernel
+ * would tell it) and fills in struct cm_decision; it returns a reason, and dropping is what happens if no
+ * action was chosen. carry_out() then counts, and acts.
+ *
+ * The seam: BPF_PROG_TEST_RUN shows neither the tunnel key nor the target of a redirect, and cannot
+ * provide a tunnel key. Test programs (test/seam.bpf.c) run the same bodies with a made-up struct hook and
+ * `record` set; the decision is then left in cm_decisions. In production `record` is a constant 0.
+ */
+#ifndef CM_VERDICT_H
+#define CM_VERDICT_H
+
+#include <linux/if_packet.h>
+#include <linux/pkt_cls.h>
+#include "count.h"
+#include "tables.h"
+
+#define TUNNEL_TTL 64
+
+struct hook {
+	__u32 ifindex;
+	__u32 vni;     /* overlay: the sender's identity, as the tunnel says */
+	__be32 remote; /* overlay: the node that encapsulated */
+	__u32 record;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct cm_decision);
+} cm_decisions SEC(".maps");
+
+static __always_inline enum cm_reason to_stack(struct cm_decision *d, enum cm_reason why)
+{
+	d->action = CM_ACT_STACK;
+	return why;
+}
+
+static __always_inline enum cm_reason to_tunnel(struct cm_decision *d, __be32 node, __u32 identity,
+						enum cm_reason why)
+{
+	d->action = CM_ACT_TUNNEL;
+	d->target = cm_settings.vxlan_ifindex;
+	d->remote = node;
+	d->vni = identity & CM_IDENTITY_MASK;
+	return why;
+}
+
+/* Straight into the pod's namespace; its own MAC must be on the frame, or its stack ignores it. */
+static __always_inline enum cm_reason to_endpoint(struct __sk_buff *skb, struct cm_decision *d,
+						  const struct cm_endpoint *ep, enum cm_reason why)
+{
+	/* pod_mac and host_mac together are the head of an Ethernet frame */
+	if (bpf_skb_store_bytes(skb, 0, ep->pod_mac, sizeof(ep->pod_mac) + sizeof(ep->host_mac), 0))
+		return CM_R_WRITE_FAILED;
+	d->action = CM_ACT_ENDPOINT;
+	d->target = ep->ifindex;
+	return why;
+}
+
+static __always_inline int encapsulate(struct __sk_buff *skb, const struct cm_decision *d)
+{
+	struct bpf_tunnel_key key = {
+		.tunnel_id = d->vni,
+		.remote_ipv4 = bpf_ntohl(d->remote),
+		.tunnel_ttl = TUNNEL_TTL,
+	};
+
+	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX);
+}
+
+static __always_inline void record(const struct cm_decision *d)
+{
+	__u32 zero = 0;
+
+	bpf_map_update_elem(&cm_decisions, &zero, d, BPF_ANY);
+}
+
+static __always_inline int carry_out(struct __sk_buff *skb, const struct hook *hook,
+				     struct cm_decision *d, enum cm_direction dir, __u32 bytes)
+{
+	if (d->action == CM_ACT_TUNNEL && encapsulate(skb, d)) {
+		d->action = CM_ACT_DROP;
+		d->reason = CM_R_WRITE_FAILED;
+	}
+	d->direction = dir;
+	count(d->reason, dir, bytes);
+	if (hook->record)
+		record(d);
+
+	/* What came over the tunnel carries the far end's MACs: "not for this host", to the kernel. */
+	if (d->action != CM_ACT_DROP && skb->pkt_type != PACKET_HOST && dir == CM_DIR_OVERLAY)
+		bpf_skb_change_type(skb, PACKET_HOST);
+
+	switch (d->action) {
+	case CM_ACT_ENDPOINT:
+		return bpf_redirect_peer(d->target, 0);
+	case CM_ACT_TUNNEL:
+		return bpf_redirect(d->target, 0);
+	case CM_ACT_STACK:
+		return TC_ACT_OK;
+	default:
+		return TC_ACT_SHOT;
+	}
+}
+
+#endif /* CM_VERDICT_H */

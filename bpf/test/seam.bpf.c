@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The production bodies behind BPF_PROG_TEST_RUN. What the kernel would tell a program comes in skb->cb:
+ * [0] VNI, [1] remote node (network byte order), [2] ifindex. The decision is left in cm_decisions.
+ */
+#include "../lib/overlay.h"
+#include "../lib/pod.h"
+
+static __always_inline struct hook made_up_hook(const struct __sk_buff *skb)
+{
+	struct hook hook = {
+		.vni = skb->cb[0],
+		.remote = skb->cb[1],
+		.ifindex = skb->cb[2],
+		.record = 1,
+	};
+
+	return hook;
+}
+
+SEC("tc")
+int cm_test_from_pod(struct __sk_buff *skb)
+{
+	const struct hook hook = made_up_hook(skb);
+	struct cm_decision d = {};
+	__u32 bytes = skb->len;
+
+	d.reason = from_pod(skb, &hook, &d);
+	return carry_out(skb, &hook, &d, CM_DIR_FROM_POD, bytes);
+}
+
+SEC("tc")
+int cm_test_to_pod(struct __sk_buff *skb)
+{
+	const struct hook hook = made_up_hook(skb);
+	struct cm_decision d = {};
+	__u32 bytes = skb->len;
+
+	d.reason = to_pod(skb, &d);
+	return carry_out(skb, &hook, &d, CM_DIR_TO_POD, bytes);
+}
+
+SEC("tc")
+int cm_test_overlay(struct __sk_buff *skb)
+{
+	const struct hook hook = made_up_hook(skb);
+	struct cm_decision d = {};
+	__u32 bytes = skb->len;
+
+	d.reason = overlay(skb, &hook, &d);
+	return carry_out(skb, &hook, &d, CM_DIR_OVERLAY, bytes);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";
