@@ -17,13 +17,22 @@ export interface PeerConfig {
   readonly caFile: string;
   readonly certFile: string;
   readonly keyFile: string;
+  /** What was agreed at connect; undefined for a file that was not written by us. */
+  readonly agreed?: AgreedPeer | undefined;
+}
+
+/** A peer's data is data from a stranger: it is held against this. */
+export interface AgreedPeer {
+  readonly id: number;
+  /** '' when the peer named none. */
+  readonly podCidr: string;
 }
 
 /** The config directory: written by operations, watched by the mirror. */
 export interface PeerDirectory {
   list(): Promise<readonly PeerConfig[]>;
   /** Writes certificate files first and the peer file last, so that a watcher never sees a half-configured peer. */
-  write(peer: { readonly name: string; readonly endpoints: readonly string[]; readonly hostAliases: readonly HostAlias[]; readonly caPem: string; readonly certPem: string; readonly keyPem: string }): Promise<void>;
+  write(peer: { readonly name: string; readonly endpoints: readonly string[]; readonly hostAliases: readonly HostAlias[]; readonly caPem: string; readonly certPem: string; readonly keyPem: string; readonly agreed: AgreedPeer }): Promise<void>;
   remove(peer: string): Promise<void>;
 }
 

@@ -10,7 +10,8 @@ let sequence = 0;
  */
 export function atomicWrite(path: string, data: string | Buffer, mode = 0o644): void {
   mkdirSync(dirname(path), { recursive: true });
-  const temporary = join(dirname(path), `.${basename(path)}.${process.pid}.${sequence++}.tmp`);
+  // Two dots: readers of a config directory skip such names (wire-contract §5.1) and never take the half-written file for a peer.
+  const temporary = join(dirname(path), `..${basename(path)}.${process.pid}.${sequence++}.tmp`);
   const fd = openSync(temporary, 'wx', mode);
   try {
     writeSync(fd, typeof data === 'string' ? Buffer.from(data) : data);

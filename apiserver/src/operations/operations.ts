@@ -1,0 +1,192 @@
+/** Operations as the admin interface sees them: start, feed, watch. */
+import { randomBytes } from 'node:crypto';
+import { isDeepStrictEqual } from 'node:util';
+import { type ClusterInfo, clusterNameProblem, MeshError, type OperationEvent } from '@clustermesh/contract';
+import { type Clock, type Log, systemClock } from '@clustermesh/runtime';
+import type { MirrorView, PeerDirectory, UserDirectory } from '../ports.ts';
+import { eventsBetween, isFinished, type JobData, type OperationKind, type OperationSnapshot } from './model.ts';
+import { checkPeer, type OwnCluster } from './peer-checks.ts';
+import { createPendingStore } from './pending.ts';
+import { openQueue } from './queue.ts';
+import { DEFAULT_TIMERS, runStep, type StepTimers } from './steps.ts';
+
+export interface OperationsOptions {
+  readonly own: OwnCluster;
+  /** The cluster's CA (ca.crt, ca.key). */
+  readonly pkiDir: string;
+  readonly stateDir: string;
+  /** Unix socket of this cluster's Redis. */
+  readonly redisPath: string;
+  readonly peers: PeerDirectory;
+  readonly users: UserDirectory;
+  readonly mirror: MirrorView;
+  readonly log: Log;
+  readonly clock?: Clock | undefined;
+  readonly timers?: Partial<StepTimers> | undefined;
+  /** How long a killed step rests before it is taken up again. Default 5 s. */
+  readonly lockMs?: number | undefined;
+  readonly attempts?: number | undefined;
+}
+
+export interface Operations {
+  /** This cluster's certificate request for `peer`. */
+  prepareConnect(peer: string): Promise<string>;
+  /** Returns the operation's id; the same while an equal one runs. */
+  startConnect(peer: ClusterInfo, peerCsrPem: string): Promise<string>;
+  supplyCertificate(peer: string, certificatePem: string): Promise<void>;
+  startDisconnect(peer: string): Promise<string>;
+  /** Ends after an event with state done or failed. While Redis is away it says so and waits. */
+  watch(id: string, signal: AbortSignal): AsyncGenerator<OperationEvent, void, void>;
+  redisReachable(): Promise<boolean>;
+  close(): Promise<void>;
+}
+
+/** A watcher looks this often even if nothing tells it to: another process may run the steps. */
+const WATCH_INTERVAL_MS = 500;
+
+export function startOperations(options: OperationsOptions): Operations {
+  const clock = options.clock ?? systemClock;
+  const log = options.log.child({ subsystem: 'operations' });
+  const pending = createPendingStore({ stateDir: options.stateDir, cluster: options.own.name });
+  const ports = { ...options, pending, timers: { ...DEFAULT_TIMERS, ...options.timers } };
+  const queue = openQueue({
+    redisPath: options.redisPath,
+    log,
+    runStep: async (run) => {
+      const startedAt = clock.nowMs();
+      const result = await runStep(ports, run);
+      log.info(
+        { operation: run.data.operation, step: run.step, ms: Math.round(clock.nowMs() - startedAt) },
+        'step done',
+      );
+      return result;
+    },
+    lockMs: options.lockMs,
+    attempts: options.attempts,
+  });
+
+  /** Starts are serialised, so that two callers at once cannot both find nothing running. */
+  let last: Promise<unknown> = Promise.resolve();
+  function inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const result = last.then(work);
+    last = result.catch(() => {});
+    return result;
+  }
+
+  async function start(wanted: JobData): Promise<string> {
+    for (const running of await queue.running()) {
+      if (running.peer !== wanted.peer) continue;
+      if (sameRequest(running, wanted)) return running.operation;
+      if (running.kind === 'disconnect') {
+        throw new MeshError({
+          code: 'conflict',
+          message: `connecting ${wanted.peer}: a disconnect from ${wanted.peer} is running`,
+          hint: 'wait until it has ended, then connect again',
+          retryable: true,
+        });
+      }
+      // A disconnect ends a connect that cannot finish; a connect with other facts replaces one with outdated ones.
+      await queue.cancel(running.operation);
+    }
+    await queue.add(wanted);
+    log.info({ operation: wanted.operation, peer: wanted.peer }, 'operation started');
+    return wanted.operation;
+  }
+
+  async function* watch(id: string, signal: AbortSignal): AsyncGenerator<OperationEvent, void, void> {
+    let previous: OperationSnapshot | undefined;
+    let saidAway = false;
+    while (!signal.aborted) {
+      // Before looking: what happens while we look must not be slept over.
+      const activity = nextActivity(signal);
+      try {
+        const snapshot = await queue.snapshot(id);
+        if (snapshot === undefined) {
+          throw new MeshError({
+            code: 'not-found',
+            message: `following operation ${id}: it is not known here`,
+            hint:
+              previous === undefined
+                ? 'operations are kept for a week'
+                : 'Redis has lost its data: start the operation again',
+          });
+        }
+        saidAway = false;
+        yield* eventsBetween(previous, snapshot);
+        previous = snapshot;
+        if (isFinished(snapshot)) return;
+      } catch (error) {
+        if (!(error instanceof MeshError) || error.code !== 'redis-unreachable') throw error;
+        if (!saidAway) yield awayEvent(id, error, previous);
+        saidAway = true;
+      }
+      await activity;
+    }
+  }
+
+  function nextActivity(signal: AbortSignal): Promise<void> {
+    const wake = new AbortController();
+    const stopListening = queue.onActivity(() => wake.abort());
+    return clock.sleep(WATCH_INTERVAL_MS, AbortSignal.any([wake.signal, signal])).finally(stopListening);
+  }
+
+  return {
+    prepareConnect: (peer) => pending.request(checkedName(peer)),
+
+    startConnect: (peer, peerCsrPem) =>
+      inTurn(async () => {
+        // Refused here already when it can be told without asking anyone else; the step checks again, with all that is known then.
+        checkPeer(options.own, peer, []);
+        return start({
+          kind: 'connect',
+          operation: newId('connect', peer.name),
+          peer: peer.name,
+          info: peer,
+          csrPem: peerCsrPem,
+        });
+      }),
+
+    supplyCertificate: async (peer, certificatePem) => {
+      const waiting = pending.isWaiting(checkedName(peer));
+      // A courier that comes again after all is done brings nothing new.
+      if (!waiting && (await options.peers.list()).some((configured) => configured.name === peer)) return;
+      pending.supply(peer, certificatePem);
+    },
+
+    startDisconnect: (peer) =>
+      inTurn(() => start({ kind: 'disconnect', operation: newId('disconnect', checkedName(peer)), peer })),
+
+    watch,
+    redisReachable: () => queue.ping(),
+    close: () => queue.close(),
+  };
+}
+
+function sameRequest(a: JobData, b: JobData): boolean {
+  return isDeepStrictEqual({ ...a, operation: '' }, JSON.parse(JSON.stringify({ ...b, operation: '' })));
+}
+
+function newId(kind: OperationKind, peer: string): string {
+  return `${kind}-${peer}-${randomBytes(4).toString('hex')}`;
+}
+
+function checkedName(peer: string): string {
+  const problem = clusterNameProblem(peer);
+  if (problem !== undefined) throw new MeshError({ code: 'invalid-argument', message: `naming a peer: ${problem}` });
+  return peer;
+}
+
+function awayEvent(id: string, error: MeshError, previous: OperationSnapshot | undefined): OperationEvent {
+  const step = previous?.steps.find((candidate) => candidate.state !== 'done')?.step ?? '';
+  return {
+    id,
+    kind: previous?.kind ?? '',
+    peer: previous?.peer ?? '',
+    state: 'waiting',
+    step,
+    message: 'Redis is unreachable: the operation waits and goes on when it is back',
+    certificateForPeerPem: '',
+    errorCode: error.code,
+    hint: error.hint ?? '',
+  };
+}

@@ -1,0 +1,323 @@
+/**
+ * Operations in BullMQ: one flow per operation, its steps chained as children, so that Redis holds what is to be done and a
+ * killed apiserver goes on where it was.
+ *
+ *   await-sync ◄── install-credentials ◄── authorize-peer        (a child runs before its parent)
+ */
+import { MeshError } from '@clustermesh/contract';
+import type { Log } from '@clustermesh/runtime';
+import { DelayedError, type FlowJobNode, FlowProducer, type Job, Queue, UnrecoverableError, Worker } from 'bullmq';
+import {
+  decodeFailure,
+  encodeFailure,
+  type JobData,
+  jobId,
+  type OperationKind,
+  type OperationSnapshot,
+  STEPS,
+  type StepName,
+  type StepResult,
+  type StepSnapshot,
+} from './model.ts';
+import {
+  COMMAND_TIMEOUT_MS,
+  connectForCommands,
+  connectForWork,
+  createErrorLimiter,
+  redisUnreachable,
+} from './redis.ts';
+
+export interface StepRun {
+  readonly step: StepName;
+  readonly data: JobData;
+  /** Aborted on cancellation and when this process stops. */
+  readonly signal: AbortSignal;
+  readonly report: (message: string) => void;
+}
+
+export interface QueueOptions {
+  readonly redisPath: string;
+  readonly log: Log;
+  readonly runStep: (run: StepRun) => Promise<StepResult>;
+  /** A killed worker's step is taken up again this long after its last sign of life, plus one check interval. Default 5 s. */
+  readonly lockMs?: number | undefined;
+  readonly attempts?: number | undefined;
+}
+
+export interface OperationQueue {
+  /** Whether Redis answers right now. */
+  ping(): Promise<boolean>;
+  add(data: JobData): Promise<void>;
+  /** Undefined when Redis knows no such operation. */
+  snapshot(operation: string): Promise<OperationSnapshot | undefined>;
+  /** Operations that have neither ended nor been cancelled. */
+  running(): Promise<readonly JobData[]>;
+  cancel(operation: string): Promise<void>;
+  /** Called when a step made progress or ended. Returns the function that stops listening. */
+  onActivity(listener: () => void): () => void;
+  close(): Promise<void>;
+}
+
+/** One type for all steps: from a union of data types BullMQ would derive a union of queues. */
+type StepJob = Job<JobData, StepResult>;
+
+const NAME = 'operations';
+const PREFIX = 'cm';
+const FIRST_RETRY_MS = 500;
+/** 0.5 + 1 + 2 + 4 + 8 s between them. */
+const ATTEMPTS = 6;
+const KEEP = { age: 7 * 86_400, count: 1000 };
+const CLOSE_TIMEOUT_MS = 2000;
+/** Waiting steps hold a slot, so there must be more slots than peers that are being connected at one time. */
+const CONCURRENCY = 64;
+const UNFINISHED = ['waiting', 'active', 'delayed', 'waiting-children', 'prioritized'] as const;
+
+export function openQueue(options: QueueOptions): OperationQueue {
+  const { log, redisPath } = options;
+  const commands = connectForCommands(redisPath);
+  const work = connectForWork(redisPath);
+  const errors = createErrorLimiter(log);
+  const listeners = new Set<() => void>();
+  const active = new Map<string, AbortController>();
+  let closing = false;
+  let producers: { readonly queue: Queue<StepJob>; readonly flows: FlowProducer } | undefined;
+
+  const changed = () => {
+    for (const listener of listeners) listener();
+  };
+  commands.on('error', (error) => errors.report(error, 'redis is unreachable: operations wait'));
+  commands.on('ready', () => {
+    errors.recovered();
+    changed();
+  });
+  commands.on('close', changed);
+  work.on('error', () => {}); // `commands` sees the same outage and reports it
+
+  /** BullMQ's objects are unusable for ever if Redis leaves while they introduce themselves: then they are made anew. */
+  async function connected(attempted: string): Promise<NonNullable<typeof producers>> {
+    if (commands.status !== 'ready') throw redisUnreachable(attempted, redisPath);
+    if (producers !== undefined) return producers;
+    const queue = new Queue<StepJob>(NAME, { connection: commands, prefix: PREFIX });
+    const flows = new FlowProducer({ connection: commands, prefix: PREFIX });
+    const onError = (error: Error) => errors.report(error, 'redis: a command failed');
+    queue.on('error', onError);
+    flows.on('error', onError);
+    await Promise.all([queue.waitUntilReady(), flows.waitUntilReady()]);
+    producers = { queue, flows };
+    return producers;
+  }
+
+  async function ask<T>(attempted: string, use: (with_: NonNullable<typeof producers>) => Promise<T>): Promise<T> {
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<never>((_, reject) => {
+      timer = setTimeout(
+        () => reject(redisUnreachable(attempted, redisPath, `no answer within ${COMMAND_TIMEOUT_MS / 1000} s`)),
+        COMMAND_TIMEOUT_MS + 500,
+      );
+    });
+    try {
+      return await Promise.race([connected(attempted).then(use), late]);
+    } catch (error) {
+      // A TypeError is a fault of ours; what else BullMQ and ioredis throw means that Redis is away, starting or read-only.
+      throw error instanceof MeshError || error instanceof TypeError
+        ? error
+        : redisUnreachable(attempted, redisPath, error);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  const worker = new Worker<JobData, StepResult>(NAME, (job, token) => processJob(job, token), {
+    connection: work,
+    prefix: PREFIX,
+    concurrency: CONCURRENCY,
+    lockDuration: options.lockMs ?? 5000,
+    stalledInterval: 1000,
+    // A step may be interrupted by any number of restarts: all are safe to run again.
+    maxStalledCount: 1_000_000,
+    // Default 15 s: how long it sits still after Redis was away.
+    runRetryDelay: 500,
+    drainDelay: 1,
+  });
+  worker.on('error', (error) => {
+    if (!closing) errors.report(error, 'redis: the worker of operations had an error');
+  });
+  for (const event of ['progress', 'completed', 'failed', 'stalled'] as const) worker.on(event, changed);
+
+  async function processJob(job: StepJob, token: string | undefined): Promise<StepResult> {
+    const step = job.name as StepName;
+    const id = job.id ?? '';
+    const abort = new AbortController();
+    active.set(id, abort);
+    const attempts = job.opts.attempts ?? 1;
+    const attempt = job.attemptsMade + 1;
+    let reported = '';
+    const report = (message: string) => {
+      if (message === reported) return;
+      reported = message;
+      // Not awaited: a step does not stand still because Redis does.
+      job.updateProgress({ message }).then(changed, () => {});
+    };
+    try {
+      if (job.data.cancelled) throw cancelled(job.data);
+      return await options.runStep({ step, data: job.data, signal: abort.signal, report });
+    } catch (error) {
+      if (closing) {
+        // Straight back into the queue: the next apiserver takes it up without waiting for the lock to run out.
+        await job.moveToDelayed(Date.now(), token);
+        throw new DelayedError();
+      }
+      const failure = MeshError.from(
+        abort.signal.aborted ? cancelled(job.data) : error,
+        `step ${step} of ${job.data.operation}`,
+      );
+      if (!(error instanceof MeshError))
+        log.error({ err: error, operation: job.data.operation, step }, 'step failed unexpectedly');
+      if (!failure.retryable || attempt >= attempts) throw new UnrecoverableError(encodeFailure(failure));
+      report(`attempt ${attempt} of ${attempts} failed, trying again: ${failure.message}`);
+      throw new Error(encodeFailure(failure));
+    } finally {
+      if (active.get(id) === abort) active.delete(id);
+    }
+  }
+
+  async function stepSnapshot(
+    queue: Queue<StepJob>,
+    operation: string,
+    step: StepName,
+  ): Promise<(StepSnapshot & { data: JobData }) | undefined> {
+    // State before content: what a state promises (a result, a reason) is then there.
+    const state = await queue.getJobState(jobId(operation, step));
+    const job = await queue.getJob(jobId(operation, step));
+    if (job === undefined) return undefined;
+    const progress = (job.progress as { message?: string } | undefined)?.message ?? '';
+    const base = { step, data: job.data, message: progress };
+    switch (state) {
+      case 'completed': {
+        const result = job.returnvalue;
+        return { ...base, state: 'done', message: result.message, certificatePem: result.certificatePem };
+      }
+      case 'failed': {
+        const failure = decodeFailure(job.failedReason ?? '');
+        return { ...base, state: 'failed', message: failure.message, failure };
+      }
+      case 'active':
+        return { ...base, state: 'active' };
+      case 'waiting-children':
+        return { ...base, state: 'pending', message: '' };
+      default:
+        return { ...base, state: 'waiting' };
+    }
+  }
+
+  /** Last step first: an earlier step is then never seen behind a later one. Undefined when one is not there. */
+  async function stepSnapshots(
+    queue: Queue<StepJob>,
+    operation: string,
+  ): Promise<(StepSnapshot & { data: JobData })[] | undefined> {
+    const kind = kindOf(operation);
+    const steps: (StepSnapshot & { data: JobData })[] = [];
+    for (const step of [...STEPS[kind]].reverse()) {
+      const snapshot = await stepSnapshot(queue, operation, step);
+      if (snapshot === undefined) return undefined;
+      steps.unshift(snapshot);
+    }
+    return steps;
+  }
+
+  return {
+    ping: async () => {
+      try {
+        await ask('asking for a sign of life', () => commands.ping());
+        return true;
+      } catch {
+        return false;
+      }
+    },
+
+    add: async (data) => {
+      const order: readonly StepName[] = STEPS[data.kind];
+      const flow = order.reduce<FlowJobNode | undefined>(
+        (child, step) => ({
+          name: step,
+          queueName: NAME,
+          prefix: PREFIX,
+          data,
+          opts: {
+            jobId: jobId(data.operation, step),
+            attempts: options.attempts ?? ATTEMPTS,
+            backoff: { type: 'exponential', delay: FIRST_RETRY_MS },
+            removeOnComplete: KEEP,
+            removeOnFail: KEEP,
+            ...(step === order.at(-1) ? {} : { failParentOnFailure: true }),
+          },
+          ...(child === undefined ? {} : { children: [child] }),
+        }),
+        undefined,
+      );
+      await ask(`starting the ${data.kind} of ${data.peer}`, ({ flows }) => flows.add(flow!));
+    },
+
+    snapshot: (operation) =>
+      ask(`reading operation ${operation}`, async ({ queue }) => {
+        const steps = await stepSnapshots(queue, operation);
+        return steps === undefined
+          ? undefined
+          : { id: operation, kind: kindOf(operation), peer: steps[0]!.data.peer, steps };
+      }),
+
+    running: () =>
+      ask('listing operations', async ({ queue }) => {
+        const jobs = await queue.getJobs([...UNFINISHED], 0, -1);
+        const operations = new Map<string, JobData>();
+        // A removed job leaves a hole in the list.
+        for (const job of jobs) if (job?.data !== undefined) operations.set(job.data.operation, job.data);
+        const result: JobData[] = [];
+        for (const data of operations.values()) {
+          const steps = await stepSnapshots(queue, data.operation);
+          if (steps?.every((step) => step.state !== 'failed' && !step.data.cancelled)) result.push(data);
+        }
+        return result;
+      }),
+
+    cancel: (operation) =>
+      ask(`cancelling ${operation}`, async ({ queue }) => {
+        for (const step of STEPS[kindOf(operation)]) {
+          const job = await queue.getJob(jobId(operation, step));
+          if (job === undefined) continue;
+          await job.updateData({ ...job.data, cancelled: true });
+          active.get(job.id ?? '')?.abort();
+          // In its backoff: let it run, and fail, now.
+          if (await job.isDelayed()) await job.promote();
+        }
+      }),
+
+    onActivity: (listener) => {
+      listeners.add(listener);
+      return () => listeners.delete(listener);
+    },
+
+    close: async () => {
+      closing = true;
+      for (const controller of active.values()) controller.abort();
+      await Promise.race([worker.close(), new Promise((resolve) => setTimeout(resolve, CLOSE_TIMEOUT_MS).unref())]);
+      // A worker that could not say goodbye (Redis is away) is cut off: its steps are taken up by the next one.
+      void worker.close(true).catch(() => {});
+      commands.disconnect();
+      work.disconnect();
+    },
+  };
+}
+
+/** Operation ids begin with their kind. */
+function kindOf(operation: string): OperationKind {
+  return operation.startsWith('disconnect-') ? 'disconnect' : 'connect';
+}
+
+function cancelled(data: JobData): MeshError {
+  return new MeshError({
+    code: 'cancelled',
+    message: `the ${data.kind} of ${data.peer} was cancelled by a later command`,
+    retryable: false,
+  });
+}
