@@ -68,6 +68,8 @@ export const NODES_PREFIX = 'clustermesh/nodes/';
 export const IDENTITIES_PREFIX = 'clustermesh/identities/';
 export const AGENTS_PREFIX = 'clustermesh/agents/';
 export const PEERS_PREFIX = 'clustermesh/peers/';
+/** Present from the moment on which users, roles and auth are in place: nobody writes data into an etcd without it. */
+export const BOOTSTRAP_KEY = 'clustermesh/bootstrap';
 
 export const LOCAL_FAMILIES = ['services', 'endpointslices', 'namespaces'] as const;
 export type LocalFamily = (typeof LOCAL_FAMILIES)[number];

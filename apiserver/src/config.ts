@@ -1,0 +1,103 @@
+/** apiserver.yaml. A field's comment is its help text; every problem of a file is reported at once, with its field. */
+import { isIP } from 'node:net';
+import { join } from 'node:path';
+import { clusterIdProblem, clusterNameProblem, isDnsSubdomain, isIpv4, parseCidr } from '@clustermesh/contract';
+import { z } from 'zod';
+
+const path = z.string().min(1);
+
+const ipv4Cidr = z.string().refine((text) => {
+  const cidr = parseCidr(text);
+  return cidr !== undefined && isIpv4(cidr.ip) && cidr.length >= 8 && cidr.length <= 30;
+}, 'is no IPv4 CIDR with a length of 8 to 30');
+
+const endpoint = z.string().refine((text) => {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  return url !== undefined && (url.protocol === 'https:' || url.protocol === 'http:') && url.hostname !== '';
+}, 'is no http(s)://host:port URL');
+
+const hostAlias = z.strictObject({
+  /** Name in an endpoint's URL. */
+  hostname: z.string().min(1),
+  /** Addresses to connect to in its place. */
+  ips: z.array(z.string().refine((ip) => isIP(ip) !== 0, 'is no IP address')).min(1),
+});
+
+const clusterSchema = z
+  .strictObject({
+    /** Unique in the mesh, at most 32 characters. */
+    name: z.string(),
+    /** Unique in the mesh, 1 … maxConnectedClusters; part of every identity number, fixed for life. */
+    id: z.number().int(),
+    /** 255 or 511; all clusters of a mesh must agree. */
+    maxConnectedClusters: z.union([z.literal(255), z.literal(511)]).default(255),
+    /** Shown to operators and peers; empty when there is none. */
+    region: z.string().default(''),
+    /** ClusterIPs of services without an explicit one come from here. */
+    serviceCIDR: ipv4Cidr,
+    /** All pods of this cluster; told to peers at connect, so that overlaps are found. */
+    podCIDR: ipv4Cidr,
+    /** Whether namespaces without the clustermesh.cilium.io/global annotation take part in the mesh. */
+    defaultGlobalNamespace: z.boolean().default(true),
+  })
+  .superRefine((cluster, context) => {
+    const nameProblem = clusterNameProblem(cluster.name);
+    if (nameProblem !== undefined) context.addIssue({ code: 'custom', path: ['name'], message: nameProblem });
+    const idProblem = clusterIdProblem(cluster.id, cluster.maxConnectedClusters);
+    if (idProblem !== undefined) context.addIssue({ code: 'custom', path: ['id'], message: idProblem });
+  });
+
+const timersSchema = z.strictObject({
+  /** Interval of `cilium/.heartbeat`; readers ask for at least one a minute. */
+  heartbeatMs: z.number().int().min(100).max(60_000).default(10_000),
+  /** `clustermesh/peers/<peer>` is written at least this often (and on change, at most once a second). */
+  peerStatusMs: z.number().int().min(100).default(10_000),
+  /** How long the last known rows of a node stay exported after its own complete list went missing (a wiped etcd). */
+  nodeGraceMs: z.number().int().min(0).default(60_000),
+  /** How long a removed peer's data waits for the live agents to let go of it. */
+  drainWaitMs: z.number().int().min(0).default(10_000),
+});
+
+export const configSchema = z.strictObject({
+  cluster: clusterSchema,
+  /** This cluster's own etcd, as user admin-<cluster>. */
+  etcd: z.strictObject({
+    endpoints: z.array(endpoint).min(1),
+    hostAliases: z.array(hostAlias).default([]),
+    caFile: path.optional(),
+    certFile: path.optional(),
+    keyFile: path.optional(),
+  }),
+  /** How peers reach this cluster's etcd. */
+  advertise: z.strictObject({ endpoints: z.array(endpoint).min(1), hostAliases: z.array(hostAlias).default([]) }),
+  /** The cluster's CA (ca.crt, ca.key): signs peers' client certificates. */
+  pki: z.strictObject({ dir: path }),
+  /** Watched: Kubernetes YAML of this cluster (Namespace, Service, EndpointSlice). */
+  manifestsDir: path,
+  /** Watched: one file per peer, wire-contract §5.1. */
+  peersDir: path,
+  /** Watched: the etcd users of peers (users.yaml). */
+  usersFile: path,
+  /** What must outlive a restart: allocated ClusterIPs, known nodes, last good manifests. */
+  stateDir: path,
+  /** Unix socket of Redis (operations only). */
+  redis: z.strictObject({ path }),
+  /** Unix socket of the operator interface. */
+  admin: z.strictObject({ socket: path }),
+  /** Health and metrics. */
+  http: z.strictObject({ host: z.string().default('127.0.0.1'), port: z.number().int().min(0).max(65535) }),
+  /** Nodes whose agents get an etcd user `node-<node>`. */
+  nodes: z.array(z.string().refine((name) => isDnsSubdomain(name), 'is no node name (DNS subdomain)')).default([]),
+  timers: timersSchema.prefault({}),
+});
+
+export type Config = Readonly<z.infer<typeof configSchema>>;
+
+/** Names below stateDir, in one place so that they cannot collide. */
+export function stateFiles(stateDir: string) {
+  return {
+    clusterIps: join(stateDir, 'cluster-ips.json'),
+    knownNodes: join(stateDir, 'known-nodes.json'),
+    lastGoodDir: join(stateDir, 'last-good-manifests'),
+  };
+}

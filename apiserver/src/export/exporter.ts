@@ -1,0 +1,198 @@
+/**
+ * The only writer of `cilium/state/…`, of this cluster's own config and canaries, of the heartbeat, and of `clustermesh/local/…`.
+ * Every pass projects the sources whole and hands the result to the writers, which find the difference.
+ */
+import {
+  CANARY_FAMILIES,
+  type CanaryFamily,
+  canaryKey,
+  clusterConfigKey,
+  dataPrefix,
+  HEARTBEAT_KEY,
+  LOCAL_FAMILIES,
+  localCanaryKey,
+  localPrefix,
+  type MaxConnectedClusters,
+  messageOf,
+  rfc3339,
+} from '@clustermesh/contract';
+import { type Compare, type Etcd, startWriter, type Writer, type WriterStatus } from '@clustermesh/kvstore';
+import { type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
+import { isGlobalNamespace, type ManifestSnapshot } from '../sources/manifests/snapshot.ts';
+import type { NodesSnapshot } from '../sources/nodes/node-table.ts';
+import { ownClusterConfig } from './cluster-config.ts';
+import { exportEndpoints } from './endpoints.ts';
+import { exportLocal } from './local.ts';
+import { exportServices } from './services.ts';
+import { stampChanges } from './stamp.ts';
+
+export interface ExporterOptions {
+  readonly etcd: Etcd;
+  readonly cluster: {
+    readonly name: string;
+    readonly id: number;
+    readonly maxConnectedClusters: MaxConnectedClusters;
+    readonly region: string;
+  };
+  readonly manifests: () => ManifestSnapshot | undefined;
+  readonly nodes: () => NodesSnapshot;
+  readonly fence: () => readonly Compare[];
+  readonly heartbeatMs: number;
+  readonly log: Log;
+  readonly signal: AbortSignal;
+  readonly clock?: Clock;
+}
+
+export interface Exporter {
+  /** A source has changed. */
+  trigger(): void;
+  problems(): readonly string[];
+  counts(): { readonly services: number; readonly globalServices: number; readonly endpoints: number };
+  /** Families whose complete first state is in etcd. */
+  synced(): ReadonlySet<CanaryFamily>;
+  writers(): Readonly<Record<'local' | 'state' | 'heartbeat', WriterStatus>>;
+  readonly ended: Promise<void>;
+}
+
+/** A dead apiserver's heartbeat goes by itself; three missed beats are enough to be sure. */
+const heartbeatTtlSeconds = (heartbeatMs: number) => Math.max(30, Math.ceil((3 * heartbeatMs) / 1000));
+const BACKOFF = { minMs: 100, maxMs: 2_000 };
+type EndpointFamily = 'nodes' | 'ip' | 'identities';
+const ENDPOINT_FAMILIES: readonly EndpointFamily[] = ['nodes', 'identities', 'ip'];
+
+export function startExporter(options: ExporterOptions): Exporter {
+  const { cluster, etcd, signal } = options;
+  const clock = options.clock ?? systemClock;
+  const log = options.log.child({ subsystem: 'export' });
+  const prefix = (family: CanaryFamily) => dataPrefix(cluster.name, family, 'state');
+  const shared = { etcd, fence: options.fence, log, clock, signal, backoff: BACKOFF };
+  const local = startWriter({ ...shared, owned: LOCAL_FAMILIES.map(localPrefix) });
+  const state = startWriter({ ...shared, owned: CANARY_FAMILIES.map(prefix) });
+  const heartbeat = startWriter({
+    ...shared,
+    owned: [HEARTBEAT_KEY],
+    lease: { ttlSeconds: heartbeatTtlSeconds(options.heartbeatMs) },
+  });
+
+  const synced = new Set<CanaryFamily>();
+  const announced = new Set<string>();
+  /** Values as they are in etcd or will be: what stamps are compared with. Undefined until etcd has been read once. */
+  let stamped: Map<CanaryFamily, ReadonlyMap<string, string>> | undefined;
+  let owners: ReadonlyMap<string, string> = new Map();
+  let problems: readonly string[] = [];
+  let counts = { services: 0, globalServices: 0, endpoints: 0 };
+
+  /** The desired set is whole from here on: leftovers go, and once everything is written the canary says so. */
+  const announce = (writer: Writer, owned: string, canary: string, onFlushed: () => void) => {
+    if (announced.has(canary)) return;
+    announced.add(canary);
+    writer.ready(owned);
+    writer.canary(canary, () => rfc3339(clock.wallMs()));
+    writer.flush().then(onFlushed, () => {}); // rejects only when the writer has ended
+  };
+  const announceFamily = (family: CanaryFamily) =>
+    announce(state, prefix(family), canaryKey(cluster.name, family, 'state'), () => synced.add(family));
+
+  const writeLocal = (manifests: ManifestSnapshot) => {
+    for (const [family, rows] of exportLocal(manifests)) {
+      local.replace(localPrefix(family), rows);
+      announce(local, localPrefix(family), localCanaryKey(family), () => {});
+    }
+  };
+
+  const writeFamily = (
+    family: CanaryFamily,
+    rows: ReadonlyMap<string, string>,
+    previous: Map<CanaryFamily, ReadonlyMap<string, string>>,
+    isComplete: boolean,
+  ) => {
+    const before = previous.get(family) ?? new Map<string, string>();
+    // Identities are label strings and carry no stamp.
+    const values = family === 'identities' ? rows : stampChanges(rows, before, clock.wallMs());
+    if (isComplete) {
+      previous.set(family, values);
+      state.replace(prefix(family), values);
+      announceFamily(family);
+    } else {
+      previous.set(family, new Map([...before, ...values]));
+      for (const [key, value] of values) state.set(key, value);
+    }
+  };
+
+  const pass = async () => {
+    const manifests = options.manifests();
+    // Which namespaces are closed is not known before the manifests have been read: nothing leaves until then.
+    if (manifests === undefined) return;
+    writeLocal(manifests);
+    stamped ??= await readStamped(etcd, prefix, signal);
+    state.set(clusterConfigKey(cluster.name), ownClusterConfig(cluster));
+    const services = exportServices(cluster, manifests.services.values(), manifests.slices.values());
+    writeFamily('services', services, stamped, true);
+    announceFamily('serviceexports');
+
+    const nodes = options.nodes();
+    const endpoints = exportEndpoints({
+      cluster,
+      nodes,
+      owners,
+      isGlobalNamespace: (namespace) => isGlobalNamespace(manifests, namespace),
+    });
+    owners = endpoints.owners;
+    // Identities before the addresses that point at them.
+    for (const family of ENDPOINT_FAMILIES) writeFamily(family, endpoints[family], stamped, nodes.complete);
+    problems = [...nodes.problems, ...endpoints.problems];
+    counts = {
+      services: manifests.services.size,
+      globalServices: [...manifests.services.values()].filter((service) => service.global).length,
+      endpoints: nodes.endpoints.length,
+    };
+  };
+
+  const beat = async () => heartbeat.set(HEARTBEAT_KEY, rfc3339(clock.wallMs()));
+  const onError = (error: unknown, failures: number) => {
+    if (failures === 1 && !signal.aborted) log.warn({ reason: messageOf(error) }, 'export waits');
+  };
+  const runner = startRunner({
+    run: pass,
+    minIntervalMs: 20,
+    retryMs: 200,
+    maxIntervalMs: 10_000,
+    signal,
+    clock,
+    onError,
+  });
+  const beats = startRunner({
+    run: beat,
+    minIntervalMs: 0,
+    retryMs: 200,
+    maxIntervalMs: options.heartbeatMs,
+    signal,
+    clock,
+    onError,
+  });
+  runner.trigger();
+  beats.trigger();
+
+  return {
+    trigger: runner.trigger,
+    problems: () => problems,
+    counts: () => counts,
+    synced: () => synced,
+    writers: () => ({ local: local.status(), state: state.status(), heartbeat: heartbeat.status() }),
+    ended: Promise.all([runner.ended, beats.ended, local.done, state.done, heartbeat.done]).then(() => {}),
+  };
+}
+
+/** What a process before this one wrote: unchanged values keep their stamps. */
+async function readStamped(
+  etcd: Etcd,
+  prefix: (family: CanaryFamily) => string,
+  signal: AbortSignal,
+): Promise<Map<CanaryFamily, ReadonlyMap<string, string>>> {
+  const families = new Map<CanaryFamily, ReadonlyMap<string, string>>();
+  for (const family of ['services', 'nodes', 'ip'] as const) {
+    const { kvs } = await etcd.range(prefix(family), { signal });
+    families.set(family, new Map(kvs.map((kv) => [kv.key, kv.value.toString('utf8')])));
+  }
+  return families;
+}

@@ -1,0 +1,88 @@
+/** Own services and slices → what peers may know of them (wire-contract §1.8). Pure. */
+import {
+  encodeGlobalService,
+  type GlobalService,
+  type LocalService,
+  type LocalSlice,
+  type ServicePortMap,
+  serviceKey,
+} from '@clustermesh/contract';
+
+export interface ExportingCluster {
+  readonly name: string;
+  readonly id: number;
+}
+
+/** Slices by the `namespace/service` that they belong to, in the order of their names. */
+export function slicesByService(slices: Iterable<LocalSlice>): Map<string, LocalSlice[]> {
+  const byService = new Map<string, LocalSlice[]>();
+  for (const slice of [...slices].sort((a, b) => (a.name < b.name ? -1 : 1))) {
+    const key = `${slice.namespace}/${slice.service}`;
+    const list = byService.get(key);
+    if (list === undefined) byService.set(key, [slice]);
+    else list.push(slice);
+  }
+  return byService;
+}
+
+function portMap(ports: LocalService['ports']): ServicePortMap {
+  return Object.fromEntries(ports.map((port) => [port.name, { Protocol: port.protocol, Port: port.port }]));
+}
+
+function sortedRecord<T>(map: ReadonlyMap<string, T>): Record<string, T> {
+  return Object.fromEntries([...map].sort(([a], [b]) => (a < b ? -1 : 1)));
+}
+
+/** One service as peers see it. Backends that are ready or still serving; a headless service has no frontends. */
+export function toGlobalService(
+  cluster: ExportingCluster,
+  service: LocalService,
+  slices: readonly LocalSlice[],
+): GlobalService {
+  const backends = new Map<string, ServicePortMap>();
+  const zones = new Map<string, { zone: string; forZones: null }>();
+  const hostnames = new Map<string, string>();
+  for (const slice of slices) {
+    for (const endpoint of slice.endpoints) {
+      if (!endpoint.ready && !endpoint.serving) continue;
+      for (const ip of endpoint.addresses) {
+        backends.set(ip, { ...backends.get(ip), ...portMap(slice.ports) });
+        if (endpoint.zone !== undefined) zones.set(ip, { zone: endpoint.zone, forZones: null });
+        if (endpoint.hostname !== undefined) hostnames.set(ip, endpoint.hostname);
+      }
+    }
+  }
+  return {
+    cluster: cluster.name,
+    namespace: service.namespace,
+    name: service.name,
+    frontends: Object.fromEntries(service.clusterIPs.map((ip) => [ip, portMap(service.ports)])),
+    backends: sortedRecord(backends),
+    ...(hostnames.size === 0 ? {} : { hostnames: sortedRecord(hostnames) }),
+    ...(zones.size === 0 ? {} : { zones: sortedRecord(zones) }),
+    labels: service.labels,
+    selector: service.selector,
+    includeExternal: true,
+    shared: true,
+    clusterID: cluster.id,
+  };
+}
+
+/** Global AND shared; `global` of a LocalService already includes its namespace. Losing either deletes the key. */
+export function exportServices(
+  cluster: ExportingCluster,
+  services: Iterable<LocalService>,
+  slices: Iterable<LocalSlice>,
+): Map<string, string> {
+  const byService = slicesByService(slices);
+  const rows = new Map<string, string>();
+  for (const service of services) {
+    if (!service.global || !service.shared) continue;
+    const own = byService.get(`${service.namespace}/${service.name}`) ?? [];
+    rows.set(
+      serviceKey(cluster.name, service.namespace, service.name),
+      encodeGlobalService(toGlobalService(cluster, service, own)),
+    );
+  }
+  return rows;
+}

@@ -1,0 +1,134 @@
+/**
+ * The parts of Kubernetes objects that the mesh reads. Unknown fields are ignored, as a Kubernetes client ignores them; known
+ * ones must be right. Absent conditions mean what Kubernetes says they mean: ready.
+ */
+import { isIP } from 'node:net';
+import { isDnsSubdomain } from '@clustermesh/contract';
+import { z } from 'zod';
+
+export const SERVICE_NAME_LABEL = 'kubernetes.io/service-name';
+
+const dnsLabel = z.string().regex(/^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/, 'is no DNS label');
+const dnsName = z.string().refine((name) => isDnsSubdomain(name), 'is no DNS subdomain');
+const stringMap = z
+  .record(z.string(), z.string({ error: 'must be a string (quote it)' }))
+  .nullish()
+  .transform((value) => value ?? {});
+const protocol = z
+  .enum(['TCP', 'UDP', 'SCTP'])
+  .nullish()
+  .transform((value) => value ?? 'TCP');
+const portNumber = z.number().int().min(1).max(65535);
+const optionalText = z
+  .string()
+  .nullish()
+  .transform((value) => value ?? undefined);
+
+function metadata(name: z.ZodType<string>) {
+  return z.looseObject({
+    name,
+    namespace: dnsLabel.nullish().transform((value) => value ?? 'default'),
+    labels: stringMap,
+    annotations: stringMap,
+  });
+}
+
+export const namespaceSchema = z.looseObject({ metadata: metadata(dnsLabel) });
+
+const clusterIp = z
+  .string()
+  .refine((ip) => ip === '' || ip === 'None' || isIP(ip) !== 0, 'is neither an IP address nor None');
+
+const servicePort = z.looseObject({
+  name: optionalText,
+  protocol,
+  port: portNumber,
+});
+
+export const serviceSchema = z
+  .looseObject({
+    metadata: metadata(dnsLabel),
+    spec: z.looseObject({
+      type: z.enum(['ClusterIP', 'NodePort', 'LoadBalancer', 'ExternalName']).default('ClusterIP'),
+      clusterIP: clusterIp.nullish(),
+      clusterIPs: z.array(clusterIp).nullish(),
+      selector: z.record(z.string(), z.string()).nullish(),
+      ports: z
+        .array(servicePort)
+        .nullish()
+        .transform((value) => value ?? []),
+    }),
+  })
+  .superRefine(({ spec }, context) => {
+    const issue = (path: (string | number)[], message: string) =>
+      context.addIssue({ code: 'custom', path: ['spec', ...path], message });
+    const first = spec.clusterIPs?.[0];
+    if (first !== undefined && spec.clusterIP && first !== spec.clusterIP) {
+      issue(['clusterIPs', 0], `is ${first}, but clusterIP is ${spec.clusterIP}`);
+    }
+    const isHeadless = (spec.clusterIP ?? first) === 'None';
+    if (spec.type !== 'ExternalName' && !isHeadless && spec.ports.length === 0) issue(['ports'], 'must not be empty');
+    const seen = new Set<string>();
+    spec.ports.forEach((port, index) => {
+      if (spec.ports.length > 1 && port.name === undefined)
+        issue(['ports', index, 'name'], 'is needed with more than one port');
+      for (const key of [`name ${port.name ?? ''}`, `port ${port.port}/${port.protocol}`]) {
+        if (seen.has(key)) issue(['ports', index], `repeats ${key} of an earlier port`);
+        seen.add(key);
+      }
+    });
+  });
+
+const condition = z
+  .boolean()
+  .nullish()
+  .transform((value) => value ?? undefined);
+
+export const endpointSliceSchema = z
+  .looseObject({
+    metadata: metadata(dnsName),
+    addressType: z.enum(['IPv4', 'IPv6', 'FQDN']),
+    endpoints: z
+      .array(
+        z.looseObject({
+          addresses: z.array(z.string()).min(1).max(100),
+          conditions: z
+            .looseObject({ ready: condition, serving: condition, terminating: condition })
+            .nullish()
+            .transform((value) => value ?? { ready: undefined, serving: undefined, terminating: undefined }),
+          zone: optionalText,
+          nodeName: optionalText,
+          hostname: optionalText,
+        }),
+      )
+      .nullish()
+      .transform((value) => value ?? []),
+    ports: z
+      .array(z.looseObject({ name: optionalText, protocol, port: portNumber }))
+      .nullish()
+      .transform((value) => value ?? []),
+  })
+  .superRefine((slice, context) => {
+    const family = slice.addressType === 'IPv4' ? 4 : 6;
+    if (slice.addressType !== 'FQDN') {
+      slice.endpoints.forEach((endpoint, index) => {
+        endpoint.addresses.forEach((address, position) => {
+          if (isIP(address) === family) return;
+          const path = ['endpoints', index, 'addresses', position];
+          context.addIssue({
+            code: 'custom',
+            path,
+            message: `${JSON.stringify(address)} is no ${slice.addressType} address`,
+          });
+        });
+      });
+    }
+    if ((slice.metadata.labels[SERVICE_NAME_LABEL] ?? '') === '') {
+      const path = ['metadata', 'labels', SERVICE_NAME_LABEL];
+      context.addIssue({ code: 'custom', path, message: 'is needed: it names the service' });
+    }
+  });
+
+export type NamespaceManifest = z.infer<typeof namespaceSchema>;
+export type ServiceManifest = z.infer<typeof serviceSchema>;
+export type EndpointSliceManifest = z.infer<typeof endpointSliceSchema>;

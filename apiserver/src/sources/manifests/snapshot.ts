@@ -1,0 +1,161 @@
+/** Objects in force → the cluster's own services, slices and namespaces, as immutable values. Pure. */
+import {
+  type LocalNamespace,
+  type LocalService,
+  type LocalSlice,
+  readNamespaceGlobal,
+  readServiceAnnotations,
+} from '@clustermesh/contract';
+import { allocateClusterIps } from './cluster-ips.ts';
+import type { LocatedObject } from './parse.ts';
+import { SERVICE_NAME_LABEL } from './schemas.ts';
+
+export interface ManifestSnapshot {
+  readonly namespaces: ReadonlyMap<string, LocalNamespace>;
+  /** By `namespace/name`. */
+  readonly services: ReadonlyMap<string, LocalService>;
+  /** By `namespace/name`. */
+  readonly slices: ReadonlyMap<string, LocalSlice>;
+  /** For namespaces that no manifest declares. */
+  readonly defaultGlobalNamespace: boolean;
+  /** Readable sentences, each with its place. */
+  readonly problems: readonly string[];
+  readonly notes: readonly string[];
+}
+
+export interface SnapshotInput {
+  /** In the order of file names: of two definitions of one object the first counts. */
+  readonly objects: readonly LocatedObject[];
+  /** Named by a malformed document only: closed, because nobody knows what the document was going to say. */
+  readonly brokenNamespaces: readonly string[];
+  readonly problems: readonly string[];
+  readonly notes: readonly string[];
+  readonly defaultGlobalNamespace: boolean;
+  readonly serviceCidr: string;
+  readonly previousIps: ReadonlyMap<string, string>;
+}
+
+export interface SnapshotResult {
+  readonly snapshot: ManifestSnapshot;
+  /** To be persisted before the snapshot is used. */
+  readonly clusterIps: ReadonlyMap<string, string>;
+}
+
+/** Whether a namespace takes part in the mesh. */
+export function isGlobalNamespace(snapshot: ManifestSnapshot, namespace: string): boolean {
+  return snapshot.namespaces.get(namespace)?.global ?? snapshot.defaultGlobalNamespace;
+}
+
+type Of<K extends LocatedObject['kind']> = Extract<LocatedObject, { kind: K }>;
+
+export function buildSnapshot(input: SnapshotInput): SnapshotResult {
+  const problems = [...input.problems];
+  const notes = [...input.notes];
+
+  const unique = new Map<string, LocatedObject>();
+  for (const object of input.objects) {
+    const first = unique.get(object.key);
+    if (first === undefined) unique.set(object.key, object);
+    else problems.push(`${object.where}: ${object.key} is already defined in ${first.where}, which stays in force`);
+  }
+  const ofKind = <K extends LocatedObject['kind']>(kind: K) =>
+    [...unique.values()].filter((o): o is Of<K> => o.kind === kind);
+
+  const namespaces = new Map<string, LocalNamespace>();
+  for (const { object, where, key } of ofKind('Namespace')) {
+    const { name, annotations, labels } = object.metadata;
+    const read = readNamespaceGlobal(annotations, input.defaultGlobalNamespace);
+    problems.push(...read.problems.map((problem) => `${where}: ${key}: ${problem}`));
+    namespaces.set(name, { name, global: read.global, labels });
+  }
+  for (const name of input.brokenNamespaces) {
+    if (namespaces.has(name)) continue;
+    namespaces.set(name, { name, global: false, labels: {} });
+    problems.push(`Namespace ${name}: kept out of the mesh until its malformed document is right`);
+  }
+  const isGlobal = (namespace: string) => namespaces.get(namespace)?.global ?? input.defaultGlobalNamespace;
+
+  const manifests = ofKind('Service').flatMap((service) => {
+    if (service.object.spec.type !== 'ExternalName') return [service];
+    notes.push(`${service.where}: ${service.key}: an ExternalName service has no backends, ignored`);
+    return [];
+  });
+  const addressOf = (service: Of<'Service'>) =>
+    service.object.spec.clusterIP || service.object.spec.clusterIPs?.[0] || undefined;
+  const nameOf = (service: Of<'Service'>) => `${service.object.metadata.namespace}/${service.object.metadata.name}`;
+  const requests = manifests
+    .filter((service) => addressOf(service) !== 'None')
+    .map((service) => ({ service: nameOf(service), explicit: addressOf(service) }));
+  const allocation = allocateClusterIps(requests, input.previousIps, input.serviceCidr);
+  const whereIs = new Map(manifests.map((service) => [nameOf(service), service.where]));
+  problems.push(
+    ...allocation.problems.map(({ service, reason }) => `${whereIs.get(service)}: Service ${service}: ${reason}`),
+  );
+
+  const services = new Map<string, LocalService>();
+  for (const manifest of manifests) {
+    const name = nameOf(manifest);
+    const isHeadless = addressOf(manifest) === 'None';
+    const clusterIp = allocation.assigned.get(name);
+    if (!isHeadless && clusterIp === undefined) continue;
+    const { metadata, spec } = manifest.object;
+    const mesh = readServiceAnnotations(metadata.annotations);
+    problems.push(...mesh.problems.map((problem) => `${manifest.where}: ${manifest.key}: ${problem}`));
+    const global = mesh.global && isGlobal(metadata.namespace);
+    if (mesh.global && !global)
+      notes.push(`${manifest.where}: ${manifest.key}: is annotated global, but its namespace is not`);
+    services.set(name, {
+      namespace: metadata.namespace,
+      name: metadata.name,
+      clusterIPs: isHeadless || clusterIp === undefined ? [] : [clusterIp],
+      ports: spec.ports.map((port) => ({ name: port.name ?? '', protocol: port.protocol, port: port.port })),
+      global,
+      shared: global && mesh.shared,
+      affinity: mesh.affinity,
+      labels: metadata.labels,
+      selector: spec.selector ?? null,
+    });
+  }
+
+  const slices = new Map<string, LocalSlice>();
+  for (const { object, where, key } of ofKind('EndpointSlice')) {
+    if (object.addressType === 'FQDN') {
+      notes.push(`${where}: ${key}: addressType FQDN cannot be a backend, ignored`);
+      continue;
+    }
+    const { namespace, name, labels } = object.metadata;
+    slices.set(`${namespace}/${name}`, {
+      namespace,
+      name,
+      service: labels[SERVICE_NAME_LABEL] ?? '',
+      endpoints: object.endpoints.map((endpoint) => {
+        const ready = endpoint.conditions.ready ?? true;
+        return {
+          addresses: endpoint.addresses,
+          ready,
+          serving: endpoint.conditions.serving ?? ready,
+          terminating: endpoint.conditions.terminating ?? false,
+          ...(endpoint.zone === undefined ? {} : { zone: endpoint.zone }),
+          ...(endpoint.nodeName === undefined ? {} : { nodeName: endpoint.nodeName }),
+          ...(endpoint.hostname === undefined ? {} : { hostname: endpoint.hostname }),
+        };
+      }),
+      ports: object.ports.map((port) => ({ name: port.name ?? '', protocol: port.protocol, port: port.port })),
+    });
+  }
+
+  for (const namespace of new Set([...services.values(), ...slices.values()].map((object) => object.namespace))) {
+    if (!namespaces.has(namespace))
+      namespaces.set(namespace, { name: namespace, global: input.defaultGlobalNamespace, labels: {} });
+  }
+
+  const snapshot = {
+    namespaces,
+    services,
+    slices,
+    defaultGlobalNamespace: input.defaultGlobalNamespace,
+    problems,
+    notes,
+  };
+  return { snapshot, clusterIps: allocation.assigned };
+}

@@ -1,0 +1,201 @@
+/**
+ * What this cluster's agents publish under `clustermesh/nodes/`, and what to believe of it. Pure state, time is passed in.
+ *
+ * A node's `synced` key says that its list is complete. When it goes missing (the local etcd was wiped), the node's last
+ * complete rows stay in force until it is back or the grace period is over, so that a wipe withdraws nothing from peers. A
+ * node that was known before a restart is waited for likewise: until then the whole is not `complete`, and no canary says so.
+ */
+import {
+  decodeEndpointRecord,
+  decodeNodeRecord,
+  type EndpointRecord,
+  isDnsSubdomain,
+  isIpv4,
+  type NodeRecord,
+  parseNodesKey,
+} from '@clustermesh/contract';
+
+export interface LocatedEndpoint {
+  readonly node: string;
+  readonly record: EndpointRecord;
+  /** Revision of its last change: the lower of two claimants of one address was there first. */
+  readonly revision: number;
+}
+
+export interface NodesSnapshot {
+  readonly nodes: ReadonlyMap<string, NodeRecord>;
+  readonly endpoints: readonly LocatedEndpoint[];
+  /** Every known node has published its complete list, or its grace period is over. */
+  readonly complete: boolean;
+  /** Known nodes that are being waited for. */
+  readonly waitingFor: readonly string[];
+  readonly problems: readonly string[];
+}
+
+interface Rows {
+  node: NodeRecord | undefined;
+  readonly endpoints: Map<string, LocatedEndpoint>;
+}
+
+interface NodeState {
+  current: Rows;
+  isSynced: boolean;
+  /** The rows when `synced` went missing. */
+  held: Rows | undefined;
+  /** Since when a known node is not synced; undefined while it is. */
+  missingSinceMs: number | undefined;
+}
+
+const emptyRows = (): Rows => ({ node: undefined, endpoints: new Map() });
+
+export class NodeTable {
+  readonly #graceMs: number;
+  readonly #states = new Map<string, NodeState>();
+  readonly #known: Set<string>;
+  readonly #bad = new Map<string, string>();
+  #listed = false;
+
+  constructor(options: { readonly graceMs: number; readonly known: Iterable<string> }) {
+    this.#graceMs = options.graceMs;
+    this.#known = new Set(options.known);
+  }
+
+  /** Nodes whose complete list has been seen and that are not gone: to be persisted. */
+  get known(): readonly string[] {
+    return [...this.#known].sort();
+  }
+
+  /** Applies one batch of the reflector: all of one revision range at once, so that a wipe is one step. */
+  apply(
+    batch: {
+      readonly upserts: readonly { readonly key: string; readonly value: Buffer; readonly modRevision: number }[];
+      readonly removes: readonly string[];
+    },
+    nowMs: number,
+  ): void {
+    // Losing `synced` freezes the rows as they were before the batch, so removals of `synced` are applied first.
+    for (const key of batch.removes) if (parseNodesKey(key)?.kind === 'synced') this.#lostSynced(key, nowMs);
+    for (const key of batch.removes) this.#remove(key);
+    for (const { key, value, modRevision } of batch.upserts) this.#upsert(key, value.toString('utf8'), modRevision);
+    for (const { key } of batch.upserts) {
+      const parsed = parseNodesKey(key);
+      if (parsed?.kind === 'synced') this.#gotSynced(parsed.node);
+    }
+  }
+
+  /** A complete list has been applied: from here on, absence means absence. */
+  listed(nowMs: number): void {
+    this.#listed = true;
+    for (const name of this.#known) {
+      const state = this.#state(name);
+      if (!state.isSynced) state.missingSinceMs ??= nowMs;
+    }
+  }
+
+  /** When the answer of `snapshot` may change by time alone; undefined if it cannot. */
+  nextDeadlineMs(): number | undefined {
+    const deadlines = [...this.#known].flatMap((name) => {
+      const since = this.#states.get(name)?.missingSinceMs;
+      return since === undefined ? [] : [since + this.#graceMs];
+    });
+    return deadlines.length === 0 ? undefined : Math.min(...deadlines);
+  }
+
+  snapshot(nowMs: number): NodesSnapshot {
+    this.#forgetExpired(nowMs);
+    const nodes = new Map<string, NodeRecord>();
+    const endpoints: LocatedEndpoint[] = [];
+    for (const [name, state] of [...this.#states].sort(([a], [b]) => (a < b ? -1 : 1))) {
+      const rows = state.held ?? state.current;
+      if (rows.node !== undefined) nodes.set(name, rows.node);
+      endpoints.push(...[...rows.endpoints.values()].sort((a, b) => (a.record.id < b.record.id ? -1 : 1)));
+    }
+    const waitingFor = this.known.filter((name) => this.#states.get(name)?.isSynced !== true);
+    // Held rows are a complete statement too; only nodes that are known by name alone keep the whole incomplete.
+    const complete = this.#listed && waitingFor.every((name) => this.#states.get(name)?.held !== undefined);
+    return { nodes, endpoints, complete, waitingFor, problems: [...this.#bad.values()] };
+  }
+
+  #forgetExpired(nowMs: number): void {
+    for (const name of [...this.#known]) {
+      const state = this.#states.get(name);
+      if (state?.missingSinceMs === undefined || nowMs - state.missingSinceMs < this.#graceMs) continue;
+      this.#known.delete(name);
+      state.held = undefined;
+      state.missingSinceMs = undefined;
+      if (state.current.node === undefined && state.current.endpoints.size === 0) this.#states.delete(name);
+    }
+  }
+
+  #state(name: string): NodeState {
+    let state = this.#states.get(name);
+    if (state === undefined) {
+      state = { current: emptyRows(), isSynced: false, held: undefined, missingSinceMs: undefined };
+      this.#states.set(name, state);
+    }
+    return state;
+  }
+
+  #gotSynced(name: string): void {
+    const state = this.#state(name);
+    state.isSynced = true;
+    state.held = undefined;
+    state.missingSinceMs = undefined;
+    this.#known.add(name);
+  }
+
+  #lostSynced(key: string, nowMs: number): void {
+    const name = parseNodesKey(key)?.node;
+    const state = name === undefined ? undefined : this.#states.get(name);
+    if (state === undefined || !state.isSynced) return;
+    state.isSynced = false;
+    state.held = { node: state.current.node, endpoints: new Map(state.current.endpoints) };
+    state.missingSinceMs = nowMs;
+  }
+
+  #remove(key: string): void {
+    this.#bad.delete(key);
+    const parsed = parseNodesKey(key);
+    const rows = parsed === undefined ? undefined : this.#states.get(parsed.node)?.current;
+    if (parsed === undefined || rows === undefined) return;
+    if (parsed.kind === 'node') rows.node = undefined;
+    if (parsed.kind === 'endpoint') rows.endpoints.delete(parsed.endpoint);
+  }
+
+  #upsert(key: string, text: string, revision: number): void {
+    const parsed = parseNodesKey(key);
+    if (parsed === undefined || parsed.kind === 'synced') return;
+    const rows = this.#state(parsed.node).current;
+    const problem =
+      parsed.kind === 'endpoint'
+        ? this.#putEndpoint(rows, parsed, text, revision)
+        : this.#putNode(rows, parsed.node, text);
+    if (problem === undefined) this.#bad.delete(key);
+    else this.#bad.set(key, `${key}: ${problem}`);
+  }
+
+  #putNode(rows: Rows, name: string, text: string): string | undefined {
+    const decoded = decodeNodeRecord(text);
+    if (!decoded.ok) return decoded.reason;
+    if (decoded.value.name !== name || !isDnsSubdomain(name))
+      return `the record says node ${JSON.stringify(decoded.value.name)}`;
+    if (!isIpv4(decoded.value.internalIp))
+      return `internalIp ${JSON.stringify(decoded.value.internalIp)} is no IPv4 address`;
+    rows.node = decoded.value;
+    return undefined;
+  }
+
+  #putEndpoint(
+    rows: Rows,
+    at: { readonly node: string; readonly endpoint: string },
+    text: string,
+    revision: number,
+  ): string | undefined {
+    const decoded = decodeEndpointRecord(text);
+    if (!decoded.ok) return decoded.reason;
+    if (decoded.value.id !== at.endpoint) return `the record says endpoint ${JSON.stringify(decoded.value.id)}`;
+    if (!isIpv4(decoded.value.ipv4)) return `ipv4 ${JSON.stringify(decoded.value.ipv4)} is no IPv4 address`;
+    rows.endpoints.set(at.endpoint, { node: at.node, record: decoded.value, revision });
+    return undefined;
+  }
+}
