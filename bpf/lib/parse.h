@@ -88,6 +88,13 @@ static __always_inline int parse_udp(struct hdr_cursor *c, struct packet *p)
 	return 0;
 }
 
+static __always_inline int is_icmp_error(const struct packet *p)
+{
+	return p->proto == IPPROTO_ICMP &&
+	       (p->icmp_type == ICMP_DEST_UNREACH || p->icmp_type == ICMP_TIME_EXCEEDED ||
+		p->icmp_type == ICMP_PARAMETERPROB);
+}
+
 static __always_inline int parse_icmp(struct hdr_cursor *c, struct packet *p)
 {
 	struct icmphdr *icmp = c->pos;
@@ -99,14 +106,9 @@ static __always_inline int parse_icmp(struct hdr_cursor *c, struct packet *p)
 		p->sport = icmp->id;
 	else if (icmp->type == ICMP_ECHOREPLY)
 		p->dport = icmp->id;
+	else if (!is_icmp_error(p))
+		return CM_R_UNSUPPORTED_L4;
 	return 0;
-}
-
-static __always_inline int is_icmp_error(const struct packet *p)
-{
-	return p->proto == IPPROTO_ICMP &&
-	       (p->icmp_type == ICMP_DEST_UNREACH || p->icmp_type == ICMP_TIME_EXCEEDED ||
-		p->icmp_type == ICMP_PARAMETERPROB);
 }
 
 /* Headers may lie in page fragments: bring the ones we read into the linear part, once. */

@@ -32,7 +32,7 @@ enum cm_reason {
 	CM_R_TRUNCATED = 130,	     /* a header ends before it should */
 	CM_R_BAD_HEADER = 131,	     /* IP version, header length or total length is wrong */
 	CM_R_IP_OPTIONS = 132,
-	CM_R_UNSUPPORTED_L4 = 133,   /* neither TCP, UDP nor ICMP */
+	CM_R_UNSUPPORTED_L4 = 133,   /* neither TCP, UDP, ICMP echo nor an ICMP error */
 	CM_R_SPOOFED_SOURCE = 134,   /* not the address of the pod behind this veth */
 	CM_R_UNKNOWN_NODE = 135,     /* encapsulated by a node that we do not know */
 	CM_R_FOREIGN_IDENTITY = 136, /* identity outside the range of the sending node's cluster */

@@ -1,0 +1,104 @@
+/**
+ * What a test makes in the kernel: a bpffs, a cgroup, network namespaces. All of it is called cm-dpt-<pid>…, and each new
+ * sandbox first removes what test runs that were killed have left.
+ */
+import { execFileSync } from 'node:child_process';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { waitFor } from '@clustermesh/runtime';
+
+const PREFIX = 'cm-dpt-';
+const RUN = '/run';
+const NETNS = '/run/netns';
+
+export interface Sandbox {
+  name: string;
+  bpffs: string;
+  /** A cgroup v2 directory of this test. */
+  cgroup(name: string): string;
+  /** A network namespace with loopback up; returns its name. */
+  netns(name: string): string;
+  close(): Promise<void>;
+}
+
+/** Runs a command to its end and returns stdout. */
+export function sh(program: string, ...args: string[]): string {
+  return execFileSync(program, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
+}
+
+/** The same inside a namespace. (`ip netns exec` would hide /sys/fs/bpf and /sys/fs/cgroup.) */
+export const shIn = (netns: string, program: string, ...args: string[]): string =>
+  sh('nsenter', `--net=${join(NETNS, netns)}`, program, ...args);
+
+export const netnsPath = (netns: string): string => join(NETNS, netns);
+
+function cgroupRoot(): string {
+  const line = readFileSync('/proc/mounts', 'utf8')
+    .split('\n')
+    .find((mount) => mount.split(' ')[2] === 'cgroup2');
+  if (line === undefined) throw new Error('this test needs cgroup v2, which is not mounted');
+  return line.split(' ')[1]!;
+}
+
+/** Directories below `path`, deepest first. */
+function treeOf(path: string): string[] {
+  const below = readdirSync(path, { withFileTypes: true }).filter((entry) => entry.isDirectory());
+  return [...below.flatMap((entry) => treeOf(join(path, entry.name))), path];
+}
+
+const listOf = (dir: string): string[] => (existsSync(dir) ? readdirSync(dir) : []);
+
+async function remove(name: string): Promise<void> {
+  const cgroup = join(cgroupRoot(), name);
+  if (existsSync(cgroup)) {
+    writeFileSync(join(cgroup, 'cgroup.kill'), '1');
+    const empty = () => readFileSync(join(cgroup, 'cgroup.events'), 'utf8').includes('populated 0');
+    await waitFor(empty, { what: `the processes of ${cgroup} to end`, timeoutMs: 10_000 });
+    for (const dir of treeOf(cgroup)) rmdirSync(dir);
+  }
+  for (const netns of listOf(NETNS)) {
+    if (netns.startsWith(`${name}-`)) sh('ip', 'netns', 'del', netns);
+  }
+  const dir = join(RUN, name);
+  if (existsSync(dir)) {
+    try {
+      sh('umount', join(dir, 'bpf'));
+    } catch {
+      // was not mounted
+    }
+    rmSync(dir, { recursive: true, force: true });
+  }
+}
+
+async function removeLeftovers(): Promise<void> {
+  const names = [...listOf(RUN), ...listOf(NETNS), ...listOf(cgroupRoot())].flatMap((name) => {
+    const match = /^cm-dpt-(\d+)(-|$)/.exec(name);
+    return match !== null && !existsSync(`/proc/${match[1]}`) ? [`${PREFIX}${match[1]}`] : [];
+  });
+  for (const name of new Set(names)) await remove(name);
+}
+
+export async function openSandbox(): Promise<Sandbox> {
+  await removeLeftovers();
+  const name = `${PREFIX}${process.pid}`;
+  await remove(name);
+  const bpffs = join(RUN, name, 'bpf');
+  mkdirSync(bpffs, { recursive: true });
+  sh('mount', '-t', 'bpf', 'bpf', bpffs);
+  return {
+    name,
+    bpffs,
+    cgroup(part) {
+      const path = join(cgroupRoot(), name, part);
+      mkdirSync(path, { recursive: true });
+      return path;
+    },
+    netns(part) {
+      const netns = `${name}-${part}`;
+      sh('ip', 'netns', 'add', netns);
+      sh('ip', '-n', netns, 'link', 'set', 'lo', 'up');
+      return netns;
+    },
+    close: () => remove(name),
+  };
+}
