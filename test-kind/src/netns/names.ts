@@ -104,9 +104,9 @@ export const podCgroup = (instance: string, cluster: string, node: string, names
 export const daemonCgroup = (instance: string, what: string): string =>
   `${instanceCgroup(instance)}/daemons/${what.replaceAll('/', '-')}`;
 
-/** Host end of a pod's veth: interface names have at most 15 characters, so it is a hash; unique within one node's namespace. */
-export function podInterface(namespace: string, pod: string): string {
-  return `cmp${createHash('sha256').update(`${namespace}/${pod}`).digest('hex').slice(0, 12)}`;
+/** Host end of a pod's veth, from the endpoint's id: interface names have at most 15 characters, so it is a hash. */
+export function podInterface(endpoint: string): string {
+  return `cmp${createHash('sha256').update(endpoint).digest('hex').slice(0, 12)}`;
 }
 
 /** Locally administered MACs derived from the pod's address: the same pod gets the same pair again, and no two pods meet. */

@@ -20,7 +20,8 @@ export interface ProcessSpec {
   readonly cgroup: string;
   readonly namespace: string;
   readonly command: readonly string[];
-  readonly env?: Readonly<Record<string, string>>;
+  /** The whole environment: nothing is inherited. */
+  readonly env: Readonly<Record<string, string>>;
   readonly cwd: string;
   readonly logFile: string;
   /** Whether it is started again when it ends by itself with this exit code. */
@@ -147,7 +148,7 @@ export class SupervisedProcess {
       const [command, ...args] = joinAndRun(this.#cgroup, spec.namespace, spec.command);
       const child = spawn(command!, args, {
         cwd: spec.cwd,
-        env: { ...process.env, ...spec.env },
+        env: spec.env,
         stdio: ['ignore', log, log],
       });
       this.#child = child;

@@ -1,0 +1,114 @@
+/** The files a standalone cluster runs from: certificates, daemon configs, the handle file that the CLI finds it by. */
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { ensureClusterPki } from '@clustermesh/pki';
+import { atomicWrite } from '@clustermesh/runtime';
+import { stringify } from 'yaml';
+import { cgroupMount } from '../netns/cgroup.ts';
+import { clusterPaths, instancePaths, nodeCgroup, nodePaths } from '../netns/names.ts';
+import type { LabCluster, LabNode } from '../topology.ts';
+
+const ETCD_PORT = 2379;
+
+/** Peers and agents reach etcd by this name; the server certificate covers it and host aliases resolve it. */
+const etcdName = (cluster: LabCluster) => `${cluster.name}.mesh.cilium.io`;
+
+function etcdByName(cluster: LabCluster) {
+  return {
+    endpoints: [`https://${etcdName(cluster)}:${ETCD_PORT}`],
+    hostAliases: [{ hostname: etcdName(cluster), ips: [cluster.controlPlaneIP] }],
+  };
+}
+
+function apiserverConfig(instance: string, cluster: LabCluster) {
+  const paths = clusterPaths(instance, cluster.name);
+  return {
+    cluster: {
+      name: cluster.name,
+      id: cluster.id,
+      maxConnectedClusters: 255,
+      region: cluster.region,
+      serviceCIDR: cluster.serviceCIDR,
+      podCIDR: cluster.podCIDR,
+      defaultGlobalNamespace: cluster.defaultGlobalNamespace,
+    },
+    etcd: {
+      endpoints: [`https://127.0.0.1:${ETCD_PORT}`],
+      caFile: join(paths.pki, 'ca.crt'),
+      certFile: join(paths.pki, 'admin.crt'),
+      keyFile: join(paths.pki, 'admin.key'),
+    },
+    advertise: etcdByName(cluster),
+    pki: { dir: paths.pki },
+    manifestsDir: paths.manifests,
+    peersDir: paths.peers,
+    usersFile: paths.users,
+    stateDir: paths.state,
+    redis: { path: join(paths.redis, 'redis.sock') },
+    admin: { socket: paths.socket },
+    http: { host: '127.0.0.1', port: 9880 },
+    nodes: cluster.nodes.map((node) => node.name),
+    timers: { heartbeatMs: 2_000, peerStatusMs: 2_000 },
+  };
+}
+
+function agentConfig(instance: string, cluster: LabCluster, node: LabNode) {
+  const paths = nodePaths(instance, cluster.name, node.name);
+  return {
+    cluster: { name: cluster.name, id: cluster.id, maxConnectedClusters: 255 },
+    node: {
+      name: node.name,
+      ip: node.ip,
+      zone: node.zone,
+      region: cluster.region,
+      podCIDR: node.podCIDR,
+      gatewayIP: node.gatewayIP,
+    },
+    etcd: {
+      ...etcdByName(cluster),
+      caFile: join(paths.pki, 'ca.crt'),
+      certFile: join(paths.pki, 'node.crt'),
+      keyFile: join(paths.pki, 'node.key'),
+    },
+    socket: paths.socket,
+    stateDir: paths.state,
+    datapath: {
+      bpffs: instancePaths(instance).bpffs,
+      cgroup: join(cgroupMount(), nodeCgroup(instance, cluster.name, node.name)),
+      vxlanDevice: 'cm_vxlan',
+      underlayDevice: 'eth0',
+    },
+    http: { host: '127.0.0.1', port: 9879 },
+  };
+}
+
+function handle(instance: string, cluster: LabCluster) {
+  return {
+    name: cluster.name,
+    id: cluster.id,
+    apiserver: `unix://${clusterPaths(instance, cluster.name).socket}`,
+    agents: Object.fromEntries(
+      cluster.nodes.map((node) => [node.name, `unix://${nodePaths(instance, cluster.name, node.name).socket}`]),
+    ),
+  };
+}
+
+export async function writeClusterFiles(instance: string, cluster: LabCluster): Promise<void> {
+  const paths = clusterPaths(instance, cluster.name);
+  for (const dir of [paths.manifests, paths.etcd, paths.redis, paths.peers, paths.state])
+    mkdirSync(dir, { recursive: true, mode: 0o700 });
+  atomicWrite(paths.config, stringify(apiserverConfig(instance, cluster)));
+  for (const node of cluster.nodes) {
+    const { state, config } = nodePaths(instance, cluster.name, node.name);
+    mkdirSync(state, { recursive: true, mode: 0o700 });
+    atomicWrite(config, stringify(agentConfig(instance, cluster, node)));
+  }
+  atomicWrite(paths.context, stringify(handle(instance, cluster)));
+  await ensureClusterPki({
+    dir: paths.pki,
+    cluster: cluster.name,
+    serverIps: [cluster.controlPlaneIP],
+    serverDnsNames: [etcdName(cluster)],
+    nodes: cluster.nodes.map((node) => ({ name: node.name, dir: nodePaths(instance, cluster.name, node.name).pki })),
+  });
+}
