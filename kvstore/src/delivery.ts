@@ -17,6 +17,9 @@ export class Delivery {
   #waiting = new Map<string, RowUpsert | undefined>();
   #revision = 0;
   #busy = false;
+  /** Settles, and never rejects, when the sink has taken or refused the last batch. */
+  #pending: Promise<void> = Promise.resolve();
+  #undelivered: string[] = [];
   #ended = false;
 
   constructor(options: DeliveryOptions) {
@@ -48,10 +51,14 @@ export class Delivery {
     if (!this.#busy) this.#drain();
   }
 
-  /** What waits is dropped: the next list carries it. */
-  end(): void {
+  /**
+   * Ends the delivery once the sink is done with what it has (an old value must not arrive after the list that comes next), and
+   * returns the keys whose changes did not reach it.
+   */
+  async end(): Promise<string[]> {
     this.#ended = true;
-    this.#waiting.clear();
+    await this.#pending;
+    return [...this.#undelivered, ...this.#waiting.keys()];
   }
 
   /** Synchronous as long as the sink is, so that a fast sink sees every response as it comes. */
@@ -68,15 +75,19 @@ export class Delivery {
           continue;
         }
         this.#busy = true;
-        pending.then(
+        this.#pending = pending.then(
           () => {
             this.#busy = false;
-            if (!this.#ended) this.#options.onApplied(revision);
+            this.#options.onApplied(revision);
             this.#drain();
           },
-          (error) => this.#fail(error),
+          (error) => {
+            this.#undelivered.push(...batch.keys());
+            this.#fail(error);
+          },
         );
       } catch (error) {
+        this.#undelivered.push(...batch.keys());
         this.#fail(error);
       }
     }
@@ -94,7 +105,7 @@ export class Delivery {
 
   #fail(error: unknown): void {
     if (this.#ended) return;
-    this.end();
+    this.#ended = true;
     this.#options.onError(error);
   }
 }

@@ -19,7 +19,7 @@ type State =
   | { readonly name: 'connecting' }
   | { readonly name: 'waiting-for-canary' }
   | { readonly name: 'listing'; readonly header: Header | undefined }
-  | { readonly name: 'watching'; readonly header: Header; readonly since: number }
+  | { readonly name: 'watching'; readonly header: Header }
   | { readonly name: 'reconnecting'; readonly attempt: number }
   | { readonly name: 'closed' };
 
@@ -97,14 +97,25 @@ export function startReflector(options: ReflectorOptions): Reflector {
       ({ header } = page);
       if (state.name === 'listing' && state.header === undefined) setState({ name: 'listing', header });
       const upserts = page.kvs.filter((kv) => index.listed(kv)).map(toUpsert);
-      if (upserts.length > 0) await sink.apply({ upserts, removes: [], revision: header.revision, kind: 'list' });
+      await applyList(upserts, [], header.revision);
       session.throwIfAborted();
     }
     // Only here is the list known to be whole.
     const removes = index.endList();
-    if (removes.length > 0) await sink.apply({ upserts: [], removes, revision: header!.revision, kind: 'list' });
+    await applyList([], removes, header!.revision);
     session.throwIfAborted();
     return header!;
+  }
+
+  async function applyList(upserts: RowUpsert[], removes: string[], at: number): Promise<void> {
+    if (upserts.length + removes.length === 0) return;
+    try {
+      await sink.apply({ upserts, removes, revision: at, kind: 'list' });
+    } catch (error) {
+      for (const { key } of upserts) index.invalidate(key);
+      for (const key of removes) index.invalidate(key);
+      throw error;
+    }
   }
 
   async function runSession(session: AbortController): Promise<void> {
@@ -114,7 +125,7 @@ export function startReflector(options: ReflectorOptions): Reflector {
     revision = header.revision;
     dataRevision = header.revision;
     ({ clusterId } = header);
-    setState({ name: 'watching', header, since: clock.nowMs() });
+    setState({ name: 'watching', header });
     everSynced = true;
     lastError = undefined;
     sink.synced?.(header.revision);
@@ -134,6 +145,7 @@ export function startReflector(options: ReflectorOptions): Reflector {
       onError: (error) => session.abort(error),
     });
     const touched = new Set<string>();
+    const since = clock.nowMs();
     const resync = startResync(header, session.signal, delivery, touched);
     try {
       await etcd.watch({
@@ -157,9 +169,12 @@ export function startReflector(options: ReflectorOptions): Reflector {
       });
       session.signal.throwIfAborted();
     } finally {
-      delivery.end();
+      if (clock.nowMs() - since >= STABLE_AFTER_MS) attempt = 0;
+      // Stale from now on, also while a slow sink finishes what it has.
+      setState({ name: 'reconnecting', attempt });
       session.abort(new MeshError({ code: 'cancelled', message: `watching ${prefix}: session ended` }));
       await resync;
+      for (const key of await delivery.end()) index.invalidate(key);
     }
   }
 
@@ -268,7 +283,6 @@ export function startReflector(options: ReflectorOptions): Reflector {
   }
 
   function onFailure(error: unknown): void {
-    if (state.name === 'watching' && clock.nowMs() - state.since >= STABLE_AFTER_MS) attempt = 0;
     attempt++;
     reconnects++;
     const message = messageOf(error);

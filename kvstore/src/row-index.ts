@@ -70,6 +70,11 @@ export class RowIndex {
     return this.#entries.delete(key);
   }
 
+  /** The row never reached the sink, or nobody knows: the next list delivers it again, or removes it. */
+  invalidate(key: string): void {
+    this.#entries.set(key, { modRevision: -1, hash: 0, seen: 0 });
+  }
+
   revisionOf(key: string): number | undefined {
     return this.#entries.get(key)?.modRevision;
   }

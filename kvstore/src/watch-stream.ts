@@ -27,7 +27,7 @@ const MAX_UNANSWERED = 2;
 /**
  * All watches of one connection over one gRPC stream (an agent follows about eight prefixes, a mirror six per peer). Watch ids are
  * chosen here, so an answer finds its watcher without relying on order. A quiet stream is asked for progress, which is the only
- * proof that *watches* are served; a server that never answered one (it need not) is judged by HTTP/2 keepalive alone.
+ * proof that *watches* are served; a server that never answered one (it need not) is asked for a key instead.
  */
 export class WatchStream {
   readonly #options: WatchStreamOptions;
@@ -37,6 +37,7 @@ export class WatchStream {
   #nextId = 1;
   #unanswered = 0;
   #answersProgress = false;
+  #probing = false;
   #receivedSinceTick = true;
   #ended: MeshError | undefined;
 
@@ -124,6 +125,8 @@ export class WatchStream {
     };
     if (response.created) {
       watcher.created = true;
+      // At once, to learn early whether this server answers such a request.
+      if (!this.#answersProgress) this.#stream.write({ progress_request: {} });
       request.onCreated?.(header);
     } else if (response.events.length === 0 && !response.fragment) {
       request.onProgress?.();
@@ -141,9 +144,13 @@ export class WatchStream {
     const quiet = !this.#receivedSinceTick;
     this.#receivedSinceTick = false;
     if (!quiet || this.#watchers.size === 0) return;
-    if (!this.#answersProgress || this.#unanswered < MAX_UNANSWERED) {
+    if (this.#unanswered < MAX_UNANSWERED) {
       this.#unanswered++;
       this.#stream.write({ progress_request: {} });
+      return;
+    }
+    if (!this.#answersProgress) {
+      this.#probe();
       return;
     }
     const { connection, progressIntervalMs } = this.#options;
@@ -154,6 +161,20 @@ export class WatchStream {
         message: `watching at ${connection.target.label}: no sign of life for ${silence} s`,
       }),
     );
+  }
+
+  /** Asks something that every server answers; only silence matters, and the connection judges that itself. */
+  #probe(): void {
+    if (this.#probing) return;
+    this.#probing = true;
+    const [watcher] = this.#watchers.values();
+    this.#options.connection
+      .unary('KV.Range', { key: Buffer.from(watcher!.request.prefix), limit: 1 }, 'probing the connection')
+      .catch(() => {})
+      .finally(() => {
+        this.#probing = false;
+        this.#unanswered = 0;
+      });
   }
 
   #end(reason: MeshError): void {

@@ -1,0 +1,308 @@
+import assert from 'node:assert/strict';
+import { after, before, describe, it } from 'node:test';
+import { createLog, silentLog, waitFor } from '@clustermesh/runtime';
+import { startReflector } from './reflector.ts';
+import { type EtcdServer, startEtcd } from './testing/etcd-server.ts';
+import { type MemorySink, memorySink } from './testing/memory-sink.ts';
+import type { Etcd, Reflector, ReflectorOptions, Sink } from './types.ts';
+
+const log = process.env.CM_LOG_LEVEL === undefined ? silentLog() : createLog('test');
+const eventually = (what: string, condition: () => unknown) =>
+  waitFor(condition, { what, timeoutMs: 10_000, intervalMs: 10 });
+
+interface Started {
+  readonly sink: MemorySink;
+  readonly reflector: Reflector;
+  stop(): Promise<void>;
+}
+
+function reflect(etcd: Etcd, prefix: string, options: Partial<ReflectorOptions> = {}): Started {
+  const stopping = new AbortController();
+  const sink = memorySink();
+  const reflector = startReflector({
+    etcd,
+    prefix,
+    sink,
+    log,
+    signal: stopping.signal,
+    backoff: { minMs: 10, maxMs: 100 },
+    ...options,
+  });
+  return {
+    sink,
+    reflector,
+    stop: async () => {
+      stopping.abort();
+      await reflector.done;
+    },
+  };
+}
+
+describe('reflector', () => {
+  let server: EtcdServer;
+  before(async () => {
+    server = await startEtcd();
+  });
+  after(() => server.close());
+
+  it('shows what was there and follows what changes', async () => {
+    const etcd = server.client();
+    await etcd.put('follow/a', '1');
+    await etcd.put('followed', 'not under the prefix');
+    const { sink, reflector, stop } = reflect(etcd, 'follow/');
+    await reflector.waitSynced();
+    assert.deepEqual(sink.contents(), { 'follow/a': '1' });
+    await etcd.put('follow/b', '2');
+    const last = await etcd.put('follow/a', '3');
+    await etcd.delete('follow/b');
+    await eventually('the changes', () => sink.removed.length === 1 && sink.rows.get('follow/a') === '3');
+    const status = reflector.status();
+    assert.equal(status.state, 'watching');
+    assert.ok(status.synced && status.everSynced);
+    assert.ok(status.dataRevision > last.revision, 'the delete counts as a change');
+    await stop();
+    assert.equal(reflector.status().state, 'closed');
+  });
+
+  it('lists thousands of keys in pages of one revision, with few requests', async () => {
+    const etcd = server.client();
+    const total = 20_000;
+    for (let i = 0; i < total; i += 100) {
+      const success = Array.from({ length: 100 }, (_, k) => ({
+        put: `many/${String(i + k).padStart(6, '0')}`,
+        value: 'x'.repeat(100),
+      }));
+      await etcd.txn({ success });
+    }
+    const { sink, reflector, stop } = reflect(etcd, 'many/');
+    await reflector.waitSynced();
+    assert.equal(sink.rows.size, total);
+    assert.equal(reflector.status().count, total);
+    const lists = sink.batches.filter((batch) => batch.kind === 'list');
+    assert.equal(new Set(lists.map((batch) => batch.revision)).size, 1);
+    assert.ok(lists.length <= 10, `${lists.length} pages`);
+    await stop();
+    await etcd.deletePrefix('many/');
+  });
+
+  it('lists values far bigger than a page was thought to hold', async () => {
+    const etcd = server.client();
+    for (let i = 0; i < 300; i++) await etcd.put(`grow/a${String(i).padStart(3, '0')}`, 'x');
+    const big = Buffer.alloc(1 << 20, 'y');
+    for (let i = 0; i < 40; i++) await etcd.put(`grow/b${i}`, big);
+    const rows = (await etcd.range('grow/')).kvs;
+    assert.equal(rows.length, 340);
+    assert.ok(rows.at(-1)!.value.equals(big));
+    await etcd.deletePrefix('grow/');
+  });
+
+  it('lists only once the canary is there', async () => {
+    const etcd = server.client();
+    await etcd.put('gated/a', '1');
+    const { sink, reflector, stop } = reflect(etcd, 'gated/', { canaryKey: 'synced/gated' });
+    await eventually('waiting for the canary', () => reflector.status().state === 'waiting-for-canary');
+    await etcd.put('gated/b', '2');
+    assert.equal(sink.batches.length, 0);
+    await etcd.put('synced/gated', 'now');
+    await reflector.waitSynced();
+    assert.deepEqual(sink.contents(), { 'gated/a': '1', 'gated/b': '2' });
+    await stop();
+  });
+
+  it('ignores the deletion of the canary while it watches', async () => {
+    const etcd = server.client();
+    await etcd.put('synced/ignored', 'now');
+    await etcd.put('ignored/a', '1');
+    const { sink, reflector, stop } = reflect(etcd, 'ignored/', { canaryKey: 'synced/ignored' });
+    await reflector.waitSynced();
+    await etcd.delete('synced/ignored');
+    await etcd.put('ignored/b', '2');
+    await eventually('the row written after the deletion', () => sink.rows.has('ignored/b'));
+    assert.equal(reflector.status().state, 'watching');
+    assert.equal(sink.rows.size, 2);
+    await stop();
+  });
+
+  it('applies deletes that happened while it was cut off, and nothing else is removed', async () => {
+    const proxy = await server.proxy();
+    const direct = server.client();
+    const etcd = server.client({ endpoints: [proxy.endpoint] });
+    for (const name of ['a', 'b', 'c']) await direct.put(`missed/${name}`, name);
+    const { sink, reflector, stop } = reflect(etcd, 'missed/');
+    await reflector.waitSynced();
+    proxy.cut();
+    await eventually('noticing the cut', () => !reflector.status().synced);
+    assert.ok(reflector.status().everSynced);
+    assert.equal(sink.rows.size, 3, 'rows are kept while they are stale');
+    await direct.delete('missed/b');
+    await direct.put('missed/c', 'changed');
+    await direct.put('missed/d', 'd');
+    proxy.heal();
+    await eventually('the list after the cut', () => reflector.status().synced);
+    assert.deepEqual(sink.contents(), { 'missed/a': 'a', 'missed/c': 'changed', 'missed/d': 'd' });
+    assert.deepEqual(sink.removed, ['missed/b']);
+    const again = sink.batches.filter((batch) => batch.upserts.some((row) => row.key === 'missed/a'));
+    assert.equal(again.length, 1, 'an unchanged row is not applied again');
+    await stop();
+  });
+
+  it('lists again when its revision was compacted away while it was cut off', async () => {
+    const proxy = await server.proxy();
+    const direct = server.client();
+    const etcd = server.client({ endpoints: [proxy.endpoint] });
+    await direct.put('compact/a', '1');
+    await direct.put('compact/b', '1');
+    const { sink, reflector, stop } = reflect(etcd, 'compact/');
+    await reflector.waitSynced();
+    proxy.cut();
+    await direct.delete('compact/a');
+    const { revision } = await direct.put('compact/b', '2');
+    await direct.compact(revision);
+    proxy.heal();
+    await eventually(
+      'the list after the compaction',
+      () => reflector.status().synced && sink.rows.get('compact/b') === '2',
+    );
+    assert.deepEqual(sink.contents(), { 'compact/b': '2' });
+    await stop();
+  });
+
+  it('a watch from a compacted revision ends with that reason', async () => {
+    const etcd = server.client();
+    await etcd.put('gone/a', '1');
+    const { revision } = await etcd.put('gone/a', '2');
+    await etcd.compact(revision);
+    const watch = etcd.watch({
+      prefix: 'gone/',
+      startRevision: 1,
+      signal: new AbortController().signal,
+      onEvents: () => {},
+    });
+    await assert.rejects(watch, { code: 'etcd-compacted' });
+  });
+
+  it('keeps all rows of an etcd that was rebuilt empty until its canary is back', async () => {
+    await using rebuilt = await startEtcd();
+    const etcd = rebuilt.client();
+    await etcd.put('peer/a', '1');
+    await etcd.put('peer/b', '2');
+    await etcd.put('peer-synced', 'then');
+    const { sink, reflector, stop } = reflect(etcd, 'peer/', { canaryKey: 'peer-synced' });
+    await reflector.waitSynced();
+    const before = reflector.status().clusterId;
+    await rebuilt.wipe();
+    await eventually('meeting the empty etcd', () => reflector.status().state === 'waiting-for-canary');
+    await etcd.put('peer/b', '2');
+    assert.deepEqual(sink.contents(), { 'peer/a': '1', 'peer/b': '2' });
+    assert.deepEqual(sink.removed, []);
+    await etcd.put('peer-synced', 'now');
+    await eventually('the list of the new etcd', () => reflector.status().synced);
+    assert.deepEqual(sink.contents(), { 'peer/b': '2' });
+    assert.notEqual(reflector.status().clusterId, before);
+    await stop();
+  });
+
+  it('notices a half-open connection by silence, and recovers', async () => {
+    const proxy = await server.proxy();
+    const etcd = server.client({ endpoints: [proxy.endpoint], progressIntervalMs: 100, requestTimeoutMs: 500 });
+    const { sink, reflector, stop } = reflect(etcd, 'half/');
+    await reflector.waitSynced();
+    const atSync = reflector.status().lastProofOfLifeAt!;
+    await eventually('a sign of life without any event', () => reflector.status().lastProofOfLifeAt! > atSync);
+    proxy.blackhole();
+    await eventually('noticing the silence', () => !reflector.status().synced);
+    assert.match(reflector.status().lastError!, /no sign of life|nothing received/);
+    await server.client().put('half/a', '1');
+    proxy.heal();
+    await eventually('what was written meanwhile', () => sink.rows.has('half/a'));
+    await stop();
+  });
+
+  it('notices a paused etcd, and recovers when it goes on', async () => {
+    await using paused = await startEtcd();
+    const etcd = paused.client({ progressIntervalMs: 100, requestTimeoutMs: 500 });
+    await etcd.put('pause/a', '1');
+    const { sink, reflector, stop } = reflect(etcd, 'pause/');
+    await reflector.waitSynced();
+    paused.pause();
+    await eventually('noticing the pause', () => !reflector.status().synced);
+    assert.equal(sink.rows.size, 1);
+    paused.resume();
+    await eventually('going on', () => reflector.status().synced);
+    await stop();
+  });
+
+  it('gathers changes by key while the sink is slow, and lists again when too many wait', async () => {
+    const etcd = server.client();
+    let release: (() => void) | undefined;
+    let block = false;
+    const inner = memorySink();
+    const slow: Sink = {
+      async apply(batch) {
+        if (block && batch.kind === 'watch') await new Promise<void>((resolve) => (release = resolve));
+        inner.apply(batch);
+      },
+    };
+    const { reflector, stop } = reflect(etcd, 'slow/', { sink: slow, maxQueuedKeys: 50 });
+    await reflector.waitSynced();
+    block = true;
+    await etcd.put('slow/first', '0');
+    await eventually('the sink to be busy', () => release !== undefined);
+    for (let i = 1; i <= 20; i++) await etcd.put('slow/same', String(i));
+    block = false;
+    release!();
+    await eventually('the gathered change', () => inner.rows.get('slow/same') === '20');
+    assert.ok(inner.batches.length < 10, 'twenty changes of one key are not twenty batches');
+    assert.equal(reflector.status().reconnects, 0);
+
+    block = true;
+    release = undefined;
+    await etcd.put('slow/first', '1');
+    await eventually('the sink to be busy again', () => release !== undefined);
+    for (let i = 0; i < 100; i++) await etcd.put(`slow/k${i}`, 'x');
+    await eventually('giving up the session', () => !reflector.status().synced);
+    block = false;
+    release!();
+    await eventually('the list', () => reflector.status().synced && inner.rows.size === 102);
+    await stop();
+  });
+
+  it('a resync repairs what the watch lost, and says so', async () => {
+    const real = server.client();
+    for (const name of ['a', 'b', 'c']) await real.put(`audit/${name}`, '1');
+    // A watch that swallows events, as broken servers have done.
+    const deaf = new Proxy(real, {
+      get: (target, name: keyof Etcd) =>
+        name === 'watch'
+          ? (request: Parameters<Etcd['watch']>[0]) => target.watch({ ...request, onEvents: () => {} })
+          : target[name],
+    });
+    const { sink, reflector, stop } = reflect(deaf, 'audit/', { resyncIntervalMs: 50 });
+    await reflector.waitSynced();
+    await real.delete('audit/a');
+    await real.put('audit/b', '2');
+    await eventually('the repair', () => reflector.status().repairs === 2);
+    assert.deepEqual(sink.contents(), { 'audit/b': '2', 'audit/c': '1' });
+    await stop();
+  });
+
+  it('an error of the sink ends the session, and the row is applied by the next list', async () => {
+    const etcd = server.client();
+    const inner = memorySink();
+    let fail = false;
+    const sink: Sink = {
+      apply(batch) {
+        if (fail) throw new Error('the table is full');
+        inner.apply(batch);
+      },
+    };
+    const { reflector, stop } = reflect(etcd, 'broken/', { sink });
+    await reflector.waitSynced();
+    fail = true;
+    await etcd.put('broken/a', '1');
+    await eventually('the failure in the status', () => reflector.status().lastError === 'the table is full');
+    fail = false;
+    await eventually('the row', () => inner.rows.get('broken/a') === '1');
+    await stop();
+  });
+});

@@ -1,0 +1,305 @@
+import assert from 'node:assert/strict';
+import { after, before, describe, it } from 'node:test';
+import { createLog, silentLog, waitFor } from '@clustermesh/runtime';
+import { type EtcdServer, startEtcd } from './testing/etcd-server.ts';
+import type { Etcd, Writer, WriterOptions } from './types.ts';
+import { startWriter } from './writer.ts';
+
+const log = process.env.CM_LOG_LEVEL === undefined ? silentLog() : createLog('test');
+const eventually = (what: string, condition: () => unknown) =>
+  waitFor(condition, { what, timeoutMs: 10_000, intervalMs: 10 });
+
+async function contents(etcd: Etcd, prefix: string): Promise<Record<string, string>> {
+  return Object.fromEntries((await etcd.range(prefix)).kvs.map((kv) => [kv.key, kv.value.toString()]));
+}
+
+interface Started {
+  readonly writer: Writer;
+  stop(): Promise<void>;
+}
+
+function write(etcd: Etcd, owned: string[], options: Partial<WriterOptions> = {}): Started {
+  const stopping = new AbortController();
+  const backoff = { minMs: 10, maxMs: 100 };
+  const writer = startWriter({ etcd, owned, log, signal: stopping.signal, auditIntervalMs: 0, backoff, ...options });
+  return {
+    writer,
+    stop: async () => {
+      stopping.abort();
+      await writer.done;
+    },
+  };
+}
+
+describe('writer', () => {
+  let server: EtcdServer;
+  let etcd: Etcd;
+  before(async () => {
+    server = await startEtcd();
+    etcd = server.client();
+  });
+  after(() => server.close());
+
+  it('a flush resolves when everything set before it is in etcd', async () => {
+    const { writer, stop } = write(etcd, ['flush/']);
+    for (let i = 0; i < 1000; i++) writer.set(`flush/${i}`, `v${i}`);
+    const { revision, failed } = await writer.flush();
+    assert.equal(await etcd.count('flush/'), 1000);
+    assert.equal(failed, 0);
+    const newest = Math.max(...(await etcd.range('flush/')).kvs.map((kv) => kv.modRevision));
+    assert.equal(revision, newest);
+    assert.equal(writer.status().lastRevision.get('flush/'), newest);
+    assert.equal(writer.status().pending, 0);
+    await stop();
+  });
+
+  it('writes a key that changes often far less often, and an identical value never', async () => {
+    const { writer, stop } = write(etcd, ['often/']);
+    await writer.flush();
+    for (let i = 0; i <= 500; i++) writer.set('often/a', String(i));
+    await writer.flush();
+    const { version, value } = (await etcd.get('often/a'))!;
+    assert.equal(value.toString(), '500');
+    assert.ok(version <= 2, `written ${version} times`);
+    const before = (await etcd.get('often/a'))!.modRevision;
+    writer.set('often/a', Buffer.from('500'));
+    await writer.flush();
+    assert.equal((await etcd.get('often/a'))!.modRevision, before);
+    await stop();
+  });
+
+  it('does not write what an earlier process had written already', async () => {
+    const first = write(etcd, ['again/']);
+    first.writer.set('again/a', '1');
+    first.writer.set('again/b', '1');
+    await first.writer.flush();
+    await first.stop();
+    const second = write(etcd, ['again/']);
+    second.writer.set('again/a', '1');
+    second.writer.set('again/b', '2');
+    await second.writer.flush();
+    assert.equal(second.writer.status().written, 1);
+    assert.equal((await etcd.get('again/a'))!.version, 1);
+    await second.stop();
+  });
+
+  it('removes leftovers of an earlier process, but only once the desired set is declared complete', async () => {
+    await etcd.put('left/over', 'old');
+    await etcd.put('left/kept', 'old');
+    await etcd.put('leftother/x', 'not under the prefix');
+    const { writer, stop } = write(etcd, ['left/']);
+    writer.set('left/kept', 'new');
+    await writer.flush();
+    assert.deepEqual(await contents(etcd, 'left/'), { 'left/kept': 'new', 'left/over': 'old' });
+    writer.ready('left/');
+    await writer.flush();
+    assert.deepEqual(await contents(etcd, 'left/'), { 'left/kept': 'new' });
+    assert.equal(await etcd.count('leftother/'), 1);
+    await stop();
+  });
+
+  it('refuses to declare complete what it does not own', async () => {
+    const { writer, stop } = write(etcd, ['mine/']);
+    assert.throws(() => writer.ready('yours/'), { code: 'invalid-argument', message: /owns only mine\// });
+    await stop();
+  });
+
+  it('replaces a prefix whole', async () => {
+    const { writer, stop } = write(etcd, ['whole/']);
+    writer.replace(
+      'whole/x/',
+      new Map([
+        ['whole/x/a', '1'],
+        ['whole/x/b', '1'],
+      ]),
+    );
+    writer.set('whole/y', '1');
+    await writer.flush();
+    writer.replace('whole/x/', new Map([['whole/x/b', '2']]));
+    await writer.flush();
+    assert.deepEqual(await contents(etcd, 'whole/'), { 'whole/x/b': '2', 'whole/y': '1' });
+    await stop();
+  });
+
+  it('deletes keys, also those that are outside of its prefixes and were written by an earlier process', async () => {
+    await etcd.put('outside/a', 'old');
+    const { writer, stop } = write(etcd, ['inside/']);
+    writer.set('inside/a', '1');
+    writer.delete('outside/a');
+    await writer.flush();
+    writer.delete('inside/a');
+    writer.delete('inside/never-there');
+    await writer.flush();
+    assert.deepEqual(await contents(etcd, 'inside/'), {});
+    assert.equal(await etcd.get('outside/a'), undefined);
+    await stop();
+  });
+
+  it('the canary appears only after everything that was pending', async () => {
+    const { writer, stop } = write(etcd, ['data/']);
+    for (let i = 0; i < 2000; i++) writer.set(`data/${i}`, 'x');
+    writer.canary('canary/data', () => 'now');
+    for (let i = 2000; i < 2100; i++) writer.set(`data/${i}`, 'x');
+    await eventually('the canary', () => etcd.get('canary/data'));
+    const canary = (await etcd.get('canary/data'))!;
+    const first = (await etcd.range('data/')).kvs.filter((kv) => kv.modRevision < canary.modRevision);
+    assert.ok(first.length >= 2000, `${first.length} keys before the canary`);
+    await stop();
+  });
+
+  it('writes everything again after a wipe, and the canary last', async () => {
+    await using wiped = await startEtcd();
+    const client = wiped.client();
+    const { writer, stop } = write(client, ['w/']);
+    for (let i = 0; i < 300; i++) writer.set(`w/${i}`, 'x');
+    let written = 0;
+    writer.canary('canary/w', () => String(++written));
+    await writer.flush();
+    await wiped.wipe();
+    await eventually('the canary in the new etcd', () => client.get('canary/w'));
+    const { kvs } = await client.range('w/');
+    assert.equal(kvs.length, 300);
+    const canary = (await client.get('canary/w'))!;
+    assert.ok(kvs.every((kv) => kv.modRevision < canary.modRevision));
+    assert.ok(written >= 2);
+    assert.equal(writer.status().lastRevision.get('w/'), Math.max(...kvs.map((kv) => kv.modRevision)));
+    await stop();
+  });
+
+  it('never puts its canary into an empty etcd, wherever the replacement strikes', async () => {
+    await using flaky = await startEtcd();
+    const proxy = await flaky.proxy();
+    const direct = flaky.client();
+    const client = flaky.client({ endpoints: [proxy.endpoint] });
+    const { writer, stop } = write(client, ['full/']);
+    for (let i = 0; i < 500; i++) writer.set(`full/${i}`, 'x');
+    writer.canary('canary/full', () => 'now');
+    await writer.flush();
+    for (let round = 0; round < 3; round++) {
+      proxy.cut();
+      await flaky.wipe();
+      proxy.heal();
+      await eventually('the canary', () => direct.get('canary/full'));
+      const revision = (await direct.get('canary/full'))!.createRevision;
+      const before = (await direct.range('full/')).kvs.filter((kv) => kv.createRevision < revision);
+      assert.equal(before.length, 500);
+    }
+    await stop();
+  });
+
+  it('repairs what somebody else changed, deleted or added, at the next audit', async () => {
+    const { writer, stop } = write(etcd, ['repair/'], { auditIntervalMs: 50 });
+    writer.set('repair/changed', 'right');
+    writer.set('repair/deleted', 'right');
+    writer.ready('repair/');
+    await writer.flush();
+    await etcd.put('repair/changed', 'wrong');
+    await etcd.delete('repair/deleted');
+    await etcd.put('repair/added', 'wrong');
+    await eventually('three repairs', () => writer.status().repairs >= 3);
+    await writer.flush();
+    assert.deepEqual(await contents(etcd, 'repair/'), { 'repair/changed': 'right', 'repair/deleted': 'right' });
+    await stop();
+  });
+
+  it('one value that etcd refuses does not hold up the others, and the status names it', async () => {
+    const { writer, stop } = write(etcd, ['poison/']);
+    for (let i = 0; i < 50; i++) writer.set(`poison/a${i}`, 'x');
+    writer.set('poison/huge', Buffer.alloc(2 << 20, 'x'));
+    writer.set('poison/monstrous', Buffer.alloc(5 << 20, 'x'));
+    for (let i = 0; i < 50; i++) writer.set(`poison/b${i}`, 'x');
+    const { failed } = await writer.flush();
+    assert.equal(failed, 2);
+    assert.equal(await etcd.count('poison/'), 100);
+    const { errors } = writer.status();
+    assert.deepEqual(errors.map((error) => [error.key, error.code]).sort(), [
+      ['poison/huge', 'etcd-too-large'],
+      ['poison/monstrous', 'etcd-too-large'],
+    ]);
+    writer.set('poison/huge', 'small');
+    await writer.flush();
+    assert.equal((await etcd.get('poison/huge'))!.value.toString(), 'small');
+    assert.equal(writer.status().errors.length, 1);
+    await stop();
+  });
+
+  it('a lost connection in the middle loses nothing', async () => {
+    const proxy = await server.proxy();
+    const client = server.client({ endpoints: [proxy.endpoint], requestTimeoutMs: 500 });
+    const { writer, stop } = write(client, ['storm/']);
+    const expected: Record<string, string> = {};
+    for (let round = 0; round < 20; round++) {
+      for (let i = 0; i < 200; i++) {
+        const key = `storm/${(round * 37 + i) % 500}`;
+        if ((round + i) % 5 === 0) {
+          writer.delete(key);
+          delete expected[key];
+        } else {
+          writer.set(key, `${round}`);
+          expected[key] = `${round}`;
+        }
+      }
+      await new Promise((resolve) => setImmediate(resolve));
+      if (round % 4 === 1) proxy.cut();
+      if (round % 4 === 3) proxy.heal();
+    }
+    proxy.heal();
+    await writer.flush();
+    assert.deepEqual(
+      await contents(etcd, 'storm/'),
+      Object.fromEntries(Object.entries(expected).sort(([a], [b]) => (a < b ? -1 : 1))),
+    );
+    await stop();
+  });
+
+  it('keys of a leased writer vanish after it is gone, and come back with it after a wipe', async () => {
+    await using leased = await startEtcd();
+    const client = leased.client();
+    const { writer, stop } = write(client, ['alive/'], { lease: { ttlSeconds: 1 } });
+    writer.set('alive/a', '1');
+    await writer.flush();
+    assert.notEqual((await client.get('alive/a'))!.lease, '0');
+    await leased.wipe();
+    await eventually('the key after the wipe', () => client.get('alive/a'));
+    await stop();
+    await eventually('the key to expire', async () => (await client.get('alive/a')) === undefined);
+  });
+
+  it('a writer whose fence does not hold writes nothing, and says so', async () => {
+    await etcd.put('leader', 'other');
+    const { writer, stop } = write(etcd, ['fenced/'], { fence: () => [{ key: 'leader', value: 'me' }] });
+    writer.set('fenced/a', '1');
+    await eventually('the refusal in the status', () =>
+      /fence \(leader\) does not hold/.test(writer.status().lastError ?? ''),
+    );
+    assert.equal(await etcd.count('fenced/'), 0);
+    await etcd.put('leader', 'me');
+    await writer.flush();
+    assert.equal(await etcd.count('fenced/'), 1);
+    await stop();
+  });
+
+  it('starts while etcd is down, and catches up when it comes', async () => {
+    await using late = await startEtcd();
+    const client = late.client();
+    await late.stop();
+    const { writer, stop } = write(client, ['late/']);
+    writer.set('late/a', '1');
+    await eventually('the reason in the status', () => writer.status().lastError);
+    assert.match(writer.status().lastError!, /connecting to etcd at http:\/\/127\.0\.0\.1:\d+: .*ECONNREFUSED/);
+    assert.equal(writer.status().connected, false);
+    await late.start();
+    await writer.flush();
+    assert.equal((await client.get('late/a'))!.value.toString(), '1');
+    assert.equal(writer.status().connected, true);
+    await stop();
+  });
+
+  it('a flush of a stopped writer rejects instead of hanging', async () => {
+    const unreachable = server.client({ endpoints: ['http://127.0.0.1:1'] });
+    const { writer, stop } = write(unreachable, ['never/']);
+    const flushed = assert.rejects(writer.flush(), { code: 'cancelled' });
+    await stop();
+    await flushed;
+  });
+});
