@@ -1,0 +1,244 @@
+/** Everything between etcd and the datapath, put together. main.ts adds the outside: config file, sockets, signals. */
+import {
+  type AgentStatusReply,
+  type EndpointAddRequest,
+  type EndpointInfo,
+  messageOf,
+  type NodeRecord,
+} from '@clustermesh/contract';
+import type { Etcd } from '@clustermesh/kvstore';
+import { type Clock, type Log, version } from '@clustermesh/runtime';
+import type { Registry } from 'prom-client';
+import type { AgentConfig } from './config.ts';
+import type { Datapath, DumpName } from './datapath/types.ts';
+import { createDesired, type Desired } from './desired.ts';
+import { startEndpointManager } from './endpoints/manager.ts';
+import { startPublisher } from './endpoints/publisher.ts';
+import { createEndpointStore } from './endpoints/store.ts';
+import { createAllocator } from './identity/allocator.ts';
+import { type Mesh, type MeshView, startMesh } from './mesh/mesh.ts';
+import { createStoreMemory } from './mesh/store-memory.ts';
+import { createMetrics } from './status/metrics.ts';
+import { startStatusPublisher } from './status/publisher.ts';
+import { createTables, type Sync, startSync, takeOver } from './sync.ts';
+
+export interface AgentPorts {
+  readonly config: AgentConfig;
+  readonly etcd: Etcd;
+  readonly datapath: Datapath;
+  /** Network interfaces of this node; undefined when that cannot be told. */
+  readonly interfaces: () => ReadonlySet<string> | undefined;
+  readonly clock: Clock;
+  readonly log: Log;
+}
+
+export interface Agent {
+  addEndpoint(request: EndpointAddRequest): Promise<EndpointInfo>;
+  removeEndpoint(id: string): Promise<void>;
+  endpoints(): EndpointInfo[];
+  status(): AgentStatusReply;
+  dump(map: DumpName): Promise<object[]>;
+  /** Undefined when everything known has been applied since the start, else what is missing. */
+  notReady(): string | undefined;
+  readonly metrics: Registry;
+  /** Ends all loops. The kernel keeps what it has. */
+  close(): Promise<void>;
+}
+
+export async function startAgent(ports: AgentPorts): Promise<Agent> {
+  const { config, etcd, datapath, clock, log } = ports;
+  const { cluster, node, timers } = config;
+  const stop = new AbortController();
+  const { signal } = stop;
+
+  // ---- the kernel as it is
+
+  const tables = createTables();
+  let mesh: Mesh | undefined;
+  let sync: Sync | undefined;
+  // Until the mesh is being read, nobody has been heard.
+  const view: MeshView = {
+    isSettled: (clusterId, family) => mesh?.isSettled(clusterId, family) ?? false,
+    isGone: (clusterId) => mesh?.isGone(clusterId) ?? false,
+    isNodeSettled: (ip) => mesh?.isNodeSettled(ip) ?? false,
+  };
+  const desired: Desired = createDesired({
+    own: { clusterId: cluster.id, nodeIp: node.ip, gatewayIp: node.gatewayIP, podCidr: node.podCIDR },
+    view,
+    onChanged: () => sync?.trigger(),
+  });
+  await takeOver({ tables, datapath, desired });
+
+  // ---- the node's own endpoints, from disk
+
+  const nodeRecord: NodeRecord = {
+    name: node.name,
+    internalIp: node.ip,
+    gatewayIp: node.gatewayIP,
+    podCidr: node.podCIDR,
+    ...(node.zone === undefined ? {} : { zone: node.zone }),
+    ...(node.region === undefined ? {} : { region: node.region }),
+  };
+  const publisher = startPublisher({ etcd, node: nodeRecord, clock, log: log.child({ subsystem: 'publish' }), signal });
+  const endpoints = startEndpointManager({
+    own: { cluster: cluster.name, podCidr: node.podCIDR },
+    store: createEndpointStore(config.stateDir, log),
+    allocator: createAllocator({
+      etcd,
+      clusterId: cluster.id,
+      maxConnectedClusters: cluster.maxConnectedClusters,
+      log,
+    }),
+    publisher,
+    rows: tables.endpoints,
+    ipcache: desired.ownEndpoint,
+    requestPass: () => sync?.trigger(),
+    programmed: (ipv4) => sync?.programmed(ipv4) ?? 'pending',
+    isRemoved: (ipv4) => sync?.isRemoved(ipv4) ?? false,
+    interfaces: ports.interfaces,
+    addTimeoutMs: timers.endpointAddTimeoutMs,
+    clock,
+    log: log.child({ subsystem: 'endpoints' }),
+    signal,
+  });
+
+  // ---- the mesh, from etcd, and the loop to the kernel
+
+  mesh = startMesh({
+    etcd,
+    own: { name: cluster.name, id: cluster.id, maxConnectedClusters: cluster.maxConnectedClusters, node: node.name },
+    memory: createStoreMemory(config.stateDir),
+    sink: desired,
+    log: log.child({ subsystem: 'mesh' }),
+  });
+  const followed = mesh;
+  /** Set once, by the first pass that began when every source had spoken. */
+  let isApplied = false;
+  let wasComplete = false;
+
+  const isComplete = () => followed.missing().length === 0;
+
+  function onPass({ checked }: { readonly checked: boolean }): void {
+    endpoints.onPass();
+    if (checked) endpoints.sweep();
+    const isClean = Object.values(tables).every((table) => table.counts().pending + table.counts().error === 0);
+    const isAllApplied = wasComplete && isClean && desired.restoredCount() === 0;
+    if (isAllApplied && !isApplied) {
+      isApplied = true;
+      log.info('everything known has been applied');
+      followed.rememberStore();
+    } else if (isAllApplied && checked) {
+      followed.rememberStore();
+    }
+    const isCompleteNow = isComplete();
+    // One more pass, now that all sources have spoken: it is the one that counts.
+    if (isCompleteNow && !wasComplete) sync?.trigger();
+    wasComplete = isCompleteNow;
+    statusPublisher.trigger();
+  }
+
+  const statusPublisher = startStatusPublisher({
+    etcd,
+    node: node.name,
+    status() {
+      const applied: Record<string, Record<string, number>> = {};
+      for (const { peer, family } of followed.progress()) {
+        const revision = running.applied().get(`${peer}/${family}`);
+        if (revision === undefined) continue;
+        applied[peer] ??= {};
+        applied[peer][family] = revision;
+      }
+      return { node: node.name, version: version(), applied, problems: problems() };
+    },
+    minIntervalMs: timers.statusIntervalMs,
+    clock,
+    log: log.child({ subsystem: 'status' }),
+  });
+
+  const running = startSync({
+    tables,
+    datapath,
+    desired,
+    progress: followed.progress.bind(followed),
+    onPass,
+    minPassIntervalMs: timers.minPassIntervalMs,
+    checkIntervalMs: timers.checkIntervalMs,
+    clock,
+    log: log.child({ subsystem: 'sync' }),
+    signal,
+  });
+  sync = running;
+  running.trigger();
+
+  let etcdError = 'not connected yet';
+  const stopListening = etcd.onEvent((event) => {
+    if (event.type === 'disconnected') {
+      etcdError = event.reason;
+      return;
+    }
+    endpoints.onEtcdConnected();
+    statusPublisher.onEtcdConnected();
+  });
+
+  function problems(): string[] {
+    const kept = desired.restoredCount();
+    const isStuck = kept > 0 && isComplete();
+    return [
+      ...followed.problems(),
+      ...endpoints.problems(),
+      ...running.problems(),
+      ...(isStuck
+        ? [
+            `${kept} kernel rows are kept from before the start: etcd is another one than before, and it does not have their clusters or nodes yet`,
+          ]
+        : []),
+    ];
+  }
+
+  return {
+    addEndpoint: endpoints.add,
+    removeEndpoint: endpoints.remove,
+    endpoints: endpoints.list,
+    status() {
+      return {
+        node: node.name,
+        cluster: cluster.name,
+        version: version(),
+        etcdConnected: etcd.connected,
+        etcdError: etcd.connected ? '' : etcdError,
+        families: followed.progress().map(({ peer, family, synced, current, count }) => ({
+          peer,
+          family,
+          synced: synced && current,
+          revision: running.applied().get(`${peer}/${family}`) ?? 0,
+          count,
+        })),
+        problems: problems(),
+        applied: isApplied,
+      };
+    },
+    dump: (map) => datapath.dump(map),
+    notReady() {
+      if (isApplied) return undefined;
+      const missing = followed.missing();
+      if (!etcd.connected) return `etcd is not connected: ${etcdError}`;
+      return missing.length > 0 ? `not heard yet: ${missing.join(', ')}` : 'rows are being programmed';
+    },
+    metrics: createMetrics({
+      sync: running,
+      progress: followed.progress.bind(followed),
+      restoredCount: desired.restoredCount,
+      endpoints: endpoints.list,
+      isEtcdConnected: () => etcd.connected,
+    }),
+    async close() {
+      stopListening();
+      stop.abort();
+      await followed.close();
+      await running.ended;
+      await statusPublisher
+        .close()
+        .catch((error: unknown) => log.debug({ reason: messageOf(error) }, 'status lease not given back'));
+    },
+  };
+}

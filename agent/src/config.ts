@@ -1,0 +1,111 @@
+/** agent.yaml. Each field's comment is its help text. */
+import {
+  clusterIdProblem,
+  clusterNameProblem,
+  isDnsSubdomain,
+  isIpv4,
+  type MaxConnectedClusters,
+  parseCidr,
+} from '@clustermesh/contract';
+import { loadConfig } from '@clustermesh/runtime';
+import { z } from 'zod';
+
+const ipv4 = z.string().refine(isIpv4, { error: 'must be an IPv4 address' });
+const ipv4Cidr = z
+  .string()
+  .refine((text) => isIpv4(parseCidr(text)?.ip ?? ''), { error: 'must be an IPv4 CIDR such as 10.1.1.0/24' });
+const nodeName = z
+  .string()
+  .refine(isDnsSubdomain, { error: 'must be a node name: lower case letters, digits, "-" and "."' });
+const milliseconds = z.number().int().positive();
+
+const schema = z
+  .strictObject({
+    cluster: z.strictObject({
+      /** This cluster's name in the mesh, at most 32 characters. */
+      name: z.string(),
+      /** This cluster's id, unique in the mesh. */
+      id: z.number().int(),
+      /** 255 or 511; the same in all clusters, because it decides the ranges of identities. */
+      maxConnectedClusters: z.union([z.literal(255), z.literal(511)]).default(255),
+    }),
+    node: z.strictObject({
+      /** This node's name; etcd knows the agent as user `node-<name>`. */
+      name: nodeName,
+      /** Underlay address: tunnels of other nodes end here. */
+      ip: ipv4,
+      /** Addresses of the pods of this node. */
+      podCIDR: ipv4Cidr,
+      /** This node's own address inside its pod CIDR. */
+      gatewayIP: ipv4,
+      /** Failure domain, for topology-aware decisions of peers. */
+      zone: z.string().optional(),
+      region: z.string().optional(),
+    }),
+    etcd: z.strictObject({
+      /** This cluster's etcd. */
+      endpoints: z.array(z.url({ protocol: /^https?$/, error: 'must be an http(s) URL' })).min(1),
+      caFile: z.string().optional(),
+      certFile: z.string().optional(),
+      keyFile: z.string().optional(),
+      /** Which name the server certificate of an address must carry: `[{hostname, ips}]`. */
+      hostAliases: z.array(z.strictObject({ hostname: z.string(), ips: z.array(z.string()) })).default([]),
+    }),
+    /** Unix socket of the agent's own interface (EndpointAdd …, GetStatus, DumpMap). */
+    socket: z.string().min(1),
+    /** Directory for what must survive a restart and the loss of etcd: endpoints with their labels and identities. */
+    stateDir: z.string().min(1),
+    datapath: z.strictObject({
+      /** A mounted bpffs; pins go to `<bpffs>/clustermesh/<cluster>/<node>/`. */
+      bpffs: z.string().min(1),
+      /** cgroup v2 directory of this node's pods: sockets made in it get service load balancing. */
+      cgroup: z.string().min(1),
+      /** VXLAN device, made if absent. */
+      vxlanDevice: z.string().min(1).max(15).default('cm_vxlan'),
+      /** The node's uplink. */
+      underlayDevice: z.string().min(1).max(15).default('eth0'),
+      /** Rows per map; holds when a map is first made. */
+      mapSizes: z.record(z.string(), z.number().int().positive()).optional(),
+    }),
+    /** Where /healthz, /readyz and /metrics are served. */
+    http: z
+      .strictObject({ host: z.string().default('127.0.0.1'), port: z.number().int().min(0).max(65535).default(9879) })
+      .prefault({}),
+    timers: z
+      .strictObject({
+        /** Least time between two passes over the kernel's tables: a burst of changes becomes one pass. */
+        minPassIntervalMs: milliseconds.default(5),
+        /** How often the kernel's tables are read whole and compared. */
+        checkIntervalMs: milliseconds.default(60_000),
+        /** How long EndpointAdd waits before it answers "waiting". */
+        endpointAddTimeoutMs: milliseconds.default(5_000),
+        /** Least time between two publications of the agent's status. */
+        statusIntervalMs: milliseconds.default(500),
+      })
+      .prefault({}),
+  })
+  .superRefine((config, context) => {
+    const max: MaxConnectedClusters = config.cluster.maxConnectedClusters;
+    const nameProblem = clusterNameProblem(config.cluster.name);
+    if (nameProblem !== undefined)
+      context.addIssue({ code: 'custom', path: ['cluster', 'name'], message: nameProblem });
+    const idProblem = clusterIdProblem(config.cluster.id, max);
+    if (idProblem !== undefined) context.addIssue({ code: 'custom', path: ['cluster', 'id'], message: idProblem });
+    if (config.etcd.endpoints.some((endpoint) => endpoint.startsWith('https:'))) {
+      for (const field of ['caFile', 'certFile', 'keyFile'] as const) {
+        if (config.etcd[field] === undefined)
+          context.addIssue({ code: 'custom', path: ['etcd', field], message: 'is needed for https endpoints' });
+      }
+    }
+  });
+
+export type AgentConfig = z.infer<typeof schema>;
+
+export function loadAgentConfig(path: string): Readonly<AgentConfig> {
+  return loadConfig(path, schema);
+}
+
+/** For tests: the same checks on a value. */
+export function parseAgentConfig(raw: unknown): AgentConfig {
+  return schema.parse(raw);
+}

@@ -1,0 +1,144 @@
+/**
+ * From what is known to what the kernel should hold. Takes rows of the mesh and of the own endpoints, keeps the projections, and
+ * on `flush` writes desired rows into the tables. No IO, no clock.
+ */
+import { ipv4Contains, isIpv4, nodeInternalIp, parseCidr } from '@clustermesh/contract';
+import type { IpcacheRow, NodeRow, ServiceRow } from './datapath/types.ts';
+import { type ClaimsProjection, createClaims } from './ipcache/claims.ts';
+import { createNodeIds } from './ipcache/node-ids.ts';
+import {
+  localEndpointClaims,
+  localNodeClaims,
+  ownEndpointClaim,
+  ownNodeClaims,
+  RANK,
+  remoteIpClaims,
+  remoteNodeClaims,
+  worldClaim,
+} from './ipcache/rows.ts';
+import type { MeshSink, MeshView } from './mesh/mesh.ts';
+import type { RowSink } from './reconcile/table.ts';
+import { createServicesProjection } from './services/projection.ts';
+
+export interface DesiredOptions {
+  readonly own: {
+    readonly clusterId: number;
+    readonly nodeIp: string;
+    readonly gatewayIp: string;
+    readonly podCidr: string;
+  };
+  readonly view: MeshView;
+  /** Asked for after changes: a pass is wanted. */
+  readonly onChanged: () => void;
+}
+
+/** A node as the kernel knows it, before it has a number. */
+type KnownNode = Omit<NodeRow, 'nodeId'>;
+
+export interface Desired extends MeshSink {
+  ownEndpoint(id: string, endpoint: { readonly ipv4: string; readonly identity: number } | undefined): void;
+  /** What the kernel held when the agent started. */
+  restore(rows: {
+    readonly ipcache: ReadonlyMap<string, IpcacheRow>;
+    readonly services: ReadonlyMap<string, ServiceRow>;
+    readonly nodes: ReadonlyMap<string, NodeRow>;
+  }): void;
+  flush(into: {
+    readonly ipcache: RowSink<IpcacheRow>;
+    readonly services: RowSink<ServiceRow>;
+    readonly nodes: RowSink<NodeRow>;
+  }): void;
+  /** Rows kept only because their source has not spoken since the start. */
+  restoredCount(): number;
+}
+
+export function createDesired(options: DesiredOptions): Desired {
+  const { own, view } = options;
+  const podCidr = parseCidr(own.podCidr);
+  const isOwnPodAddress = (ip: string): boolean => podCidr !== undefined && ipv4Contains(podCidr, ip);
+  const nodeIds = createNodeIds();
+
+  function isNodeAddressSettled(ip: string): boolean {
+    // The own node and its endpoints are known from config and disk: nobody else has a say.
+    return ip === own.nodeIp || isOwnPodAddress(ip) || view.isNodeSettled(ip);
+  }
+
+  function isIpcacheRowSettled(row: IpcacheRow): boolean {
+    if (row.clusterId === 0) return true;
+    if (row.clusterId === own.clusterId)
+      return isNodeAddressSettled(row.tunnelEndpoint ?? row.prefix.slice(0, row.prefix.indexOf('/')));
+    // The row does not say which of the two families it came from.
+    return (
+      view.isGone(row.clusterId) || (view.isSettled(row.clusterId, 'ip') && view.isSettled(row.clusterId, 'nodes'))
+    );
+  }
+
+  const ipcache: ClaimsProjection<IpcacheRow> = createClaims({ isSettled: isIpcacheRowSettled });
+  const nodes: ClaimsProjection<KnownNode> = createClaims({
+    isSettled: (row) =>
+      row.clusterId === own.clusterId
+        ? isNodeAddressSettled(row.ip)
+        : view.isGone(row.clusterId) || view.isSettled(row.clusterId, 'nodes'),
+  });
+  const services = createServicesProjection({
+    clusterId: own.clusterId,
+    sources: { isSettled: (id) => view.isSettled(id, 'services'), isGone: (id) => view.isGone(id) },
+  });
+
+  ipcache.setClaims('world', [worldClaim()]);
+  ipcache.setClaims('own', ownNodeClaims({ clusterId: own.clusterId, ip: own.nodeIp, gatewayIp: own.gatewayIp }));
+  nodes.setClaims('own', [{ key: own.nodeIp, rank: RANK.ownNode, row: { ip: own.nodeIp, clusterId: own.clusterId } }]);
+
+  const nodeClaim = (ip: string | undefined, clusterId: number, rank: number) =>
+    ip === undefined || !isIpv4(ip) ? [] : [{ key: ip, rank, row: { ip, clusterId } }];
+
+  return {
+    service: services.setService,
+    slice: services.setSlice,
+    node(name, record) {
+      ipcache.setClaims(`node/${name}`, record === undefined ? [] : localNodeClaims(record, own.clusterId));
+      nodes.setClaims(`node/${name}`, nodeClaim(record?.internalIp, own.clusterId, RANK.localNode));
+    },
+    nodeEndpoint(node, id, endpoint, record) {
+      const claims =
+        endpoint === undefined || record === undefined
+          ? []
+          : localEndpointClaims(endpoint, record.internalIp, own.clusterId);
+      ipcache.setClaims(`node/${node}/${id}`, claims);
+    },
+    peerNode(peer, name, node) {
+      ipcache.setClaims(`peer/${peer.name}/node/${name}`, node === undefined ? [] : remoteNodeClaims(node, peer.id));
+      nodes.setClaims(`peer/${peer.name}/${name}`, nodeClaim(node && nodeInternalIp(node), peer.id, RANK.remoteNode));
+    },
+    peerService: (peer, name, service) => services.setRemote(peer.name, peer.id, name, service),
+    peerIp: (peer, name, entry) =>
+      ipcache.setClaims(`peer/${peer.name}/ip/${name}`, entry === undefined ? [] : remoteIpClaims(entry, peer.id)),
+    ownEndpoint(id, endpoint) {
+      ipcache.setClaims(`own/${id}`, endpoint === undefined ? [] : [ownEndpointClaim(endpoint, own.clusterId)]);
+    },
+    sourcesChanged() {
+      ipcache.sourcesChanged();
+      nodes.sourcesChanged();
+      services.sourcesChanged();
+    },
+    changed: options.onChanged,
+    restore(rows) {
+      ipcache.restore(rows.ipcache);
+      services.restore(rows.services);
+      nodeIds.restore(rows.nodes.values());
+      nodes.restore(new Map([...rows.nodes].map(([key, { ip, clusterId }]) => [key, { ip, clusterId }])));
+    },
+    flush(into) {
+      ipcache.flush(into.ipcache);
+      nodes.flush({
+        set: (key, row) => into.nodes.set(key, { ...row, nodeId: nodeIds.idOf(row.ip) }),
+        delete(key) {
+          into.nodes.delete(key);
+          nodeIds.release(key);
+        },
+      });
+      services.flush(into.services);
+    },
+    restoredCount: () => ipcache.restoredCount() + nodes.restoredCount() + services.restoredCount(),
+  };
+}

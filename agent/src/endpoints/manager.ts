@@ -1,0 +1,351 @@
+/**
+ * The pods of this node. An endpoint goes
+ *
+ *   EndpointAdd ─► on disk ─► identity ─► rows and programs in the kernel ─► published
+ *                     │   (disk, memory, or etcd)      (table + reconciler)      (writer)
+ *                     └─ waiting: no identity yet because etcd is away, or the kernel refused; tried again for ever
+ *
+ * and comes back from disk after a restart. Disk is the truth here: neither etcd nor the kernel can add or remove an endpoint.
+ */
+import {
+  type EndpointAddRequest,
+  type EndpointInfo,
+  type EndpointRecord,
+  MeshError,
+  messageOf,
+} from '@clustermesh/contract';
+import { type Clock, type Log, type Runner, startRunner } from '@clustermesh/runtime';
+import type { EndpointRow } from '../datapath/types.ts';
+import type { IdentityAllocator } from '../identity/allocator.ts';
+import type { RowSink } from '../reconcile/table.ts';
+import type { EndpointPublisher } from './publisher.ts';
+import { checkEndpointRequest, type EndpointFacts } from './request.ts';
+import type { EndpointStore, StoredEndpoint } from './store.ts';
+
+/** How the kernel side of an endpoint stands. */
+export type Programmed = 'done' | 'pending' | MeshError;
+
+export interface EndpointManagerOptions {
+  readonly own: { readonly cluster: string; readonly podCidr: string };
+  readonly store: EndpointStore;
+  readonly allocator: IdentityAllocator;
+  readonly publisher: EndpointPublisher;
+  /** Desired rows of the endpoints table, by address. */
+  readonly rows: RowSink<EndpointRow>;
+  readonly ipcache: (id: string, endpoint: { readonly ipv4: string; readonly identity: number } | undefined) => void;
+  readonly requestPass: () => void;
+  /** Of the endpoint's rows as they are desired now. */
+  readonly programmed: (ipv4: string) => Programmed;
+  /** No row of this address is left to be removed. */
+  readonly isRemoved: (ipv4: string) => boolean;
+  /** Network interfaces of the agent's namespace; undefined when that cannot be told. */
+  readonly interfaces: () => ReadonlySet<string> | undefined;
+  readonly addTimeoutMs: number;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly signal: AbortSignal;
+}
+
+export interface EndpointManager {
+  add(request: EndpointAddRequest): Promise<EndpointInfo>;
+  remove(id: string): Promise<void>;
+  list(): EndpointInfo[];
+  /** To be called after each pass over the kernel's tables. */
+  onPass(): void;
+  /** etcd is there again, perhaps another one: make sure that it has our identities. */
+  onEtcdConnected(): void;
+  /** Drops endpoints whose interface has been gone for two sweeps: their pod ended and nobody said so. */
+  sweep(): void;
+  problems(): string[];
+}
+
+/** How often identities in use are compared with etcd although nothing happened. */
+const VERIFY_INTERVAL_MS = 60_000;
+const MAX_ENDPOINT_ID = 0xffff;
+
+export function startEndpointManager(options: EndpointManagerOptions): EndpointManager {
+  const { store, publisher, rows, clock, log } = options;
+  const endpoints = new Map<string, StoredEndpoint>();
+  const published = new Set<string>();
+  const missingInterface = new Set<string>();
+  /** Numbers in use on this node, by label set; kept for the life of the process, so that a pod may come back while etcd is away. */
+  const identities = new Map<string, number>();
+  /** Label sets that etcd has confirmed since it was last connected. */
+  let verified = new Set<string>();
+  let verifiedAt = clock.nowMs();
+  let allocationError: string | undefined;
+  const notices: string[] = [];
+  /** Calls that wait for something to happen to their endpoint. */
+  let waiters: (() => void)[] = [];
+
+  const save = () => store.save(endpoints.values());
+
+  function announce(): void {
+    const woken = waiters;
+    waiters = [];
+    for (const wake of woken) wake();
+  }
+
+  /** Until something happened, or `maxMs` passed. */
+  async function news(maxMs: number): Promise<void> {
+    const woken = new AbortController();
+    const wake = () => woken.abort();
+    waiters.push(wake);
+    await clock.sleep(maxMs, AbortSignal.any([woken.signal, options.signal]));
+    waiters = waiters.filter((waiter) => waiter !== wake);
+  }
+
+  function put(endpoint: StoredEndpoint): void {
+    endpoints.set(endpoint.id, endpoint);
+    if (endpoint.identity === null) return;
+    const { ipv4, podMac, hostMac, identity, endpointId } = endpoint;
+    rows.set(ipv4, { ip: ipv4, interface: endpoint.interface, podMac, hostMac, identity, endpointId });
+    options.ipcache(endpoint.id, { ipv4, identity });
+    options.requestPass();
+  }
+
+  function drop(endpoint: StoredEndpoint): void {
+    endpoints.delete(endpoint.id);
+    published.delete(endpoint.id);
+    missingInterface.delete(endpoint.id);
+    rows.delete(endpoint.ipv4);
+    options.ipcache(endpoint.id, undefined);
+    publisher.delete(endpoint.id);
+    options.requestPass();
+  }
+
+  function freeEndpointId(): number {
+    const used = new Set([...endpoints.values()].map((endpoint) => endpoint.endpointId));
+    for (let id = 1; id <= MAX_ENDPOINT_ID; id++) if (!used.has(id)) return id;
+    throw new MeshError({
+      code: 'exhausted',
+      message: `adding an endpoint: all ${MAX_ENDPOINT_ID} endpoint numbers of this node are in use`,
+    });
+  }
+
+  function reasonFor(endpoint: StoredEndpoint): string {
+    if (endpoint.identity === null) return `no identity yet: ${allocationError ?? 'allocating'}`;
+    const programmed = options.programmed(endpoint.ipv4);
+    return programmed === 'done' ? '' : programmed === 'pending' ? 'being programmed' : messageOf(programmed);
+  }
+
+  function infoOf(endpoint: StoredEndpoint): EndpointInfo {
+    const { id, namespace, pod, labels, ipv4 } = endpoint;
+    const reason = reasonFor(endpoint);
+    return {
+      id,
+      namespace,
+      pod,
+      labels,
+      identity: endpoint.identity ?? 0,
+      interface: endpoint.interface,
+      ipv4,
+      state: reason === '' ? 'ready' : 'waiting',
+      reason,
+    };
+  }
+
+  const recordOf = (endpoint: StoredEndpoint & { identity: number }): EndpointRecord => {
+    const { id, namespace, pod, labels, identity, ipv4, serviceAccount } = endpoint;
+    return { id, namespace, pod, labels, identity, ipv4, serviceAccount };
+  };
+
+  function publish(endpoint: StoredEndpoint): void {
+    if (endpoint.identity === null) return;
+    published.add(endpoint.id);
+    publisher.set(recordOf({ ...endpoint, identity: endpoint.identity }));
+  }
+
+  // ---- identities
+
+  function setIdentity(labels: string, identity: number): void {
+    identities.set(labels, identity);
+    let changed = false;
+    for (const endpoint of [...endpoints.values()]) {
+      if (endpoint.labels !== labels || endpoint.identity === identity) continue;
+      const next = { ...endpoint, identity };
+      put(next);
+      if (published.has(next.id)) publish(next);
+      changed = true;
+    }
+    if (changed) save();
+  }
+
+  async function registerAll(): Promise<void> {
+    if (clock.nowMs() - verifiedAt >= VERIFY_INTERVAL_MS) {
+      verified = new Set();
+      verifiedAt = clock.nowMs();
+    }
+    const round = verified;
+    const wanted = new Set(
+      [...endpoints.values()].map((endpoint) => endpoint.labels).filter((labels) => !round.has(labels)),
+    );
+    for (const labels of wanted) {
+      const before = identities.get(labels);
+      const { identity, instead } = await options.allocator.register(labels, before);
+      allocationError = undefined;
+      round.add(labels);
+      if (instead !== undefined) {
+        log.warn({ labels, before, identity, reason: instead }, 'identity of running endpoints changed');
+        notices.push(`endpoints with labels ${labels} changed from identity ${before} to ${identity}: ${instead}`);
+        if (notices.length > 10) notices.shift();
+      }
+      if (
+        before !== identity ||
+        [...endpoints.values()].some((endpoint) => endpoint.labels === labels && endpoint.identity !== identity)
+      ) {
+        setIdentity(labels, identity);
+        announce();
+      }
+    }
+  }
+
+  const registration: Runner = startRunner({
+    run: registerAll,
+    minIntervalMs: 0,
+    retryMs: 100,
+    // Also the longest delay between tries: etcd coming back is noticed by then even if the event was missed.
+    maxIntervalMs: 2_000,
+    onError(error) {
+      const message = messageOf(error);
+      if (message !== allocationError) log.warn({ reason: message }, 'identities could not be confirmed; trying again');
+      allocationError = message;
+      announce();
+    },
+    signal: options.signal,
+    clock,
+  });
+
+  // ---- life
+
+  function evictRivals(facts: EndpointFacts): void {
+    for (const other of [...endpoints.values()]) {
+      if (other.id === facts.id || (other.ipv4 !== facts.ipv4 && other.interface !== facts.interface)) continue;
+      // An address and an interface have one owner; whoever was told of last is alive, the other's removal got lost.
+      log.warn(
+        { id: other.id, by: facts.id, ipv4: other.ipv4, interface: other.interface },
+        'endpoint replaced by a newer one',
+      );
+      drop(other);
+    }
+  }
+
+  async function awaitReady(id: string): Promise<EndpointInfo> {
+    const deadline = clock.nowMs() + options.addTimeoutMs;
+    for (;;) {
+      const endpoint = endpoints.get(id);
+      if (endpoint === undefined)
+        throw new MeshError({ code: 'cancelled', message: `adding endpoint ${id}: it was deleted meanwhile` });
+      const info = infoOf(endpoint);
+      if (info.state === 'ready') return info;
+      const programmed = endpoint.identity === null ? 'pending' : options.programmed(endpoint.ipv4);
+      if (programmed instanceof MeshError) {
+        throw new MeshError({
+          code: programmed.code,
+          message: `adding endpoint ${id}: ${programmed.message}`,
+          hint: 'the endpoint is kept and tried again; EndpointDelete gives it up',
+          cause: programmed,
+        });
+      }
+      const left = deadline - clock.nowMs();
+      if (left <= 0 || options.signal.aborted) return info;
+      await news(left);
+    }
+  }
+
+  function sweep(): void {
+    const present = options.interfaces();
+    if (present === undefined) return;
+    let dropped = false;
+    for (const endpoint of [...endpoints.values()]) {
+      if (present.has(endpoint.interface)) missingInterface.delete(endpoint.id);
+      else if (!missingInterface.has(endpoint.id)) missingInterface.add(endpoint.id);
+      else {
+        log.warn({ id: endpoint.id, interface: endpoint.interface }, 'endpoint removed: its interface is gone');
+        drop(endpoint);
+        dropped = true;
+      }
+    }
+    if (dropped) save();
+  }
+
+  function restore(): void {
+    const { endpoints: stored, complete } = store.load();
+    const present = options.interfaces();
+    for (const endpoint of stored) {
+      if (endpoint.identity !== null) identities.set(endpoint.labels, endpoint.identity);
+      if (present !== undefined && !present.has(endpoint.interface)) {
+        log.warn(
+          { id: endpoint.id, interface: endpoint.interface },
+          'endpoint not restored: its pod ended while the agent was away',
+        );
+        continue;
+      }
+      put(endpoint);
+      publish(endpoint);
+    }
+    if (complete && endpoints.size < stored.length) save();
+    publisher.complete();
+    log.info({ endpoints: endpoints.size, complete }, 'endpoints restored from disk');
+    registration.trigger();
+  }
+
+  restore();
+
+  return {
+    async add(request) {
+      const facts = checkEndpointRequest(request, options.own);
+      const before = endpoints.get(facts.id);
+      evictRivals(facts);
+      if (before !== undefined && before.ipv4 !== facts.ipv4) drop(before);
+      put({
+        ...facts,
+        endpointId: before?.endpointId ?? freeEndpointId(),
+        identity: identities.get(facts.labels) ?? null,
+      });
+      save();
+      registration.trigger();
+      log.info({ id: facts.id, pod: `${facts.namespace}/${facts.pod}`, ipv4: facts.ipv4 }, 'endpoint added');
+      return awaitReady(facts.id);
+    },
+
+    async remove(id) {
+      const endpoint = endpoints.get(id);
+      if (endpoint === undefined) return;
+      drop(endpoint);
+      save();
+      log.info({ id, ipv4: endpoint.ipv4 }, 'endpoint removed');
+      // The caller takes the interface away next: by then the kernel should have let go of it.
+      const deadline = clock.nowMs() + options.addTimeoutMs;
+      while (!options.isRemoved(endpoint.ipv4) && clock.nowMs() < deadline && !options.signal.aborted)
+        await news(deadline - clock.nowMs());
+    },
+
+    list: () => [...endpoints.values()].map(infoOf),
+
+    onPass() {
+      for (const endpoint of endpoints.values()) {
+        // Peers learn of an endpoint when it can be reached, not before.
+        if (!published.has(endpoint.id) && reasonFor(endpoint) === '') publish(endpoint);
+      }
+      announce();
+    },
+
+    onEtcdConnected() {
+      verified = new Set();
+      verifiedAt = clock.nowMs();
+      registration.trigger();
+    },
+
+    sweep,
+
+    problems() {
+      const waiting = [...endpoints.values()].map(infoOf).filter((info) => info.state === 'waiting');
+      return [
+        ...waiting.map((info) => `endpoint ${info.id} is waiting: ${info.reason}`),
+        ...notices,
+        ...publisher.problems(),
+      ];
+    },
+  };
+}

@@ -1,0 +1,80 @@
+/** Checks an EndpointAdd before anything is done for it: all that is wrong is said at once. */
+import {
+  type EndpointAddRequest,
+  formatLabels,
+  ipv4Contains,
+  isDnsSubdomain,
+  isIpv4,
+  MeshError,
+  parseCidr,
+  podIdentityLabels,
+} from '@clustermesh/contract';
+
+const ENDPOINT_ID = /^[A-Za-z0-9][A-Za-z0-9._:-]{0,252}$/;
+const MAC = /^([0-9a-f]{2}:){5}[0-9a-f]{2}$/i;
+/** Linux: at most 15 bytes, no slash, no white space. */
+const INTERFACE = /^[^\s/]{1,15}$/;
+
+/** The facts of an endpoint, checked; `labels` is the identity's label string. */
+export interface EndpointFacts {
+  readonly id: string;
+  readonly namespace: string;
+  readonly pod: string;
+  readonly serviceAccount: string;
+  readonly labels: string;
+  readonly interface: string;
+  readonly hostMac: string;
+  readonly podMac: string;
+  readonly ipv4: string;
+}
+
+export function checkEndpointRequest(
+  request: EndpointAddRequest,
+  own: { readonly cluster: string; readonly podCidr: string },
+): EndpointFacts {
+  const problems: string[] = [];
+  const demand = (holds: boolean, problem: string) => {
+    if (!holds) problems.push(problem);
+  };
+  const shown = (value: string) => JSON.stringify(value);
+  const cidr = parseCidr(own.podCidr);
+  demand(ENDPOINT_ID.test(request.id), `id ${shown(request.id)} must consist of letters, digits and "._:-"`);
+  demand(isDnsSubdomain(request.namespace), `namespace ${shown(request.namespace)} is no namespace name`);
+  demand(isDnsSubdomain(request.pod), `pod ${shown(request.pod)} is no pod name`);
+  demand(INTERFACE.test(request.interface), `interface ${shown(request.interface)} is no interface name`);
+  demand(MAC.test(request.hostMac), `hostMac ${shown(request.hostMac)} is no MAC address`);
+  demand(MAC.test(request.podMac), `podMac ${shown(request.podMac)} is no MAC address`);
+  const isOwnAddress = isIpv4(request.ipv4) && cidr !== undefined && ipv4Contains(cidr, request.ipv4);
+  demand(isOwnAddress, `ipv4 ${shown(request.ipv4)} is no address of this node's pod CIDR ${own.podCidr}`);
+  for (const [key, value] of Object.entries(request.labels)) {
+    demand(
+      key !== '' && !/[=;:]/.test(key) && !value.includes(';'),
+      `label ${shown(key)}=${shown(value)} cannot be part of an identity`,
+    );
+  }
+  if (problems.length > 0) {
+    throw new MeshError({
+      code: 'invalid-argument',
+      message: `adding endpoint ${shown(request.id)}: ${problems.join('; ')}`,
+    });
+  }
+  const serviceAccount = request.serviceAccount === '' ? 'default' : request.serviceAccount;
+  return {
+    id: request.id,
+    namespace: request.namespace,
+    pod: request.pod,
+    serviceAccount,
+    labels: formatLabels(
+      podIdentityLabels({
+        cluster: own.cluster,
+        namespace: request.namespace,
+        serviceAccount,
+        podLabels: request.labels,
+      }),
+    ),
+    interface: request.interface,
+    hostMac: request.hostMac.toLowerCase(),
+    podMac: request.podMac.toLowerCase(),
+    ipv4: request.ipv4,
+  };
+}

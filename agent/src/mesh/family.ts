@@ -1,0 +1,108 @@
+/**
+ * One family of one cluster: the decoded rows under one prefix of the local etcd. What does not decode or validate is
+ * quarantined: counted, named in the status, and the last good value of that key stays in force.
+ */
+import { type Decoded, keyName } from '@clustermesh/contract';
+import { type Etcd, startReflector } from '@clustermesh/kvstore';
+import type { Log } from '@clustermesh/runtime';
+
+export interface FamilyOptions<T> {
+  readonly etcd: Etcd;
+  readonly prefix: string;
+  readonly canaryKey?: string | undefined;
+  readonly log: Log;
+  readonly signal: AbortSignal;
+  readonly decode: (name: string, text: string) => Decoded<T>;
+  /** A row by its name behind the prefix; undefined: it is gone. */
+  readonly onRow: (name: string, value: T | undefined) => void;
+  /** After the rows of one batch. */
+  readonly onBatch: () => void;
+  /** A complete list has been applied. */
+  readonly onSynced: () => void;
+}
+
+export interface FamilyState {
+  /** Complete at least once since the start of this process. */
+  readonly synced: boolean;
+  /** That list was of the etcd that answers now; false between the loss of an etcd's data and the next complete list. */
+  readonly current: boolean;
+  /** etcd revision up to which all rows of this family are in memory. */
+  readonly revision: number;
+  readonly count: number;
+  readonly quarantined: number;
+  readonly lastQuarantineReason: string | undefined;
+}
+
+export interface Family {
+  state(): FamilyState;
+  /** Names of the rows in force. */
+  names(): IterableIterator<string>;
+}
+
+export function startFamily<T>(options: FamilyOptions<T>): Family {
+  const { prefix, log } = options;
+  const names = new Set<string>();
+  const quarantine = new Map<string, string>();
+  let lastQuarantineReason: string | undefined;
+  let listedEpoch: number | undefined;
+  let revision = 0;
+
+  function upsert(key: string, value: Buffer): void {
+    const name = keyName(key, prefix);
+    if (name === undefined) return;
+    const decoded = options.decode(name, value.toString('utf8'));
+    if (!decoded.ok) {
+      if (quarantine.get(name) !== decoded.reason) log.warn({ key, reason: decoded.reason }, 'object quarantined');
+      quarantine.set(name, decoded.reason);
+      lastQuarantineReason = decoded.reason;
+      return;
+    }
+    quarantine.delete(name);
+    names.add(name);
+    options.onRow(name, decoded.value);
+  }
+
+  function remove(key: string): void {
+    const name = keyName(key, prefix);
+    if (name === undefined) return;
+    quarantine.delete(name);
+    if (names.delete(name)) options.onRow(name, undefined);
+  }
+
+  startReflector({
+    etcd: options.etcd,
+    prefix,
+    canaryKey: options.canaryKey,
+    log,
+    signal: options.signal,
+    sink: {
+      apply(batch) {
+        // A reflector that was told to stop may still hand over what it had in flight.
+        if (options.signal.aborted) return;
+        for (const row of batch.upserts) upsert(row.key, row.value);
+        for (const key of batch.removes) remove(key);
+        if (batch.kind === 'watch') revision = Math.max(revision, batch.revision);
+        options.onBatch();
+      },
+      synced(listRevision) {
+        if (options.signal.aborted) return;
+        // Set, not raised: a rebuilt etcd counts from one again.
+        revision = listRevision;
+        listedEpoch = options.etcd.epoch;
+        options.onSynced();
+      },
+    },
+  });
+
+  return {
+    state: () => ({
+      synced: listedEpoch !== undefined,
+      current: listedEpoch === options.etcd.epoch,
+      revision,
+      count: names.size,
+      quarantined: quarantine.size,
+      lastQuarantineReason: quarantine.size > 0 ? lastQuarantineReason : undefined,
+    }),
+    names: () => names.values(),
+  };
+}

@@ -1,0 +1,293 @@
+/**
+ * The local etcd as the agent sees it: this cluster's services, slices and namespaces, its nodes, and every peer's mirror.
+ *
+ *   cilium/cluster-config/ ──► clusters ──► per peer: nodes, services, ip, identities (cache layout, each behind its canary)
+ *   clustermesh/local/{services,endpointslices,namespaces}/ (each behind its canary)
+ *   clustermesh/nodes/     ──► node records (each node its own canary)
+ *                                   │ rows                       │ "spoke", "left"
+ *                                   ▼                            ▼
+ *                               MeshSink                     MeshView (what is settled)
+ *
+ * Rows are told to the sink as they come; nothing here waits, and nothing is withdrawn because etcd is away.
+ */
+import {
+  CLUSTER_CONFIG_PREFIX,
+  decodeLocalNamespace,
+  decodeLocalService,
+  decodeLocalSlice,
+  type EndpointRecord,
+  FAMILIES,
+  LOCAL_FAMILIES,
+  type LocalFamily,
+  type LocalNamespace,
+  type LocalService,
+  type LocalSlice,
+  localCanaryKey,
+  localPrefix,
+  type MaxConnectedClusters,
+  NODES_PREFIX,
+  type NodeRecord,
+} from '@clustermesh/contract';
+import { type Etcd, type SinkBatch, startReflector } from '@clustermesh/kvstore';
+import type { Log } from '@clustermesh/runtime';
+import { createClusters } from './clusters.ts';
+import { type Family, type FamilyState, startFamily } from './family.ts';
+import { createNodeRecords } from './node-records.ts';
+import { type Peer, type PeerSink, startPeer } from './peer.ts';
+import { createListJudge, type StoreMemory } from './store-memory.ts';
+
+export interface MeshSink extends PeerSink {
+  service(name: string, service: LocalService | undefined): void;
+  slice(name: string, slice: LocalSlice | undefined): void;
+  /** Another node of this cluster. */
+  node(name: string, record: NodeRecord | undefined): void;
+  nodeEndpoint(node: string, id: string, endpoint: EndpointRecord | undefined, record: NodeRecord | undefined): void;
+  /** A source spoke or left: what `MeshView` answers may have changed. */
+  sourcesChanged(): void;
+  /** Rows changed: ask for a pass. */
+  changed(): void;
+}
+
+/** What has been heard since the start of this process. */
+export interface MeshView {
+  /** Everything that a cluster has to say in this family has been heard. Own cluster: its services and slices. */
+  isSettled(clusterId: number, family: 'services' | 'ip' | 'nodes'): boolean;
+  /** The cluster is known not to be in the mesh. */
+  isGone(clusterId: number): boolean;
+  /** The node of this cluster that has this address has said all, or is known not to be there. */
+  isNodeSettled(ip: string): boolean;
+}
+
+export interface FamilyProgress extends FamilyState {
+  readonly peer: string;
+  readonly family: string;
+}
+
+export interface Mesh extends MeshView {
+  /** One entry per (cluster, family), the own cluster under its own name. */
+  progress(): FamilyProgress[];
+  /** Every source known has synced; `missing` names those that have not. */
+  missing(): string[];
+  problems(): string[];
+  /** All that is known has been applied: this is the store to compare with after a restart. */
+  rememberStore(): void;
+  close(): Promise<void>;
+}
+
+export interface MeshOptions {
+  readonly etcd: Etcd;
+  readonly own: {
+    readonly name: string;
+    readonly id: number;
+    readonly maxConnectedClusters: MaxConnectedClusters;
+    readonly node: string;
+  };
+  readonly memory: StoreMemory;
+  readonly sink: MeshSink;
+  readonly log: Log;
+}
+
+export function startMesh(options: MeshOptions): Mesh {
+  const { etcd, own, memory, sink, log } = options;
+  const stop = new AbortController();
+  const peers = new Map<string, Peer>();
+  const onBatch = () => sink.changed();
+  const onSynced = () => {
+    sink.sourcesChanged();
+    sink.changed();
+  };
+
+  // ---- this cluster: services, slices, namespaces
+
+  const decodeLocal = {
+    services: decodeLocalService,
+    endpointslices: decodeLocalSlice,
+    namespaces: decodeLocalNamespace,
+  };
+  const onLocal: { [F in LocalFamily]: (name: string, value: never) => void } = {
+    services: (name: string, value: LocalService | undefined) => sink.service(name, value),
+    endpointslices: (name: string, value: LocalSlice | undefined) => sink.slice(name, value),
+    // Held for what will need namespace labels; the apiserver has already judged which services are global.
+    namespaces: (_name: string, _value: LocalNamespace | undefined) => {},
+  };
+  const local = Object.fromEntries(
+    LOCAL_FAMILIES.map((family) => [
+      family,
+      startFamily({
+        etcd,
+        prefix: localPrefix(family),
+        canaryKey: localCanaryKey(family),
+        log: log.child({ family }),
+        signal: stop.signal,
+        decode: (_name, text) => decodeLocal[family](text),
+        onRow: onLocal[family] as (name: string, value: unknown) => void,
+        onBatch,
+        onSynced,
+      }),
+    ]),
+  ) as Record<LocalFamily, Family>;
+
+  // ---- this cluster: nodes and their endpoints
+
+  const nodes = createNodeRecords();
+  const nodesProgress = { synced: false, revision: 0, sameStore: false };
+  const nodesJudge = createListJudge(etcd, memory);
+
+  function tellNode(name: string): void {
+    // The own node's truth is on its own disk, not in etcd.
+    if (name === own.node) return;
+    const state = nodes.get(name);
+    sink.node(name, state?.record);
+    for (const [id, endpoint] of state?.endpoints ?? []) sink.nodeEndpoint(name, id, endpoint, state?.record);
+  }
+
+  function applyNodes(batch: SinkBatch): void {
+    const changes = nodes.apply(batch, nodesJudge.isSameStore(batch.revision));
+    for (const { node, endpoint } of changes.endpoints) {
+      if (node === own.node) continue;
+      const state = nodes.get(node);
+      sink.nodeEndpoint(node, endpoint, state?.endpoints.get(endpoint), state?.record);
+    }
+    for (const node of changes.nodes) tellNode(node);
+    if (batch.kind === 'watch') nodesProgress.revision = Math.max(nodesProgress.revision, batch.revision);
+    // A canary may have come with it.
+    if (changes.nodes.size > 0) sink.sourcesChanged();
+    sink.changed();
+  }
+
+  startReflector({
+    etcd,
+    prefix: NODES_PREFIX,
+    log: log.child({ family: 'nodes' }),
+    signal: stop.signal,
+    sink: {
+      apply: applyNodes,
+      synced(revision) {
+        // Only the first list counts: what it does not have, though the kernel has it, is a leftover if the store is known.
+        if (!nodesProgress.synced) nodesProgress.sameStore = nodesJudge.isSameStore(revision);
+        nodesJudge.listed();
+        nodesProgress.synced = true;
+        nodesProgress.revision = revision;
+        onSynced();
+      },
+    },
+  });
+
+  // ---- peers
+
+  const clusters = createClusters(own);
+  const clustersProgress = { synced: false, sameStore: false };
+  const clustersJudge = createListJudge(etcd, memory);
+  const drainedIds = new Set<number>();
+
+  function applyClusters(batch: SinkBatch): void {
+    const changes = clusters.apply(batch, clustersJudge.isSameStore(batch.revision));
+    for (const name of changes.drain) {
+      const peer = peers.get(name);
+      if (peer === undefined) continue;
+      log.info({ peer: name }, 'cluster left the mesh: removing what it published');
+      peers.delete(name);
+      drainedIds.add(peer.id);
+      peer.drain();
+    }
+    for (const ref of changes.start) {
+      log.info({ peer: ref.name, clusterId: ref.id }, 'cluster is in the mesh: following what it publishes');
+      drainedIds.delete(ref.id);
+      peers.set(
+        ref.name,
+        startPeer({ etcd, peer: ref, maxConnectedClusters: own.maxConnectedClusters, sink, onBatch, onSynced, log }),
+      );
+    }
+    sink.sourcesChanged();
+    sink.changed();
+  }
+
+  startReflector({
+    etcd,
+    prefix: CLUSTER_CONFIG_PREFIX,
+    log: log.child({ family: 'cluster-config' }),
+    signal: stop.signal,
+    sink: {
+      apply: applyClusters,
+      synced(revision) {
+        if (!clustersProgress.synced) clustersProgress.sameStore = clustersJudge.isSameStore(revision);
+        clustersJudge.listed();
+        clustersProgress.synced = true;
+        onSynced();
+      },
+    },
+  });
+
+  const peerById = (id: number) => [...peers.values()].find((peer) => peer.id === id);
+
+  return {
+    isSettled(clusterId, family) {
+      if (clusterId === own.id) return local.services.state().synced && local.endpointslices.state().synced;
+      return peerById(clusterId)?.families[family].state().synced ?? false;
+    },
+    isGone(clusterId) {
+      if (clusterId === own.id || peerById(clusterId) !== undefined) return false;
+      // A config that was refused may be that of any id: then absence proves nothing.
+      return (
+        drainedIds.has(clusterId) ||
+        (clustersProgress.synced && clustersProgress.sameStore && clusters.refused().size === 0)
+      );
+    },
+    isNodeSettled(ip) {
+      for (const [, node] of nodes.all()) if (node.record?.internalIp === ip) return node.synced;
+      return nodesProgress.synced && nodesProgress.sameStore;
+    },
+    progress() {
+      const nodesState: FamilyState = {
+        synced: nodesProgress.synced,
+        current: nodesJudge.isCurrent(),
+        revision: nodesProgress.revision,
+        count: nodes.count(),
+        quarantined: nodes.quarantined().size,
+        lastQuarantineReason: [...nodes.quarantined().values()].at(-1),
+      };
+      return [
+        ...LOCAL_FAMILIES.map((family) => ({ peer: own.name, family, ...local[family].state() })),
+        { peer: own.name, family: 'nodes', ...nodesState },
+        ...[...peers.values()].flatMap((peer) =>
+          FAMILIES.map((family) => ({ peer: peer.name, family, ...peer.families[family].state() })),
+        ),
+      ];
+    },
+    missing() {
+      const missing = this.progress()
+        .filter((family) => !family.synced)
+        .map((family) => `${family.family} of ${family.peer}`);
+      if (!clustersProgress.synced) missing.push('the list of clusters');
+      for (const [name, node] of nodes.all())
+        if (!node.synced && name !== own.node) missing.push(`what node ${name} publishes`);
+      for (const name of clusters.held()) missing.push(`cluster ${name} in the rebuilt etcd`);
+      return missing;
+    },
+    problems() {
+      const problems = [...clusters.refused().values()].map((reason) => `refused: ${reason}`);
+      for (const name of clusters.held())
+        problems.push(`cluster ${name} is kept as it was before etcd was rebuilt; the new etcd does not have it yet`);
+      if (nodes.heldCount() > 0)
+        problems.push(
+          `${nodes.heldCount()} rows of other nodes are kept as they were before etcd was rebuilt; their agents have not written again yet`,
+        );
+      for (const family of this.progress()) {
+        if (family.quarantined > 0)
+          problems.push(
+            `${family.quarantined} ${family.family} of ${family.peer} are quarantined; last: ${family.lastQuarantineReason}`,
+          );
+      }
+      return problems;
+    },
+    rememberStore() {
+      const isCurrent = clustersJudge.isCurrent() && this.progress().every((family) => family.current);
+      if (isCurrent && etcd.clusterId !== undefined)
+        memory.remember(etcd.clusterId, Math.max(0, ...this.progress().map((family) => family.revision)));
+    },
+    async close() {
+      stop.abort();
+      for (const peer of peers.values()) peer.stop();
+    },
+  };
+}

@@ -1,0 +1,141 @@
+/**
+ * Closes the difference between a table and the kernel, in batches. It knows nothing of what the rows mean.
+ *
+ *   pass()   works on the rows that changed or are due for another try
+ *   check()  reads the kernel whole and asks for what differs: rows changed, lost or added behind our back
+ *
+ * A row that fails becomes an error row and is tried again later; the others are unaffected. Which rows may be pruned is
+ * decided before: whatever must stay is in the table (projections keep restored rows until their source has synced).
+ */
+import { MeshError } from '@clustermesh/contract';
+import type { Clock } from '@clustermesh/runtime';
+import type { MapOps, OpResult } from '../datapath/types.ts';
+import type { Table } from './table.ts';
+
+export interface ReconcilerOptions<Row> {
+  readonly table: Table<Row>;
+  readonly ops: MapOps<Row>;
+  readonly clock: Clock;
+  /** Rows per call of the ops (default 1000). */
+  readonly batchSize?: number;
+  /** First delay after a failure (default 100 ms); doubles up to `maxRetryMs` (default 10 s). */
+  readonly retryMs?: number;
+  readonly maxRetryMs?: number;
+}
+
+export interface PassResult {
+  readonly updated: number;
+  readonly removed: number;
+  readonly failed: number;
+}
+
+export interface Reconciler {
+  pass(): Promise<PassResult>;
+  /** Returns how many rows differed. The next pass mends them. */
+  check(): Promise<number>;
+}
+
+interface Work {
+  readonly key: string;
+  readonly revision: number;
+  readonly failures: number;
+}
+
+export function createReconciler<Row>(options: ReconcilerOptions<Row>): Reconciler {
+  const { table, ops, clock } = options;
+  const batchSize = options.batchSize ?? 1000;
+  const retryMs = options.retryMs ?? 100;
+  const maxRetryMs = options.maxRetryMs ?? 10_000;
+
+  /** Runs one batch and writes the results back; returns the work that failed. */
+  async function runBatch(batch: readonly Work[], call: () => Promise<OpResult[]>): Promise<Work[]> {
+    let errors: Map<string, MeshError | undefined>;
+    try {
+      errors = new Map((await call()).map((result) => [result.key, result.error]));
+    } catch (error) {
+      const failure = MeshError.from(error, `programming ${batch.length} rows of ${table.name}`, 'kernel');
+      errors = new Map(batch.map((work) => [work.key, failure]));
+    }
+    const failed: Work[] = [];
+    for (const work of batch) {
+      const error = errors.has(work.key)
+        ? errors.get(work.key)
+        : new MeshError({
+            code: 'internal',
+            message: `programming row ${work.key} of ${table.name}: the datapath gave no result`,
+          });
+      if (error === undefined) {
+        table.settle(work.key, work.revision, {});
+        continue;
+      }
+      const delay = Math.min(retryMs * 2 ** Math.min(work.failures, 16), maxRetryMs);
+      table.settle(work.key, work.revision, { error, retryAtMs: clock.nowMs() + delay });
+      failed.push(work);
+    }
+    return failed;
+  }
+
+  async function inBatches(
+    work: readonly Work[],
+    call: (batch: readonly Work[]) => Promise<OpResult[]>,
+  ): Promise<Work[]> {
+    const failed: Work[] = [];
+    for (let at = 0; at < work.length; at += batchSize) {
+      // A row that changed while an earlier batch was written is pending again: the next pass takes it.
+      const batch = work.slice(at, at + batchSize).filter(({ key, revision }) => table.get(key)?.revision === revision);
+      if (batch.length === 0) continue;
+      failed.push(...(await runBatch(batch, () => call(batch))));
+    }
+    return failed;
+  }
+
+  async function update(work: readonly Work[]): Promise<Work[]> {
+    return inBatches(work, (batch) => ops.update(batch.flatMap(({ key }) => table.get(key)?.desired ?? [])));
+  }
+
+  return {
+    async pass() {
+      const updates: Work[] = [];
+      const removes: Work[] = [];
+      for (const key of table.due(clock.nowMs())) {
+        const row = table.get(key);
+        if (row === undefined) continue;
+        (row.desired === undefined ? removes : updates).push({ key, revision: row.revision, failures: row.failures });
+      }
+      // Make before break: what is new is there before what is old goes. A full map is the exception: removing makes room,
+      // so what did not fit is tried once more after that.
+      let failedUpdates = await update(updates);
+      const failedRemoves = await inBatches(removes, (batch) => ops.remove(batch.map((work) => work.key)));
+      if (failedUpdates.length > 0 && removes.length > failedRemoves.length)
+        failedUpdates = await update(failedUpdates);
+      return {
+        updated: updates.length - failedUpdates.length,
+        removed: removes.length - failedRemoves.length,
+        failed: failedUpdates.length + failedRemoves.length,
+      };
+    },
+
+    async check() {
+      const kernel = await ops.list();
+      let differences = 0;
+      for (const [key, held] of kernel) {
+        const row = table.get(key);
+        if (row === undefined) {
+          table.seed(key, held);
+          table.delete(key);
+          differences++;
+        } else if (row.status === 'done' && row.desired !== undefined && !table.equal(row.desired, held)) {
+          table.touch(key);
+          differences++;
+        }
+      }
+      for (const [key, row] of table.entries()) {
+        if (row.status === 'done' && row.desired !== undefined && !kernel.has(key)) {
+          table.touch(key);
+          differences++;
+        }
+      }
+      return differences;
+    },
+  };
+}

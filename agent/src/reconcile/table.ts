@@ -1,0 +1,135 @@
+/**
+ * The desired rows of one kernel table, each with what became of it. Rows are immutable; a changed row is a new one with a
+ * higher revision. One writer (the projections, through `RowSink`), one reader (the reconciler).
+ */
+import type { MeshError } from '@clustermesh/contract';
+
+export interface RowSink<Row> {
+  set(key: string, row: Row): void;
+  delete(key: string): void;
+}
+
+export interface TableRow<Row> {
+  /** Undefined: to be removed from the kernel; the entry goes once that is done. */
+  readonly desired: Row | undefined;
+  readonly revision: number;
+  readonly status: 'pending' | 'done' | 'error';
+  readonly error?: MeshError | undefined;
+  /** Attempts that failed in a row. */
+  readonly failures: number;
+  /** Monotonic time before which a failed row is not tried again. */
+  readonly retryAtMs: number;
+}
+
+export interface TableCounts {
+  readonly pending: number;
+  readonly done: number;
+  readonly error: number;
+}
+
+export interface Table<Row> extends RowSink<Row> {
+  readonly name: string;
+  /** Takes over a row that the kernel already holds. */
+  seed(key: string, row: Row): void;
+  get(key: string): TableRow<Row> | undefined;
+  entries(): IterableIterator<[string, TableRow<Row>]>;
+  /** Asks for the row to be written again although its desired value is the same. */
+  touch(key: string): void;
+  /** Keys to work on now: pending ones, and failed ones whose time has come. */
+  due(nowMs: number): string[];
+  /** When the next failed row may be tried again; undefined without failed rows. */
+  nextRetryAtMs(): number | undefined;
+  /** Writes a result back, unless the row has changed since `revision` was read (then it is pending again anyway). */
+  settle(
+    key: string,
+    revision: number,
+    outcome: { readonly error?: MeshError | undefined; readonly retryAtMs?: number },
+  ): void;
+  counts(): TableCounts;
+  errors(): { readonly key: string; readonly error: MeshError }[];
+  equal(a: Row, b: Row): boolean;
+}
+
+export function createTable<Row>(options: {
+  readonly name: string;
+  readonly equal: (a: Row, b: Row) => boolean;
+}): Table<Row> {
+  const rows = new Map<string, TableRow<Row>>();
+  const pending = new Set<string>();
+  const failed = new Set<string>();
+  let revision = 0;
+
+  function put(key: string, row: TableRow<Row>): void {
+    rows.set(key, row);
+    if (row.status === 'pending') pending.add(key);
+    else pending.delete(key);
+    if (row.status === 'error') failed.add(key);
+    else failed.delete(key);
+  }
+
+  function want(key: string, desired: Row | undefined): void {
+    put(key, { desired, revision: ++revision, status: 'pending', failures: 0, retryAtMs: 0 });
+  }
+
+  return {
+    name: options.name,
+    equal: options.equal,
+    set(key, row) {
+      const before = rows.get(key);
+      if (before?.desired !== undefined && options.equal(before.desired, row)) return;
+      want(key, row);
+    },
+    delete(key) {
+      const before = rows.get(key);
+      if (before !== undefined && before.desired !== undefined) want(key, undefined);
+    },
+    seed(key, row) {
+      put(key, { desired: row, revision: ++revision, status: 'done', failures: 0, retryAtMs: 0 });
+    },
+    get: (key) => rows.get(key),
+    entries: () => rows.entries(),
+    touch(key) {
+      const row = rows.get(key);
+      if (row !== undefined) want(key, row.desired);
+    },
+    due(nowMs) {
+      const keys = [...pending];
+      for (const key of failed) if ((rows.get(key)?.retryAtMs ?? 0) <= nowMs) keys.push(key);
+      return keys;
+    },
+    nextRetryAtMs() {
+      let next: number | undefined;
+      for (const key of failed) {
+        const at = rows.get(key)?.retryAtMs ?? 0;
+        if (next === undefined || at < next) next = at;
+      }
+      return next;
+    },
+    settle(key, readRevision, outcome) {
+      const row = rows.get(key);
+      if (row === undefined || row.revision !== readRevision) return;
+      if (outcome.error !== undefined) {
+        put(key, {
+          ...row,
+          status: 'error',
+          error: outcome.error,
+          failures: row.failures + 1,
+          retryAtMs: outcome.retryAtMs ?? 0,
+        });
+      } else if (row.desired === undefined) {
+        rows.delete(key);
+        pending.delete(key);
+        failed.delete(key);
+      } else {
+        put(key, { desired: row.desired, revision: row.revision, status: 'done', failures: 0, retryAtMs: 0 });
+      }
+    },
+    counts: () => ({ pending: pending.size, error: failed.size, done: rows.size - pending.size - failed.size }),
+    errors() {
+      return [...failed].flatMap((key) => {
+        const error = rows.get(key)?.error;
+        return error === undefined ? [] : [{ key, error }];
+      });
+    },
+  };
+}

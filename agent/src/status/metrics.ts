@@ -1,0 +1,78 @@
+/** The agent's metrics, read from its state when they are scraped. */
+import { Gauge, Registry } from 'prom-client';
+import type { FamilyProgress } from '../mesh/mesh.ts';
+import { type Sync, TABLE_NAMES } from '../sync.ts';
+
+export function createMetrics(ports: {
+  readonly sync: Sync;
+  readonly progress: () => readonly FamilyProgress[];
+  readonly restoredCount: () => number;
+  readonly endpoints: () => readonly { readonly state: string }[];
+  readonly isEtcdConnected: () => boolean;
+}): Registry {
+  const registry = new Registry();
+  const gauge = (name: string, help: string, labelNames: readonly string[], collect: (gauge: Gauge) => void) => {
+    new Gauge({
+      name: `clustermesh_agent_${name}`,
+      help,
+      labelNames,
+      registers: [registry],
+      collect() {
+        this.reset();
+        collect(this);
+      },
+    });
+  };
+
+  gauge('table_rows', 'Desired rows by kernel table and status.', ['table', 'status'], (metric) => {
+    for (const table of TABLE_NAMES) {
+      for (const [status, count] of Object.entries(ports.sync.tables[table].counts()))
+        metric.set({ table, status }, count);
+    }
+  });
+  gauge('restored_rows', 'Rows kept from before the start because their source has not spoken yet.', [], (metric) =>
+    metric.set(ports.restoredCount()),
+  );
+  gauge('pass_duration_seconds', 'Duration of the last pass over the kernel tables.', [], (metric) =>
+    metric.set(ports.sync.stats().lastPassMs / 1000),
+  );
+  gauge('passes_total', 'Passes over the kernel tables.', [], (metric) => metric.set(ports.sync.stats().passes));
+  gauge('row_failures_total', 'Rows that the kernel refused, each try counted.', [], (metric) =>
+    metric.set(ports.sync.stats().failures),
+  );
+  gauge('repairs_total', 'Rows found different in the kernel although nobody asked for it.', [], (metric) =>
+    metric.set(ports.sync.stats().repairs),
+  );
+  gauge('endpoints', 'Endpoints of this node by state.', ['state'], (metric) => {
+    for (const endpoint of ports.endpoints()) metric.inc({ state: endpoint.state });
+  });
+  gauge('etcd_connected', '1 while the local etcd answers.', [], (metric) =>
+    metric.set(ports.isEtcdConnected() ? 1 : 0),
+  );
+  gauge('family_rows', 'Rows per cluster and family.', ['cluster', 'family'], (metric) => {
+    for (const { peer, family, count } of ports.progress()) metric.set({ cluster: peer, family }, count);
+  });
+  gauge(
+    'family_synced',
+    '1 once a cluster has been heard out in this family since the start.',
+    ['cluster', 'family'],
+    (metric) => {
+      for (const { peer, family, synced } of ports.progress()) metric.set({ cluster: peer, family }, synced ? 1 : 0);
+    },
+  );
+  gauge('family_quarantined', 'Objects that were refused, per cluster and family.', ['cluster', 'family'], (metric) => {
+    for (const { peer, family, quarantined } of ports.progress()) metric.set({ cluster: peer, family }, quarantined);
+  });
+  gauge(
+    'family_applied_revision',
+    'etcd revision up to which a family is in the kernel.',
+    ['cluster', 'family'],
+    (metric) => {
+      for (const { peer, family } of ports.progress()) {
+        const revision = ports.sync.applied().get(`${peer}/${family}`);
+        if (revision !== undefined) metric.set({ cluster: peer, family }, revision);
+      }
+    },
+  );
+  return registry;
+}
