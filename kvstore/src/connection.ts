@@ -1,4 +1,6 @@
 import { readFile } from 'node:fs/promises';
+import { isIP } from 'node:net';
+import { checkServerIdentity, type PeerCertificate } from 'node:tls';
 import { MeshError, messageOf } from '@clustermesh/contract';
 import type { Clock } from '@clustermesh/runtime';
 import { Client, type ClientDuplexStream, connectivityState, credentials, Metadata, status } from '@grpc/grpc-js';
@@ -44,7 +46,9 @@ async function channelCredentials(target: Target, settings: ConnectionSettings) 
     readPem(settings.certFile, 'client certificate'),
   ]);
   try {
-    return credentials.createSsl(ca, key, cert);
+    return credentials.createSsl(ca, key, cert, {
+      checkServerIdentity: (_, certificate) => checkServerIdentity(target.tlsName, certificate as PeerCertificate),
+    });
   } catch (error) {
     // Half of a certificate pair that is being replaced looks like this: the next attempt reads both again.
     throw new MeshError({
@@ -101,9 +105,9 @@ export class Connection {
     this.target = target;
     this.#settings = settings;
     this.#client = new Client(target.address, channel, {
-      ...(target.tlsName === undefined
-        ? {}
-        : { 'grpc.ssl_target_name_override': target.tlsName, 'grpc.default_authority': target.tlsName }),
+      // The server name of the handshake must not be an address (RFC 6066); the check above compares the address all the same.
+      'grpc.ssl_target_name_override': isIP(target.tlsName) === 0 ? target.tlsName : 'localhost',
+      'grpc.default_authority': target.tlsName,
       'grpc.keepalive_time_ms': settings.keepalive.timeMs,
       'grpc.keepalive_timeout_ms': settings.keepalive.timeoutMs,
       // etcd answers pings on a connection without streams with GOAWAY (too_many_pings).

@@ -9,8 +9,8 @@ export interface Target {
   /** In gRPC's naming. */
   readonly address: string;
   readonly secure: boolean;
-  /** Undefined: the host of the address itself. */
-  readonly tlsName: string | undefined;
+  /** The name or address that the server certificate must carry. */
+  readonly tlsName: string;
 }
 
 function grpcAddress(host: string, port: string): string {
@@ -46,7 +46,7 @@ export function resolveTargets(endpoints: readonly string[], aliases: readonly H
         tlsName: host,
       }));
     }
-    const tlsName = aliases.find((alias) => alias.ips.includes(host))?.hostname;
+    const tlsName = aliases.find((alias) => alias.ips.includes(host))?.hostname ?? host;
     return [{ label: endpoint, address: grpcAddress(host, port), secure, tlsName }];
   });
 }

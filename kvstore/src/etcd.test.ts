@@ -1,0 +1,262 @@
+import assert from 'node:assert/strict';
+import { after, before, describe, it } from 'node:test';
+import { MeshError } from '@clustermesh/contract';
+import { waitFor } from '@clustermesh/runtime';
+import { openEtcd } from './etcd.ts';
+import { type EtcdServer, startEtcd } from './testing/etcd-server.ts';
+import type { Etcd, EtcdEvent, WatchEvent } from './types.ts';
+
+const eventually = (what: string, condition: () => unknown) =>
+  waitFor(condition, { what, timeoutMs: 10_000, intervalMs: 10 });
+
+describe('etcd client', () => {
+  let server: EtcdServer;
+  let etcd: Etcd;
+  before(async () => {
+    server = await startEtcd();
+    etcd = server.client();
+  });
+  after(() => server.close());
+
+  it('puts, reads and deletes keys and prefixes', async () => {
+    await etcd.put('crud/a', 'one');
+    await etcd.put('crud/b', Buffer.from([0, 255]));
+    assert.equal((await etcd.get('crud/a'))!.value.toString(), 'one');
+    assert.deepEqual([...(await etcd.get('crud/b'))!.value], [0, 255]);
+    assert.equal(await etcd.get('crud/c'), undefined);
+    assert.equal(await etcd.delete('crud/a'), true);
+    assert.equal(await etcd.delete('crud/a'), false);
+    assert.equal(await etcd.count('crud/'), 1);
+    assert.equal(await etcd.deletePrefix('crud/'), 1);
+    assert.deepEqual((await etcd.range('crud/')).kvs, []);
+  });
+
+  it('runs the branch of a transaction that its compares choose', async () => {
+    const { revision } = await etcd.put('txn/a', 'one');
+    const yes = await etcd.txn({
+      compare: [
+        { key: 'txn/a', modRevision: revision },
+        { key: 'txn/a', value: 'one' },
+        { key: 'txn/b', absent: true },
+      ],
+      success: [{ put: 'txn/b', value: 'two' }, { get: 'txn/a' }],
+    });
+    assert.ok(yes.succeeded);
+    assert.equal(yes.gets[0]!.value.toString(), 'one');
+    for (const compare of [
+      { key: 'txn/a', modRevision: revision + 1 },
+      { key: 'txn/a', createRevision: revision + 1 },
+      { key: 'txn/a', value: 'other' },
+      { key: 'txn/a', absent: true as const },
+    ]) {
+      const no = await etcd.txn({ compare: [compare], success: [{ delete: 'txn/a' }], failure: [{ get: 'txn/b' }] });
+      assert.equal(no.succeeded, false, JSON.stringify(compare));
+      assert.equal(no.gets[0]!.value.toString(), 'two');
+    }
+    assert.ok(await etcd.get('txn/a'));
+  });
+
+  it('two clients that race to allocate one label set end with one number', async () => {
+    const clients = [server.client(), server.client()];
+    for (let round = 0; round < 20; round++) {
+      const results = await Promise.all(
+        clients.map(async (client, who) => {
+          const number = String(1000 * (who + 1) + round);
+          const label = `ids/value/app=shop${round}`;
+          const entries = new Map([
+            [`ids/id/${number}`, `app=shop${round}`],
+            [label, number],
+          ]);
+          const { created, existing } = await client.createOnly(entries);
+          return created ? number : existing[1]!.value.toString();
+        }),
+      );
+      assert.equal(results[0], results[1]);
+    }
+    assert.equal(await etcd.count('ids/id/'), 20);
+  });
+
+  it('a watch delivers whole revisions in order, and only its prefix', async () => {
+    const { revision } = await etcd.put('watch/start', '');
+    const stop = new AbortController();
+    const seen: WatchEvent[] = [];
+    const other: WatchEvent[] = [];
+    const watches = [
+      etcd.watch({
+        prefix: 'watch/a',
+        startRevision: revision,
+        signal: stop.signal,
+        onEvents: (events) => seen.push(...events),
+      }),
+      etcd.watch({
+        prefix: 'watch/a',
+        exact: true,
+        startRevision: revision,
+        signal: stop.signal,
+        onEvents: (events) => other.push(...events),
+      }),
+    ];
+    for (let i = 0; i < 50; i++)
+      await etcd.txn({
+        success: [
+          { put: `watch/a${i}`, value: 'x' },
+          { put: `watch/b${i}`, value: 'x' },
+        ],
+      });
+    await etcd.delete('watch/a7');
+    await etcd.put('watch/a', 'exact');
+    await eventually('all events', () => seen.length === 52 && other.length === 1);
+    assert.ok(seen.every((event, i) => i === 0 || event.modRevision > seen[i - 1]!.modRevision));
+    assert.deepEqual([seen.at(-2)!.type, seen.at(-2)!.key], ['delete', 'watch/a7']);
+    stop.abort();
+    await Promise.all(watches);
+  });
+
+  it('a watch that falls far behind gets big revisions in parts, none missing', async () => {
+    const { revision } = await etcd.put('big/start', '');
+    const value = Buffer.alloc(200 << 10, 'x');
+    for (let i = 0; i < 60; i++) await etcd.put(`big/${i}`, value);
+    const stop = new AbortController();
+    let count = 0;
+    const watch = etcd.watch({
+      prefix: 'big/',
+      startRevision: revision + 1,
+      signal: stop.signal,
+      onEvents: (events) => (count += events.length),
+    });
+    await eventually('12 MB of events', () => count === 60);
+    stop.abort();
+    await watch;
+    await etcd.deletePrefix('big/');
+  });
+
+  it('says which etcd answers, and that another one does after a rebuild', async () => {
+    await using own = await startEtcd();
+    const client = own.client();
+    const events: EtcdEvent[] = [];
+    client.onEvent((event) => events.push(event));
+    await client.put('a', '1');
+    const first = client.clusterId;
+    await own.restart();
+    await client.put('a', '1');
+    assert.equal(client.clusterId, first);
+    assert.equal(client.epoch, 0);
+    await own.wipe();
+    await client.put('a', '1');
+    assert.notEqual(client.clusterId, first);
+    assert.equal(client.epoch, 1);
+    assert.deepEqual(
+      events.map((event) => (event.type === 'connected' ? event.clusterChanged : event.type)),
+      [false, 'disconnected', false, 'disconnected', true],
+    );
+  });
+
+  it('notices an etcd that was rebuilt with the same cluster id by its revision', async () => {
+    await using own = await startEtcd({ extraArgs: ['--initial-cluster-token', 'always-the-same'] });
+    const client = own.client();
+    for (let i = 0; i < 5; i++) await client.put('a', String(i));
+    const first = client.clusterId;
+    await own.wipe();
+    await client.get('a');
+    assert.equal(client.clusterId, first);
+    assert.equal(client.epoch, 1);
+  });
+
+  it('fails over to the next endpoint, and names all of them when none answers', async () => {
+    const client = server.client({ endpoints: ['http://127.0.0.1:1', server.endpoint, 'http://127.0.0.1:2'] });
+    await client.put('endpoint', 'x');
+    const nowhere = server.client({ endpoints: ['http://127.0.0.1:1', 'http://127.0.0.1:2'] });
+    await assert.rejects(nowhere.get('a'), (error: MeshError) => {
+      assert.equal(error.code, 'etcd-unreachable');
+      assert.ok(error.retryable);
+      assert.match(error.message, /127\.0\.0\.1:1.*ECONNREFUSED/);
+      assert.match(error.message, /127\.0\.0\.1:2.*ECONNREFUSED/);
+      return true;
+    });
+  });
+
+  it('a request into a black hole ends in bounded time, and ends the connection for all', async () => {
+    const proxy = await server.proxy();
+    const client = server.client({ endpoints: [proxy.endpoint], requestTimeoutMs: 300 });
+    await client.put('hole', '1');
+    const stop = new AbortController();
+    const watch = client.watch({ prefix: 'hole', startRevision: 1, signal: stop.signal, onEvents: () => {} });
+    const broken = assert.rejects(watch, { code: 'etcd-timeout', retryable: true });
+    proxy.blackhole();
+    const startedAt = performance.now();
+    await assert.rejects(client.get('hole'), {
+      code: 'etcd-timeout',
+      message: /reading hole: no answer from .* within 300 ms/,
+    });
+    assert.ok(performance.now() - startedAt < 2000);
+    await broken;
+    proxy.heal();
+    assert.equal((await client.get('hole'))!.value.toString(), '1');
+  });
+
+  it('a host that accepts and never speaks is given up within the connect time-out', async () => {
+    const proxy = await server.proxy();
+    proxy.blackhole();
+    const client = server.client({ endpoints: [proxy.endpoint], connectTimeoutMs: 200, requestTimeoutMs: 200 });
+    await assert.rejects(
+      client.get('a'),
+      (error: MeshError) => error.code === 'etcd-unreachable' || error.code === 'etcd-timeout',
+    );
+  });
+
+  it('a cancelled request ends at once', async () => {
+    server.pause();
+    const stop = new AbortController();
+    const request = etcd.get('a', { signal: stop.signal });
+    setImmediate(() => stop.abort());
+    await assert.rejects(request, { code: 'cancelled' });
+    server.resume();
+    await etcd.get('a');
+  });
+
+  it('refuses too big a value with the reason, and goes on', async () => {
+    await assert.rejects(etcd.put('big', Buffer.alloc(2 << 20)), { code: 'etcd-too-large', hint: /1\.5 MiB/ });
+    await etcd.put('small', 'x');
+  });
+
+  it('a lease lives as long as it is kept, and is granted anew when it was lost', async () => {
+    await using own = await startEtcd();
+    const client = own.client();
+    const regranted: string[] = [];
+    const lease = await client.lease({ ttlSeconds: 1, onRegranted: (id) => regranted.push(id) });
+    const before = lease.id;
+    await client.put('leased', 'x', { lease: lease.id });
+    await new Promise((resolve) => setTimeout(resolve, 2000)); // Longer than the TTL: only keepalives can explain the key.
+    assert.ok(await client.get('leased'));
+    await own.wipe();
+    await eventually('another lease', () => regranted.length === 1);
+    assert.equal(lease.id, regranted[0]);
+    assert.notEqual(lease.id, before);
+    await client.put('leased', 'x', { lease: lease.id });
+    await lease.close();
+    assert.equal(await client.get('leased'), undefined);
+  });
+
+  it('tells the status of the server', async () => {
+    const status = await etcd.status();
+    assert.match(status.version, /^3\./);
+    assert.equal(status.clusterId, etcd.clusterId);
+  });
+
+  it('refuses endpoints that it cannot use, before connecting', () => {
+    const log = {} as never;
+    assert.throws(() => openEtcd({ endpoints: [], log }), { code: 'invalid-config' });
+    assert.throws(() => openEtcd({ endpoints: ['127.0.0.1:2379'], log }), {
+      code: 'invalid-config',
+      message: /"127\.0\.0\.1:2379" is not of the form/,
+    });
+    assert.throws(() => openEtcd({ endpoints: ['https://a:1'], log }), { code: 'invalid-config', message: /caFile/ });
+  });
+
+  it('a closed client fails at once instead of hanging', async () => {
+    const client = server.client();
+    await client.get('a');
+    await client.close();
+    await assert.rejects(client.get('a'), MeshError);
+  });
+});
