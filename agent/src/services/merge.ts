@@ -80,11 +80,10 @@ function candidatesOf(input: MergeInput, frontend: Frontend, portName: string): 
         ...restored.filter((backend) => backend.clusterId !== input.clusterId),
       ]
     : [];
-  // A slice that says "terminating" is news; it must not be overruled by what the kernel remembers of the same backend,
-  // unless that is all there is to choose from (then the kernel had chosen it for the same reason).
-  const terminating = new Set(local.terminating.map(backendKey));
+  // What is restored counts as active, also where a slice that came already says "terminating": perhaps the kernel had fallen
+  // back to terminating backends, and the slices that would tell are still to come.
   return {
-    localActive: [...local.active, ...restoredHere.filter((backend) => !terminating.has(backendKey(backend)))],
+    localActive: [...local.active, ...restoredHere],
     localTerminating: local.terminating,
     remote,
   };
