@@ -57,7 +57,7 @@ export function openMap<K, V>(name: string, fd: number, layout: MapLayout<K, V>)
     many: (from: number, count: number) => libbpf.BatchResult,
     one: (index: number) => number,
   ): Promise<(MeshError | undefined)[]> {
-    const results = new Array<MeshError | undefined>(n);
+    const results = new Array<MeshError | undefined>(n).fill(undefined);
     const settle = (index: number, rc: number): void => {
       if (rc < 0 && rc !== forgiven) results[index] = failure(doing, rc);
     };

@@ -1,0 +1,168 @@
+/** The generated codecs against the kernel's own view: rows written by a codec, read by bpftool through the map's BTF. */
+import assert from 'node:assert/strict';
+import { after, before, it } from 'node:test';
+import { maps as layouts, type MapName } from '@clustermesh/bpf';
+import { ipv4ToNumber } from '@clustermesh/contract';
+import type { BpfMap } from './bpf-map.ts';
+import { dumpDrops } from './dump.ts';
+import * as libbpf from './libbpf.ts';
+import { type Loaded, loadPrograms } from './loader.ts';
+import { openSandbox, type Sandbox, sh } from './testing/sandbox.ts';
+
+let sandbox: Sandbox;
+let loaded: Loaded;
+let pinDir: string;
+
+before(async () => {
+  sandbox = await openSandbox();
+  pinDir = `${sandbox.bpffs}/layout`;
+  const settings = { nodeIp: 0, gatewayIp: 0, podNet: 0, podMask: 0, vxlanIfindex: 1, identityShift: 16 };
+  loaded = loadPrograms({ objects: ['sock', 'pod', 'overlay'], pinDir, settings });
+});
+
+after(async () => {
+  loaded?.close();
+  await sandbox?.close();
+});
+
+/** What a host-order reader like bpftool makes of bytes in network order. */
+const be32 = (ip: string): number => Buffer.from(ip.split('.').map(Number)).readUInt32LE();
+const be16 = (port: number): number => ((port & 0xff) << 8) | (port >> 8);
+
+const ip = ipv4ToNumber;
+const addr = { clusterId: 0x0102, family: 4, addr: [ip('10.1.2.3'), 1, 2, 3] };
+const addrSeen = { cluster_id: 0x0102, family: 4, pad: 0, addr: [be32('10.1.2.3'), 1 << 24, 2 << 24, 3 << 24] };
+const remote = { identity: 0x01020304, tunnel: ip('172.31.2.11'), clusterId: 511, encryptKey: 3, flags: 4 };
+const remoteSeen = { identity: 0x01020304, tunnel: be32('172.31.2.11'), cluster_id: 511, encrypt_key: 3, flags: 4 };
+
+const rows: [MapName, unknown, unknown, object | number, object | number][] = [
+  ['cm_ipcache', addr, remote, addrSeen, remoteSeen],
+  ['cm_ipcache_lpm', { prefixLen: 64, net: addr }, remote, { prefix_len: 64, net: addrSeen }, remoteSeen],
+  [
+    'cm_endpoints',
+    addr,
+    {
+      ifindex: 7,
+      identity: 65537,
+      endpointId: 9,
+      podMac: Uint8Array.of(1, 2, 3, 4, 5, 6),
+      hostMac: Uint8Array.of(7, 8, 9, 10, 11, 12),
+    },
+    addrSeen,
+    { ifindex: 7, identity: 65537, endpoint_id: 9, pod_mac: [1, 2, 3, 4, 5, 6], host_mac: [7, 8, 9, 10, 11, 12] },
+  ],
+  ['cm_nodes', addr, { nodeId: 70000, clusterId: 300 }, addrSeen, { node_id: 70000, cluster_id: 300, pad: 0 }],
+  [
+    'cm_services',
+    { addr: ip('10.96.0.10'), port: 8080, proto: 6, scope: 1 },
+    { id: 1, generation: 2, count: 3, flags: 4 },
+    { addr: be32('10.96.0.10'), port: be16(8080), proto: 6, scope: 1 },
+    { id: 1, generation: 2, count: 3, flags: 4 },
+  ],
+  ['cm_slots', { serviceId: 1, generation: 2, slot: 3 }, 70000, { service_id: 1, generation: 2, slot: 3 }, 70000],
+  [
+    'cm_backends',
+    70000,
+    { addr: ip('10.1.2.3'), port: 8080, clusterId: 300, proto: 17, state: 1 },
+    70000,
+    { addr: be32('10.1.2.3'), port: be16(8080), cluster_id: 300, proto: 17, state: 1, pad: 0 },
+  ],
+  [
+    'cm_sock_rev',
+    { cookie: 0x1_0000_0001n, addr: ip('10.1.2.3'), port: 8080 },
+    { addr: ip('10.96.0.10'), port: 80 },
+    { cookie: 0x1_0000_0001, addr: be32('10.1.2.3'), port: be16(8080), pad: 0 },
+    { addr: be32('10.96.0.10'), port: be16(80), pad: 0 },
+  ],
+  [
+    'cm_ct',
+    { saddr: ip('10.1.2.3'), daddr: ip('10.1.2.4'), sport: 4000, dport: 80, proto: 6, kind: 1 },
+    {
+      lastSeenNs: 1n,
+      txPackets: 2n,
+      txBytes: 3n,
+      rxPackets: 4n,
+      rxBytes: 5n,
+      sourceIdentity: 6,
+      serviceId: 7,
+      backendId: 8,
+      natAddr: ip('10.96.0.10'),
+      natPort: 8080,
+      state: 2,
+    },
+    {
+      saddr: be32('10.1.2.3'),
+      daddr: be32('10.1.2.4'),
+      sport: be16(4000),
+      dport: be16(80),
+      proto: 6,
+      kind: 'CM_CT_SERVICE',
+      pad: 0,
+    },
+    {
+      last_seen_ns: 1,
+      tx_packets: 2,
+      tx_bytes: 3,
+      rx_packets: 4,
+      rx_bytes: 5,
+      source_identity: 6,
+      service_id: 7,
+      backend_id: 8,
+      nat_addr: be32('10.96.0.10'),
+      nat_port: be16(8080),
+      state: 'CM_CT_CLOSING',
+      pad0: 0,
+      pad1: 0,
+    },
+  ],
+];
+
+for (const [name, key, value, keySeen, valueSeen] of rows) {
+  it(`${name}: the kernel reads what the codec wrote, and the codec what it wrote itself`, async () => {
+    const map = loaded.maps[name] as unknown as BpfMap<unknown, unknown>;
+    assert.deepEqual(await map.update([[key, value]]), [undefined]);
+    const [row] = JSON.parse(sh('bpftool', '-j', 'map', 'dump', 'pinned', `${pinDir}/${name}`)) as {
+      formatted: { key: unknown; value: unknown };
+    }[];
+    assert.deepEqual(row?.formatted, { key: keySeen, value: valueSeen });
+    assert.deepEqual(map.lookup(key), value);
+    assert.deepEqual(await map.entries(), [[key, value]]);
+    assert.deepEqual(await map.remove([key]), [undefined]);
+    assert.deepEqual(await map.entries(), []);
+  });
+}
+
+it('every pinned map has the sizes, type and flags of its layout', () => {
+  const checked = new Set(rows.map(([name]) => name)).add('cm_drops').add('cm_decisions');
+  assert.deepEqual([...checked].sort(), Object.keys(layouts).sort());
+  for (const [name, layout] of Object.entries(layouts)) {
+    const { type, keySize, valueSize, flags } = libbpf.mapInfo(loaded.maps[name as MapName].fd);
+    assert.deepEqual(
+      [type, keySize, valueSize, flags],
+      [layout.type, layout.key.size, layout.value.size, layout.flags],
+      name,
+    );
+  }
+});
+
+it('counters of all CPUs are summed', () => {
+  const cpus = libbpf.possibleCpus();
+  const value = Buffer.alloc(16 * cpus);
+  for (let cpu = 0; cpu < cpus; cpu++) {
+    value.writeBigUInt64LE(10n, cpu * 16);
+    value.writeBigUInt64LE(1000n, cpu * 16 + 8);
+  }
+  const key = Buffer.alloc(4);
+  key.writeUInt32LE(135 * 4 + 2); // unknown-node, overlay
+  assert.equal(libbpf.mapUpdate(loaded.maps.cm_drops.fd, key, value), 0);
+  assert.deepEqual(dumpDrops(loaded.maps), [
+    {
+      reason: 'unknown-node',
+      number: 135,
+      class: 'dropped',
+      direction: 'overlay',
+      packets: 10 * cpus,
+      bytes: 1000 * cpus,
+    },
+  ]);
+});

@@ -1,0 +1,298 @@
+/** Tables over real maps: ids, swaps, full maps, restarts. No traffic, no namespaces. */
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { readdirSync } from 'node:fs';
+import { createInterface } from 'node:readline';
+import { afterEach, beforeEach, describe, it } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import type { MeshError } from '@clustermesh/contract';
+import * as libbpf from './libbpf.ts';
+import { type Loaded, loadPrograms } from './loader.ts';
+import { toAddr, toMac } from './rows.ts';
+import { openServices, type ServiceTable } from './services.ts';
+import { ipcacheTable, nodeTable } from './tables.ts';
+import { openSandbox, type Sandbox, sh } from './testing/sandbox.ts';
+import type { IpcacheRow, MapOps, ServiceRow } from './types.ts';
+
+const settings = { nodeIp: 1, gatewayIp: 2, podNet: 3, podMask: 0xffffffff, vxlanIfindex: 1, identityShift: 16 };
+
+let sandbox: Sandbox;
+let pinDir: string;
+const open: Loaded[] = [];
+
+function load(mapSizes?: Record<string, number>): Loaded {
+  const loaded = loadPrograms({ objects: ['sock', 'pod', 'overlay'], pinDir, settings, mapSizes });
+  open.push(loaded);
+  return loaded;
+}
+
+const ipcacheOf = ({ maps }: Loaded): MapOps<IpcacheRow> => ipcacheTable(maps.cm_ipcache, maps.cm_ipcache_lpm);
+
+beforeEach(async () => {
+  sandbox = await openSandbox();
+  pinDir = `${sandbox.bpffs}/tables`;
+});
+
+afterEach(async () => {
+  for (const loaded of open.splice(0)) loaded.close();
+  await sandbox.close();
+});
+
+const service = (ip: string, backends: string[], port = 80): ServiceRow => ({
+  frontend: { ip, port, protocol: 'TCP' },
+  backends: backends.map((backend) => ({ ip: backend, port: 8080, clusterId: 1 })),
+  flags: 0,
+});
+const host = (n: number): IpcacheRow => ({
+  prefix: `10.2.${n >> 8}.${n & 255}/32`,
+  identity: (2 << 16) + n,
+  clusterId: 2,
+  tunnelEndpoint: '172.31.2.11',
+  encryptKey: 0,
+});
+const failed = (results: { key: string; error?: MeshError }[]) => results.filter((r) => r.error !== undefined);
+
+async function counts({ maps }: Loaded): Promise<number[]> {
+  return [
+    (await maps.cm_services.entries()).length,
+    (await maps.cm_slots.entries()).length,
+    (await maps.cm_backends.entries()).length,
+  ];
+}
+
+interface ServiceDump {
+  service: string;
+  id: number;
+  backends: { id: number; ip: string }[];
+}
+const idsOf = async (services: ServiceTable): Promise<[string, number, number[]][]> =>
+  ((await services.dump()) as ServiceDump[])
+    .map((s): [string, number, number[]] => [s.service, s.id, s.backends.map((b) => b.id)])
+    .sort();
+
+describe('ipcache and nodes', () => {
+  it('list what was written, hosts and prefixes alike, and removing twice succeeds', async () => {
+    const ipcache = ipcacheOf(load());
+    const rows = [
+      host(5),
+      { ...host(0), prefix: '10.3.0.0/16', tunnelEndpoint: null },
+      { ...host(0), prefix: '0.0.0.0/0', identity: 2, clusterId: 0 },
+    ];
+    assert.deepEqual(failed(await ipcache.update(rows)), []);
+    assert.deepEqual(await ipcache.list(), new Map(rows.map((row) => [row.prefix, row])));
+    const keys = rows.map((row) => row.prefix);
+    for (let i = 0; i < 2; i++) assert.deepEqual(failed(await ipcache.remove(keys)), []);
+    assert.equal((await ipcache.list()).size, 0);
+  });
+
+  it('a row that cannot be programmed gets the error, its neighbours are written', async () => {
+    const loaded = load();
+    const results = await ipcacheOf(loaded).update([host(1), { ...host(2), prefix: 'fd00::1/128' }, host(3)]);
+    assert.deepEqual(
+      results.map((r) => [r.key, r.error?.code]),
+      [
+        ['10.2.0.1/32', undefined],
+        ['fd00::1/128', 'invalid-argument'],
+        ['10.2.0.3/32', undefined],
+      ],
+    );
+    const [result] = await nodeTable(loaded.maps.cm_nodes).update([{ ip: 'nonsense', clusterId: 1, nodeId: 1 }]);
+    assert.match(result?.error?.message ?? '', /'nonsense': not an IPv4 address/);
+  });
+
+  it('takes rows by the ten thousand', async () => {
+    const ipcache = ipcacheOf(load());
+    const rows = Array.from({ length: 20_000 }, (_, i) => host(i));
+    assert.deepEqual(failed(await ipcache.update(rows)), []);
+    assert.deepEqual(await ipcache.list(), new Map(rows.map((row) => [row.prefix, row])));
+    assert.deepEqual(failed(await ipcache.remove(rows.map((row) => row.prefix))), []);
+    assert.equal((await ipcache.list()).size, 0);
+  });
+
+  it('a full map names itself and its size per row left out, and takes them when there is room', async () => {
+    const ipcache = ipcacheOf(load({ cm_ipcache: 100 }));
+    const rows = Array.from({ length: 105 }, (_, i) => host(i));
+    const left = failed(await ipcache.update(rows));
+    assert.equal(left.length, 5);
+    for (const { key, error } of left) {
+      assert.equal(error?.code, 'map-full');
+      assert.equal(error?.message, `programming ipcache row ${key}: writing to cm_ipcache: the map is full (100 rows)`);
+      assert.equal(error?.retryable, true);
+    }
+    assert.equal((await ipcache.list()).size, 100);
+    // Rows that are there can still change.
+    assert.deepEqual(failed(await ipcache.update([{ ...host(0), identity: 7 }])), []);
+    await ipcache.remove(rows.slice(10, 20).map((row) => row.prefix));
+    const again = await ipcache.update(rows.filter((row) => left.some(({ key }) => key === row.prefix)));
+    assert.deepEqual(failed(again), []);
+  });
+});
+
+describe('services', () => {
+  it('list what was written; backends are shared between services and freed with the last', async () => {
+    const loaded = load();
+    const services = await openServices(loaded.maps);
+    const rows = [
+      service('10.96.0.1', ['10.1.1.1', '10.1.1.2']),
+      service('10.96.0.2', ['10.1.1.2']),
+      service('10.96.0.3', []),
+    ];
+    assert.deepEqual(failed(await services.update(rows)), []);
+    assert.deepEqual([...(await services.list()).values()].sort(byIp), rows);
+    assert.deepEqual(await counts(loaded), [3, 3, 2]);
+    await services.remove(['10.96.0.1:80/TCP']);
+    assert.deepEqual(await counts(loaded), [2, 1, 1]);
+    await services.remove(['10.96.0.1:80/TCP', '10.96.0.2:80/TCP', '10.96.0.3:80/TCP']);
+    assert.deepEqual(await counts(loaded), [0, 0, 0]);
+  });
+
+  it('an equal row writes nothing; a changed one leaves no old slots or backends', async () => {
+    const loaded = load();
+    const services = await openServices(loaded.maps);
+    await services.update([service('10.96.0.1', ['10.1.1.1', '10.1.1.2'])]);
+    const before = await services.dump();
+    await services.update([service('10.96.0.1', ['10.1.1.1', '10.1.1.2'])]);
+    assert.deepEqual(await services.dump(), before);
+    await services.update([service('10.96.0.1', ['10.1.1.2', '10.1.1.3', '10.1.1.4'])]);
+    assert.deepEqual(await counts(loaded), [1, 3, 3]);
+    assert.deepEqual(await idsOf(services), [['10.96.0.1:80/TCP', 1, [2, 3, 4]]]);
+  });
+
+  it('keep their ids and their backends over a restart', async () => {
+    const first = load();
+    const services = await openServices(first.maps);
+    await services.update([service('10.96.0.1', ['10.1.1.1', '10.1.1.2']), service('10.96.0.2', ['10.1.1.2'])]);
+    await services.remove(['10.96.0.1:80/TCP']);
+    await services.update([service('10.96.0.3', ['10.1.1.3'])]);
+    const ids = await idsOf(services);
+    const mapIds = Object.values(first.maps).map((map) => map.id);
+    first.close();
+    open.length = 0;
+
+    const second = load();
+    const restored = await openServices(second.maps);
+    assert.deepEqual(await idsOf(restored), ids);
+    const pinned = (map: { name: string }) => map.name !== 'cm_decisions';
+    assert.deepEqual(
+      Object.values(second.maps)
+        .filter(pinned)
+        .map((map) => map.id),
+      mapIds.filter((_, i) => pinned(Object.values(first.maps)[i]!)),
+    );
+    // New ones get numbers of their own.
+    await restored.update([service('10.96.0.4', ['10.1.1.4', '10.1.1.2'])]);
+    const numbers = (await idsOf(restored)).map(([, id]) => id);
+    assert.equal(new Set(numbers).size, 3);
+  });
+
+  it('what an interrupted swap left over is swept at the next start', async () => {
+    const loaded = load();
+    await (await openServices(loaded.maps)).update([service('10.96.0.1', ['10.1.1.1'])]);
+    await loaded.maps.cm_backends.update([[77, { addr: 1, port: 2, clusterId: 3, proto: 6, state: 0 }]]);
+    await loaded.maps.cm_slots.update([[{ serviceId: 1, generation: 9, slot: 0 }, 77]]);
+    assert.deepEqual(await counts(loaded), [1, 2, 2]);
+    const services = await openServices(loaded.maps);
+    assert.deepEqual(await counts(loaded), [1, 1, 1]);
+    assert.deepEqual([...(await services.list()).values()], [service('10.96.0.1', ['10.1.1.1'])]);
+  });
+
+  it('one that does not fit keeps its old backends; others are unaffected; it recovers with room', async () => {
+    const loaded = load({ cm_slots: 8 });
+    const services = await openServices(loaded.maps);
+    const many = Array.from({ length: 9 }, (_, i) => `10.1.2.${i}`);
+    await services.update([service('10.96.0.1', ['10.1.1.1']), service('10.96.0.2', ['10.1.1.2'])]);
+    const results = await services.update([service('10.96.0.3', []), service('10.96.0.1', many)]);
+    const [left] = failed(results);
+    assert.equal(left?.key, '10.96.0.1:80/TCP');
+    assert.match(
+      left?.error?.message ?? '',
+      /^programming service 10\.96\.0\.1:80\/TCP: .*cm_slots: the map is full \(8 rows\)$/,
+    );
+    assert.equal(failed(results).length, 1);
+    assert.deepEqual([...(await services.list()).values()].sort(byIp), [
+      service('10.96.0.1', ['10.1.1.1']),
+      service('10.96.0.2', ['10.1.1.2']),
+      service('10.96.0.3', []),
+    ]);
+    assert.deepEqual(await counts(loaded), [3, 2, 2]);
+    assert.deepEqual(failed(await services.update([service('10.96.0.1', many.slice(0, 5))])), []);
+  });
+
+  it('a swap shows the old set or the new one, never neither, while connections keep coming', async () => {
+    const loaded = load();
+    const services = await openServices(loaded.maps);
+    const pod = {
+      ifindex: 21,
+      identity: 65600,
+      endpointId: 1,
+      podMac: toMac('02:00:00:00:00:01'),
+      hostMac: toMac('02:00:00:00:00:02'),
+    };
+    await loaded.maps.cm_endpoints.update([[toAddr('10.1.1.5'), pod]]);
+    const all = ['10.2.1.1', '10.2.1.2', '10.2.1.3', '10.2.1.4'];
+    await ipcacheOf(loaded).update(all.map((ip) => ({ ...host(1), prefix: `${ip}/32` })));
+    await services.update([service('10.96.0.1', all.slice(0, 2))]);
+
+    const script = fileURLToPath(new URL('./testing/prober.ts', import.meta.url));
+    const args = ['--import', 'tsx', script, pinDir, '21', '10.1.1.5', '10.96.0.1'];
+    const prober = spawn(process.execPath, args, { stdio: ['pipe', 'pipe', 'inherit'] });
+    const lines = createInterface(prober.stdout)[Symbol.asyncIterator]();
+    assert.equal((await lines.next()).value, 'ready');
+    for (let i = 0; i < 1000; i++)
+      await services.update([service('10.96.0.1', i % 2 ? all.slice(0, 2) : all.slice(2))]);
+    prober.stdin.end();
+    const seen = JSON.parse((await lines.next()).value as string) as Record<string, number>;
+    await once(prober, 'exit');
+    assert.deepEqual(
+      Object.keys(seen).sort(),
+      all.map((ip) => `TO_TUNNEL ${ip}`),
+    );
+  });
+});
+
+describe('pins', () => {
+  it('a map of another layout is refused by name, and left as it is', async () => {
+    const first = load();
+    await nodeTable(first.maps.cm_nodes).update([{ ip: '172.31.1.1', clusterId: 1, nodeId: 1 }]);
+    const key = 'cm_nodes'.padEnd(16, '\0');
+    const hex = (text: string) => [...Buffer.from(text, 'latin1')].map((byte) => `0x${byte.toString(16)}`);
+    const table = ['map', 'update', 'pinned', `${pinDir}/cm_layout`];
+    sh('bpftool', ...table, 'key', ...hex(key), 'value', ...hex('0123456789abcdef'));
+    assert.throws(
+      () => load(),
+      (error: MeshError) => error.code === 'map-layout' && error.message.includes(`${pinDir}/cm_nodes`),
+    );
+    assert.equal((await nodeTable(first.maps.cm_nodes).list()).size, 1);
+  });
+
+  it('a map of another size is used with the size that it has', () => {
+    const { id } = load({ cm_nodes: 50 }).maps.cm_nodes;
+    const again = load({ cm_nodes: 60 }).maps.cm_nodes;
+    assert.deepEqual([again.id, again.maxEntries], [id, 50]);
+  });
+
+  it('scratch maps are not pinned, everything else is', () => {
+    const { maps } = load();
+    const expected = [...Object.keys(maps).filter((name) => name !== 'cm_decisions'), 'cm_layout'].sort();
+    assert.deepEqual(readdirSync(pinDir).sort(), expected);
+  });
+
+  it('closing leaves no descriptor open', () => {
+    load().close();
+    open.length = 0;
+    const descriptors = () => readdirSync('/proc/self/fd').length;
+    const before = descriptors();
+    for (let i = 0; i < 3; i++) {
+      const loaded = load();
+      assert.ok(libbpf.mapInfo(loaded.maps.cm_ct.fd).id > 0);
+      loaded.close();
+      open.length = 0;
+    }
+    assert.equal(descriptors(), before);
+  });
+});
+
+function byIp(a: ServiceRow, b: ServiceRow): number {
+  return a.frontend.ip < b.frontend.ip ? -1 : 1;
+}
