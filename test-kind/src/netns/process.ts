@@ -127,13 +127,13 @@ export class SupervisedProcess {
   }
 
   pause(): void {
-    if (this.#state !== 'running') throw notPossible('pausing', this.spec.name, this.#state);
+    if (!this.isAlive()) throw notPossible('pausing', this.spec.name, this.#state);
     freezeCgroup(this.#cgroup, true);
     this.#setState('paused');
   }
 
   resume(): void {
-    if (this.#state !== 'paused') throw notPossible('resuming', this.spec.name, this.#state);
+    if (!this.isAlive()) throw notPossible('resuming', this.spec.name, this.#state);
     freezeCgroup(this.#cgroup, false);
     this.#setState('running');
   }
