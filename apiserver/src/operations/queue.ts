@@ -144,7 +144,15 @@ export function openQueue(options: QueueOptions): OperationQueue {
   });
   for (const event of ['progress', 'completed', 'failed', 'stalled'] as const) worker.on(event, changed);
 
+  /** Straight back into the queue: the next apiserver takes the step up without waiting for the lock to run out. */
+  async function handBack(job: StepJob, token: string | undefined): Promise<never> {
+    await job.moveToDelayed(Date.now(), token);
+    throw new DelayedError();
+  }
+
   async function processJob(job: StepJob, token: string | undefined): Promise<StepResult> {
+    // A worker that is closing may still fetch one job: its blocked wait ends with whatever comes first.
+    if (closing) return handBack(job, token);
     const step = job.name as StepName;
     const id = job.id ?? '';
     const abort = new AbortController();
@@ -162,11 +170,7 @@ export function openQueue(options: QueueOptions): OperationQueue {
       if (job.data.cancelled) throw cancelled(job.data);
       return await options.runStep({ step, data: job.data, signal: abort.signal, report });
     } catch (error) {
-      if (closing) {
-        // Straight back into the queue: the next apiserver takes it up without waiting for the lock to run out.
-        await job.moveToDelayed(Date.now(), token);
-        throw new DelayedError();
-      }
+      if (closing) return handBack(job, token);
       const failure = MeshError.from(
         abort.signal.aborted ? cancelled(job.data) : error,
         `step ${step} of ${job.data.operation}`,
@@ -299,8 +303,10 @@ export function openQueue(options: QueueOptions): OperationQueue {
 
     close: async () => {
       closing = true;
+      // The worker first: one that is not closing would fetch the steps again that we hand back.
+      const closed = worker.close();
       for (const controller of active.values()) controller.abort();
-      await Promise.race([worker.close(), new Promise((resolve) => setTimeout(resolve, CLOSE_TIMEOUT_MS).unref())]);
+      await Promise.race([closed, new Promise((resolve) => setTimeout(resolve, CLOSE_TIMEOUT_MS).unref())]);
       // A worker that could not say goodbye (Redis is away) is cut off: its steps are taken up by the next one.
       void worker.close(true).catch(() => {});
       commands.disconnect();

@@ -1,0 +1,50 @@
+/** The operator interface: contract/proto/admin.proto on a unix socket that only the owner may open. */
+import type { AdminMethods, ClusterInfo } from '@clustermesh/contract';
+import { type Handlers, type RpcServer, serveRpc } from '@clustermesh/runtime';
+import type { Operations } from '../operations/operations.ts';
+import type { AgentView, EtcdView, LocalView, MirrorView } from '../ports.ts';
+import { composeStatus } from './status.ts';
+
+export interface AdminOptions {
+  readonly socket: string;
+  /** Asked for each time: the CA on disk may be replaced. */
+  readonly cluster: () => ClusterInfo;
+  readonly operations: Operations;
+  readonly mirror: MirrorView;
+  readonly agents: AgentView;
+  readonly local: LocalView;
+  readonly etcd: EtcdView;
+  /** Nodes that should have an agent. */
+  readonly nodes: readonly string[];
+}
+
+export function startAdmin(options: AdminOptions): Promise<RpcServer> {
+  return serveRpc<AdminMethods>('admin', options.socket, adminHandlers(options));
+}
+
+export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {
+  const { operations } = options;
+  return {
+    GetCluster: async () => options.cluster(),
+    PrepareConnect: async ({ peer }) => ({ csrPem: await operations.prepareConnect(peer) }),
+    StartConnect: async ({ peer, peerCsrPem }) => ({ id: await operations.startConnect(peer, peerCsrPem) }),
+    SupplyCertificate: async ({ peer, certificatePem }) => {
+      await operations.supplyCertificate(peer, certificatePem);
+      return {};
+    },
+    StartDisconnect: async ({ peer }) => ({ id: await operations.startDisconnect(peer) }),
+    WatchOperation: ({ id }, { signal }) => operations.watch(id, signal),
+    GetStatus: async () =>
+      composeStatus({
+        cluster: options.cluster(),
+        peers: options.mirror.peers(),
+        agents: options.agents.agents(),
+        nodes: options.nodes,
+        problems: options.local.problems(),
+        counts: options.local.counts(),
+        etcdConnected: options.etcd.connected(),
+        etcdError: options.etcd.lastError(),
+        redisConnected: await operations.redisReachable(),
+      }),
+  };
+}
