@@ -105,13 +105,16 @@ static __always_inline struct cm_ct_entry *ct_track(const struct packet *p,
 		ct_see(e, p, 0, bytes);
 		return NULL;
 	}
-	if (!e) {
+	if (!e && !lb->service_id) {
 		e = bpf_map_lookup_elem(&cm_ct, &reversed);
 		if (e && !(e->state == CM_CT_CLOSING && opens_connection(p))) {
 			ct_see(e, p, 1, bytes);
 			return e;
 		}
 	}
+	/* A late reply may have been filed as a flow of its own: it would hide this one from its replies. */
+	if (lb->service_id)
+		bpf_map_delete_elem(&cm_ct, &reversed);
 	ct_create(&key, p, lb, service_addr, service_port, identity, bytes);
 	return NULL;
 }

@@ -272,6 +272,13 @@ describe('per-packet load balancing', () => {
     assertFrame(o.out, { saddr: '10.96.0.10' });
   });
 
+  it('translates replies also after a late one came when its flow was forgotten', () => {
+    const reply = udp(C.ip, 5353, A.ip, 4000, 'answer');
+    assertFrame(overlay(reply).out, { saddr: C.ip });
+    fromPod(udp(A.ip, 4000, '10.96.0.10', 53));
+    assertFrame(overlay(reply).out, { saddr: '10.96.0.10' });
+  });
+
   it('keeps a UDP checksum that would become zero as 0xffff', () => {
     // Every source port once: one of these sums to zero after translation.
     for (let sport = 1; sport < 65536; sport += 1) {

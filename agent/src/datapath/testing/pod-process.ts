@@ -1,0 +1,164 @@
+/** Sockets inside a pod: servers that say who they are, clients that tell what they saw. */
+import { createHash, randomBytes } from 'node:crypto';
+import dgram from 'node:dgram';
+import { once } from 'node:events';
+import net from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { serve } from './remote.ts';
+
+export interface Ask {
+  ip: string;
+  port: number;
+  timeoutMs?: number;
+  /** UDP: connect() first, so that errors come back. */
+  connected?: boolean;
+}
+
+/** What a client saw: an answer and whom it believes to talk to, or an error code; and after how long. */
+export interface Seen {
+  answer?: string;
+  peer?: string;
+  error?: string;
+  ms: number;
+}
+
+async function timed(body: () => Promise<{ answer: string; peer: string }>): Promise<Seen> {
+  const start = performance.now();
+  const ms = () => performance.now() - start;
+  try {
+    const seen = await body();
+    return { ...seen, ms: ms() };
+  } catch (error) {
+    return { error: (error as NodeJS.ErrnoException).code ?? String(error), ms: ms() };
+  }
+}
+
+const timeout = (ms: number) => AbortSignal.timeout(ms);
+
+function tcpAsk({ ip, port, timeoutMs = 2000 }: Ask): Promise<Seen> {
+  return timed(async () => {
+    const socket = net.connect({ host: ip, port });
+    try {
+      socket.setTimeout(timeoutMs, () => socket.destroy(Object.assign(new Error(), { code: 'TIMEOUT' })));
+      await once(socket, 'connect');
+      const peer = `${socket.remoteAddress}:${socket.remotePort}`;
+      let answer = '';
+      for await (const part of socket) answer += part;
+      return { answer, peer };
+    } finally {
+      socket.destroy();
+    }
+  });
+}
+
+function udpAsk({ ip, port, connected, timeoutMs = 2000 }: Ask): Promise<Seen> {
+  return timed(async () => {
+    const socket = dgram.createSocket('udp4');
+    try {
+      const answered = once(socket, 'message', { signal: timeout(timeoutMs) });
+      answered.catch(() => undefined);
+      if (connected) {
+        socket.connect(port, ip);
+        await once(socket, 'connect');
+        const peer = socket.remoteAddress();
+        socket.send('hello');
+        const [message] = (await answered) as [Buffer];
+        return { answer: message.toString(), peer: `${peer.address}:${peer.port}` };
+      }
+      await new Promise<void>((resolve, reject) =>
+        socket.send('hello', port, ip, (error) => (error ? reject(error) : resolve())),
+      );
+      const [message, from] = (await answered) as [Buffer, dgram.RemoteInfo];
+      return { answer: message.toString(), peer: `${from.address}:${from.port}` };
+    } finally {
+      socket.close();
+    }
+  });
+}
+
+const servers = new Map<number, { closed: Promise<Received> }>();
+
+export interface Received {
+  bytes: number;
+  sha256: string;
+  longestGapMs: number;
+}
+
+serve({
+  async tcpServe({ port, name }: { port: number; name: string }) {
+    const server = net.createServer((socket) => {
+      socket.on('error', () => undefined);
+      socket.end(`${name} ${socket.remoteAddress}`);
+    });
+    server.listen(port, '0.0.0.0');
+    await once(server, 'listening');
+  },
+
+  async udpServe({ port, name }: { port: number; name: string }) {
+    const socket = dgram.createSocket('udp4');
+    socket.on('message', (_, from) => socket.send(`${name} ${from.address}`, from.port, from.address));
+    socket.bind(port);
+    await once(socket, 'listening');
+  },
+
+  tcpAsk,
+  udpAsk,
+
+  /** Which backends answered `n` connections, and how often. */
+  async tcpSpread({ n, ...ask }: Ask & { n: number }) {
+    const hits: Record<string, number> = {};
+    for (let i = 0; i < n; i++) {
+      const { answer, error } = await tcpAsk(ask);
+      const who = answer?.split(' ')[0] ?? error ?? '';
+      hits[who] = (hits[who] ?? 0) + 1;
+    }
+    return hits;
+  },
+
+  /** Receives one connection; `received` tells what came. */
+  async sink({ port }: { port: number }) {
+    const server = net.createServer();
+    server.listen(port, '0.0.0.0');
+    await once(server, 'listening');
+    const closed = (async () => {
+      const [socket] = (await once(server, 'connection')) as [net.Socket];
+      server.close();
+      const hash = createHash('sha256');
+      let [bytes, longestGapMs, last] = [0, 0, performance.now()];
+      for await (const part of socket as AsyncIterable<Buffer>) {
+        const now = performance.now();
+        longestGapMs = Math.max(longestGapMs, now - last);
+        last = now;
+        bytes += part.length;
+        hash.update(part);
+      }
+      return { bytes, sha256: hash.digest('hex'), longestGapMs };
+    })();
+    closed.catch(() => undefined);
+    servers.set(port, { closed });
+  },
+  received: ({ port }: { port: number }) => servers.get(port)!.closed,
+
+  /** Sends random bytes at the given rate for so long. */
+  async pump({ ip, port, ms, bytesPerSecond }: { ip: string; port: number; ms: number; bytesPerSecond: number }) {
+    const socket = net.connect({ host: ip, port });
+    await once(socket, 'connect');
+    const hash = createHash('sha256');
+    const tickMs = 10;
+    let bytes = 0;
+    const start = performance.now();
+    while (performance.now() - start < ms) {
+      const due = ((performance.now() - start + tickMs) / 1000) * bytesPerSecond - bytes;
+      if (due > 0) {
+        const part = randomBytes(Math.ceil(due));
+        hash.update(part);
+        bytes += part.length;
+        if (!socket.write(part)) await once(socket, 'drain');
+      }
+      await sleep(tickMs);
+    }
+    socket.end();
+    await once(socket, 'finish');
+    return { bytes, sha256: hash.digest('hex') };
+  },
+});

@@ -1,0 +1,185 @@
+/**
+ * Two nodes of two clusters on one wire, as the lab would build them, each with a process that runs its datapath.
+ *
+ *   n1 (cluster 1) eth0 172.31.0.1 ───────── eth0 172.31.0.2 n2 (cluster 2)
+ *    ├─ a 10.1.1.5                            ├─ c 10.2.1.5
+ *    └─ b 10.1.1.6                            └─ d 10.2.1.6
+ */
+import type { DatapathConfig, EndpointRow, ServiceRow } from '../types.ts';
+import { type Remote, startRemote } from './remote.ts';
+import { openSandbox, type Sandbox, sh, shIn } from './sandbox.ts';
+
+export type NodeName = 'n1' | 'n2';
+export type PodName = 'a' | 'b' | 'c' | 'd';
+
+export interface Pod {
+  netns: string;
+  endpoint: EndpointRow;
+  /** A process under socket load balancing. */
+  inside: Remote;
+}
+
+export interface Node {
+  name: NodeName;
+  clusterId: number;
+  netns: string;
+  cgroup: string;
+  config: DatapathConfig;
+  pods: Pod[];
+  datapath: Remote;
+}
+
+export interface TwoNodes {
+  sandbox: Sandbox;
+  nodes: Record<NodeName, Node>;
+  pods: Record<PodName, Pod>;
+  /** A process in this pod's namespace that socket load balancing does not see. */
+  outsider(pod: Pod): Promise<Remote>;
+  setServices(rows: ServiceRow[]): Promise<void>;
+  /** Starts the node's datapath process anew (the old one must have ended). */
+  restart(node: Node): Promise<void>;
+  close(): Promise<void>;
+}
+
+const GATE = '169.254.1.1';
+
+/** eth0's MAC inside, and the host end's. */
+function macsOf(index: number, node: number): { podMac: string; hostMac: string } {
+  const tail = `00:00:${node.toString(16).padStart(2, '0')}:${index.toString(16).padStart(2, '0')}`;
+  return { podMac: `02:aa:${tail}`, hostMac: `02:bb:${tail}` };
+}
+
+function buildNode(sandbox: Sandbox, name: NodeName, n: number): Omit<Node, 'pods' | 'datapath'> {
+  const netns = sandbox.netns(name);
+  const cgroup = sandbox.cgroup(name);
+  for (const setting of [
+    'net.ipv4.ip_forward=1',
+    'net.ipv4.conf.all.rp_filter=0',
+    'net.ipv4.conf.default.rp_filter=0',
+  ]) {
+    shIn(netns, 'sysctl', '-q', '-w', setting);
+  }
+  const config: DatapathConfig = {
+    clusterId: n,
+    clusterName: `c${n}`,
+    identityShift: 16,
+    nodeName: name,
+    nodeIp: `172.31.0.${n}`,
+    gatewayIp: `10.${n}.1.1`,
+    podCidr: `10.${n}.1.0/24`,
+    bpffs: sandbox.bpffs,
+    cgroup,
+    vxlanDevice: 'cm_vxlan',
+  };
+  sh('ip', '-n', netns, 'addr', 'add', `${config.gatewayIp}/32`, 'dev', 'lo');
+  return { name, clusterId: n, netns, cgroup, config };
+}
+
+/** What a CNI does for a pod, but for telling the agent. */
+function buildPod(sandbox: Sandbox, node: { netns: string; clusterId: number }, name: PodName, index: number) {
+  const netns = sandbox.netns(name);
+  const { clusterId: n } = node;
+  const endpoint: EndpointRow = {
+    ip: `10.${n}.1.${4 + index}`,
+    interface: `cmp-${name}`,
+    ...macsOf(index, n),
+    identity: (n << 16) + 300 + index,
+    endpointId: index,
+  };
+  const { podMac, hostMac } = endpoint;
+  const peer = ['type', 'veth', 'peer', 'name', 'eth0', 'address', podMac, 'mtu', '1450', 'netns', netns];
+  sh('ip', '-n', node.netns, 'link', 'add', endpoint.interface, 'address', hostMac, 'mtu', '1450', ...peer);
+  sh('ip', '-n', node.netns, 'link', 'set', endpoint.interface, 'up');
+  sh('ip', '-n', node.netns, 'route', 'add', `${endpoint.ip}/32`, 'dev', endpoint.interface);
+  const neighbour = (ip: string, mac: string, dev: string) => [
+    'neigh',
+    'replace',
+    ip,
+    'lladdr',
+    mac,
+    'dev',
+    dev,
+    'nud',
+    'permanent',
+  ];
+  sh('ip', '-n', node.netns, ...neighbour(endpoint.ip, podMac, endpoint.interface));
+  sh('ip', '-n', netns, 'addr', 'add', `${endpoint.ip}/32`, 'dev', 'eth0');
+  sh('ip', '-n', netns, 'link', 'set', 'eth0', 'up');
+  sh('ip', '-n', netns, 'route', 'add', GATE, 'dev', 'eth0');
+  sh('ip', '-n', netns, 'route', 'add', 'default', 'via', GATE);
+  sh('ip', '-n', netns, ...neighbour(GATE, hostMac, 'eth0'));
+  return { netns, endpoint };
+}
+
+const startDatapath = (node: { netns: string; config: DatapathConfig }): Promise<Remote> =>
+  startRemote({ script: 'node-process.ts', netns: node.netns, args: [JSON.stringify(node.config)] });
+
+export async function openTwoNodes(): Promise<TwoNodes> {
+  const sandbox = await openSandbox();
+  const started: Remote[] = [];
+  const start = async (remote: Promise<Remote>): Promise<Remote> => {
+    started.push(await remote);
+    return remote;
+  };
+
+  async function close(): Promise<void> {
+    for (const remote of started.splice(0)) await remote.kill();
+    await sandbox.close();
+  }
+
+  async function nodeWith(built: ReturnType<typeof buildNode>, names: PodName[]): Promise<Node> {
+    const datapath = start(startDatapath(built));
+    const pods = names.map(async (name, i) => {
+      const pod = buildPod(sandbox, built, name, i + 1);
+      return { ...pod, inside: await start(startRemote({ script: 'pod-process.ts', ...pod, cgroup: built.cgroup })) };
+    });
+    const node = { ...built, pods: await Promise.all(pods), datapath: await datapath };
+    for (const pod of node.pods) await node.datapath.call('attach', pod.endpoint);
+    return node;
+  }
+
+  /** Everything about the other node that the agents would learn through the mesh. */
+  async function introduce(node: Node, other: Node): Promise<void> {
+    const { clusterId, config } = other;
+    const remote = { clusterId, tunnelEndpoint: config.nodeIp, encryptKey: 0 };
+    await node.datapath.call('update', { table: 'nodes', rows: [{ ip: config.nodeIp, clusterId, nodeId: clusterId }] });
+    const rows = other.pods.map(({ endpoint }) => ({
+      ...remote,
+      prefix: `${endpoint.ip}/32`,
+      identity: endpoint.identity,
+    }));
+    rows.push({ ...remote, prefix: config.podCidr, identity: 2 });
+    await node.datapath.call('update', { table: 'ipcache', rows });
+  }
+
+  try {
+    const built = [buildNode(sandbox, 'n1', 1), buildNode(sandbox, 'n2', 2)] as const;
+    const wire = ['type', 'veth', 'peer', 'name', 'eth0', 'netns', built[1].netns];
+    sh('ip', '-n', built[0].netns, 'link', 'add', 'eth0', ...wire);
+    for (const { netns, config } of built) {
+      sh('ip', '-n', netns, 'addr', 'add', `${config.nodeIp}/24`, 'dev', 'eth0');
+      sh('ip', '-n', netns, 'link', 'set', 'eth0', 'up');
+    }
+    const [n1, n2] = await Promise.all([nodeWith(built[0], ['a', 'b']), nodeWith(built[1], ['c', 'd'])]);
+    await introduce(n1, n2);
+    await introduce(n2, n1);
+    const [a, b] = n1.pods as [Pod, Pod];
+    const [c, d] = n2.pods as [Pod, Pod];
+    return {
+      sandbox,
+      nodes: { n1, n2 },
+      pods: { a, b, c, d },
+      outsider: (pod) => start(startRemote({ script: 'pod-process.ts', netns: pod.netns })),
+      async setServices(rows) {
+        for (const node of [n1, n2]) await node.datapath.call('update', { table: 'services', rows });
+      },
+      async restart(node) {
+        node.datapath = await start(startDatapath(node));
+      },
+      close,
+    };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
