@@ -10,7 +10,13 @@ export interface AgentSourceOptions {
   readonly signal: AbortSignal;
 }
 
-export function startAgentSource(options: AgentSourceOptions): AgentView & { readonly ended: Promise<void> } {
+export interface AgentSource extends AgentView {
+  /** The agents have been listed once. */
+  synced(): boolean;
+  readonly ended: Promise<void>;
+}
+
+export function startAgentSource(options: AgentSourceOptions): AgentSource {
   const rows = new Map<string, AgentStatus>();
   const log = options.log.child({ subsystem: 'agents' });
   const reflector = startReflector({
@@ -35,6 +41,7 @@ export function startAgentSource(options: AgentSourceOptions): AgentView & { rea
   });
   return {
     agents: () => [...rows].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, status]) => status),
+    synced: () => reflector.status().everSynced,
     ended: reflector.done,
   };
 }

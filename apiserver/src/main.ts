@@ -1,0 +1,54 @@
+/** clustermesh-apiserver: one per cluster. The wiring, and nothing else. */
+import { configArgument, createLog, loadConfig, runDaemon, serveHttp, version } from '@clustermesh/runtime';
+import { readClusterInfo, startAdmin } from './admin/index.ts';
+import { configSchema } from './config.ts';
+import { startControlPlane } from './control-plane.ts';
+import { createMetrics } from './metrics.ts';
+import { createPeerDirectory, startOperations } from './operations/index.ts';
+
+const log = createLog('clustermesh-apiserver');
+const configFile = configArgument('clustermesh-apiserver');
+
+await runDaemon(log, async (signal) => {
+  const config = loadConfig(configFile, configSchema);
+  const { cluster, advertise } = config;
+  const pkiDir = config.pki.dir;
+  const own = {
+    name: cluster.name,
+    id: cluster.id,
+    maxConnectedClusters: cluster.maxConnectedClusters,
+    podCidr: cluster.podCIDR,
+  };
+  log.info({ cluster: cluster.name, id: cluster.id, version: version() }, 'starting');
+
+  const directory = createPeerDirectory({ dir: config.peersDir, ownName: cluster.name, log });
+  const plane = startControlPlane({ config, directory, log, signal });
+  const operations = startOperations({
+    own,
+    pkiDir,
+    stateDir: config.stateDir,
+    redisPath: config.redis.path,
+    peers: directory,
+    users: plane.bootstrap,
+    mirror: plane.mirror,
+    log,
+  });
+  const admin = await startAdmin({
+    socket: config.admin.socket,
+    cluster: () => readClusterInfo({ own, region: cluster.region, advertise, pkiDir }),
+    operations,
+    mirror: plane.mirror,
+    agents: plane.agents,
+    local: plane.local,
+    etcd: plane.bootstrap,
+    nodes: config.nodes,
+  });
+  const http = await serveHttp({
+    ...config.http,
+    registry: createMetrics(cluster.name, plane),
+    notReady: plane.notReady,
+  });
+
+  // Callers first, then what they call, then what everything stands on.
+  return [admin.close, http.close, operations.close, plane.close];
+});

@@ -1,0 +1,87 @@
+/**
+ * Removes a peer from this cluster's etcd, in the one order in which no reader ever takes a half-deleted list for the truth:
+ * config → wait until every live agent has let go → canaries → data → the status record (last: as long as it is there, a
+ * restarted apiserver knows that there is something left to drain).
+ */
+import {
+  type AgentStatus,
+  CANARY_FAMILIES,
+  CLUSTER_CONFIG_PREFIX,
+  clusterConfigKey,
+  dataPrefix,
+  keyName,
+  MeshError,
+  PEERS_PREFIX,
+  peerKey,
+  SYNCED_PREFIX,
+  syncedPrefix,
+} from '@clustermesh/contract';
+import type { Etcd } from '@clustermesh/kvstore';
+import type { Clock, Log } from '@clustermesh/runtime';
+
+export interface DrainOptions {
+  readonly cluster: string;
+  readonly local: Etcd;
+  readonly agents: () => readonly AgentStatus[];
+  /** Bound of the wait for the agents. */
+  readonly waitMs: number;
+  /** The record that agents and operators find while the drain goes on. */
+  readonly status: () => string;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly signal: AbortSignal;
+  /** For the status: what is being waited for. */
+  readonly onStep: (step: string) => void;
+}
+
+/** Live agents that still have something of the peer applied. */
+export function agentsHolding(agents: readonly AgentStatus[], cluster: string): readonly string[] {
+  return agents.filter((agent) => Object.hasOwn(agent.applied, cluster)).map((agent) => agent.node);
+}
+
+const POLL_MS = 100;
+
+/** Idempotent: begun again after any failure, it goes through the same steps. */
+export async function drainPeer(options: DrainOptions): Promise<void> {
+  const { cluster, local, clock, log, signal } = options;
+  options.onStep('removing its config');
+  // First: whatever happens from here on, the record says that there is something to drain.
+  await local.put(peerKey(cluster), options.status(), { signal });
+  await local.delete(clusterConfigKey(cluster), { signal });
+
+  const deadline = clock.nowMs() + options.waitMs;
+  for (;;) {
+    const holding = agentsHolding(options.agents(), cluster);
+    if (holding.length === 0) break;
+    if (clock.nowMs() >= deadline) {
+      log.warn(
+        { cluster, nodes: holding },
+        'agents have not let go of a removed peer in time; its data goes all the same',
+      );
+      break;
+    }
+    options.onStep(`waiting for ${holding.join(', ')} to let go of it`);
+    await clock.sleep(POLL_MS, signal);
+    if (signal.aborted) throw new MeshError({ code: 'cancelled', message: `draining cluster ${cluster}: stopped` });
+  }
+
+  options.onStep('removing its data');
+  await local.deletePrefix(syncedPrefix(cluster), { signal });
+  let removed = 0;
+  for (const family of CANARY_FAMILIES)
+    removed += await local.deletePrefix(dataPrefix(cluster, family, 'cache'), { signal });
+  await local.delete(peerKey(cluster), { signal });
+  log.info({ cluster, keys: removed }, 'peer drained');
+}
+
+/** Clusters of which anything is mirrored here, found by the few keys that every mirror has. */
+export async function findMirrored(local: Etcd, own: string, signal: AbortSignal): Promise<Set<string>> {
+  const clusters = new Set<string>();
+  for (const prefix of [PEERS_PREFIX, CLUSTER_CONFIG_PREFIX, SYNCED_PREFIX]) {
+    for (const kv of (await local.range(prefix, { signal })).kvs) {
+      const cluster = keyName(kv.key, prefix)?.split('/')[0];
+      if (cluster !== undefined && cluster !== own) clusters.add(cluster);
+    }
+  }
+  return clusters;
+}

@@ -1,0 +1,226 @@
+/**
+ * The mirror (what Cilium calls KVStoreMesh): the peers that the config directory names are mirrored into this cluster's etcd, and
+ * what belongs to no such peer any more is drained. Level-triggered: every pass compares the directory, the running peers, and
+ * what lies in the local etcd.
+ */
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { FAMILIES, type MaxConnectedClusters, messageOf, type PeerStatus, rfc3339 } from '@clustermesh/contract';
+import type { Compare, Etcd } from '@clustermesh/kvstore';
+import { type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
+import type { AgentView, MirrorView, PeerConfig, PeerDirectory } from '../ports.ts';
+import { watchedDirectory } from '../watched-dir.ts';
+import { ClusterIds } from './cluster-ids.ts';
+import { drainPeer, findMirrored } from './drain.ts';
+import { type Peer, startPeer } from './peer.ts';
+import { startStatusLoop } from './status-loop.ts';
+
+export interface MirrorOptions {
+  readonly own: { readonly name: string; readonly id: number; readonly maxConnectedClusters: MaxConnectedClusters };
+  readonly local: Etcd;
+  readonly directory: PeerDirectory;
+  readonly peersDir: string;
+  readonly agents: AgentView & { synced(): boolean };
+  readonly fence: () => readonly Compare[];
+  readonly timers: { readonly peerStatusMs: number; readonly drainWaitMs: number };
+  readonly log: Log;
+  readonly signal: AbortSignal;
+  readonly clock?: Clock;
+}
+
+export interface Mirror extends MirrorView {
+  problems(): readonly string[];
+  counters(): ReadonlyMap<string, ReturnType<Peer['counters']>>;
+  readonly ended: Promise<void>;
+}
+
+interface Drain {
+  step: string;
+  readonly clusterId: number;
+  readonly done: Promise<void>;
+}
+
+const RESCAN_MS = 5_000;
+/** A file that is gone for less long is being replaced. */
+const GONE_AFTER_MS = 300;
+
+export function startMirror(options: MirrorOptions): Mirror {
+  const { own, local, signal } = options;
+  const clock = options.clock ?? systemClock;
+  const log = options.log.child({ subsystem: 'mirror' });
+  const ids = new ClusterIds();
+  const running = new Map<string, Peer>();
+  const draining = new Map<string, Drain>();
+  const goneSince = new Map<string, number>();
+  let problems: readonly string[] = [];
+
+  const onChange = () => statusLoop.trigger();
+  const again = (ms: number) => void clock.sleep(ms, signal).then(() => signal.aborted || runner.trigger());
+
+  const start = (config: PeerConfig) => {
+    running.set(
+      config.name,
+      startPeer({ config, own, local, ids, fence: options.fence, log: options.log, clock, onChange }),
+    );
+    onChange();
+  };
+
+  const startDrain = (cluster: string) => {
+    const drain: Drain = { step: 'beginning', clusterId: ids.idOf(cluster) ?? 0, done: Promise.resolve() };
+    const finished = new AbortController();
+    const drainRunner = startRunner({
+      run: async () => {
+        await drainPeer({
+          cluster,
+          local,
+          agents: () => options.agents.agents(),
+          waitMs: options.timers.drainWaitMs,
+          status: () => JSON.stringify(drainingStatus(cluster, drain, clock.wallMs())),
+          clock,
+          log,
+          signal,
+          onStep: (step) => {
+            drain.step = step;
+            onChange();
+          },
+        });
+        ids.release(cluster);
+        draining.delete(cluster);
+        finished.abort();
+        onChange();
+        runner.trigger();
+      },
+      minIntervalMs: 0,
+      retryMs: 200,
+      maxIntervalMs: 2_000,
+      signal: AbortSignal.any([signal, finished.signal]),
+      clock,
+      onError: (error, failures) => {
+        if (failures === 1 && !signal.aborted) log.warn({ cluster, reason: messageOf(error) }, 'drain waits');
+        drain.step = `waiting for this cluster's etcd (${messageOf(error)})`;
+      },
+    });
+    draining.set(cluster, Object.assign(drain, { done: drainRunner.ended }));
+    drainRunner.trigger();
+    onChange();
+  };
+
+  /** Present in the directory, however malformed: only an absent file means that the peer was removed. */
+  const hasFile = (cluster: string) => existsSync(join(options.peersDir, cluster));
+
+  /** True once a peer's file has been gone for long enough to believe it. */
+  const isGone = (cluster: string): boolean => {
+    if (hasFile(cluster)) {
+      goneSince.delete(cluster);
+      return false;
+    }
+    const since = goneSince.get(cluster) ?? clock.nowMs();
+    goneSince.set(cluster, since);
+    const rest = since + GONE_AFTER_MS - clock.nowMs();
+    if (rest <= 0) return true;
+    again(rest + 1);
+    return false;
+  };
+
+  const drainAfterClose = async (cluster: string, peer: Peer) => {
+    running.delete(cluster);
+    await peer.close();
+    startDrain(cluster);
+  };
+
+  const pass = async () => {
+    directoryWatch.arm();
+    const configs = new Map(
+      (await options.directory.list()).filter((peer) => peer.name !== own.name).map((peer) => [peer.name, peer]),
+    );
+    problems = [...running.keys()]
+      .filter((name) => !configs.has(name) && hasFile(name))
+      .map((name) => `peer file ${join(options.peersDir, name)} is malformed; the last good version stays in force`);
+
+    for (const [name, peer] of [...running]) {
+      const config = configs.get(name);
+      if (peer.isReplaced()) await drainAfterClose(name, peer);
+      else if (config === undefined) {
+        if (isGone(name)) await drainAfterClose(name, peer);
+      } else if (JSON.stringify(config) !== JSON.stringify(peer.config)) {
+        log.info({ peer: name }, 'peer file changed: connecting anew');
+        running.delete(name);
+        await peer.close();
+      }
+    }
+    for (const [name, config] of configs) {
+      goneSince.delete(name);
+      if (!running.has(name) && !draining.has(name)) start(config);
+    }
+    await drainLeftovers(configs);
+  };
+
+  /** Of peers that were removed while this process was not running, or whose drain it did not finish. */
+  const drainLeftovers = async (configs: ReadonlyMap<string, PeerConfig>) => {
+    // Whether agents have let go can be told only once they are known.
+    if (!options.agents.synced()) return again(200);
+    await ids.seed(local, own.name, signal);
+    for (const cluster of await findMirrored(local, own.name, signal)) {
+      if (configs.has(cluster) || running.has(cluster) || draining.has(cluster) || !isGone(cluster)) continue;
+      log.info({ cluster }, 'mirrored data of a cluster that is no peer any more: draining');
+      startDrain(cluster);
+    }
+  };
+
+  const statuses = (): readonly PeerStatus[] => [
+    ...[...running.values()].map((peer) => peer.status()),
+    ...[...draining].map(([cluster, drain]) => drainingStatus(cluster, drain, clock.wallMs())),
+  ];
+
+  const statusLoop = startStatusLoop({
+    peers: () => running.values(),
+    intervalMs: options.timers.peerStatusMs,
+    log,
+    clock,
+    signal,
+  });
+  const runner = startRunner({
+    run: pass,
+    minIntervalMs: 50,
+    retryMs: 200,
+    maxIntervalMs: RESCAN_MS,
+    signal,
+    clock,
+    onError: (error, failures) => {
+      if (failures === 1 && !signal.aborted) log.warn({ reason: messageOf(error) }, 'mirror waits');
+    },
+  });
+  const directoryWatch = watchedDirectory(options.peersDir, runner.trigger, signal);
+  runner.trigger();
+
+  const end = async () => {
+    await runner.ended;
+    await Promise.all([
+      statusLoop.ended,
+      ...[...running.values()].map((peer) => peer.close()),
+      ...[...draining.values()].map((drain) => drain.done),
+    ]);
+  };
+
+  return {
+    peers: statuses,
+    refresh: runner.trigger,
+    problems: () => problems,
+    counters: () => new Map([...running].map(([name, peer]) => [name, peer.counters()])),
+    ended: end(),
+  };
+}
+
+function drainingStatus(cluster: string, drain: Drain, wallMs: number): PeerStatus {
+  const family = { synced: false, count: 0, revision: 0, quarantined: 0 };
+  return {
+    cluster,
+    clusterId: drain.clusterId,
+    connected: false,
+    ready: false,
+    lastProofAgeMs: null,
+    updatedAt: rfc3339(wallMs),
+    error: `removed; draining: ${drain.step}`,
+    families: Object.fromEntries(FAMILIES.map((name) => [name, family])),
+  };
+}

@@ -1,0 +1,295 @@
+/**
+ * One configured peer: its connection, its handshake, its families.
+ *
+ *   connecting ──heartbeat listed──► shaking-hands ──config accepted──► mirroring
+ *                                       │    ▲                            │
+ *                                       │    └── asked again every second │ config looked at again every 10 s
+ *                                       ▼                                 ▼
+ *                                    (refused: why)                   replaced: the peer has another cluster id now;
+ *                                                                     the supervisor drains and begins anew
+ *
+ * Nothing here removes mirrored data: a peer that cannot be reached, or is refused, keeps what it has.
+ */
+import {
+  CANARY_FAMILIES,
+  type CanaryFamily,
+  clusterConfigKey,
+  dataPrefix,
+  FAMILIES,
+  HEARTBEAT_KEY,
+  type MaxConnectedClusters,
+  messageOf,
+  type PeerStatus,
+  peerKey,
+  rfc3339,
+} from '@clustermesh/contract';
+import { type Compare, type Etcd, openEtcd, startReflector, startWriter } from '@clustermesh/kvstore';
+import { type Clock, type Log, startRunner } from '@clustermesh/runtime';
+import type { PeerConfig } from '../ports.ts';
+import type { ClusterIds } from './cluster-ids.ts';
+import { type FamilyMirror, startFamilyMirror } from './family.ts';
+import { type AcceptedConfig, acceptConfig } from './validate.ts';
+
+export interface PeerOptions {
+  readonly config: PeerConfig;
+  readonly own: { readonly name: string; readonly id: number; readonly maxConnectedClusters: MaxConnectedClusters };
+  readonly local: Etcd;
+  readonly ids: ClusterIds;
+  readonly fence: () => readonly Compare[];
+  readonly log: Log;
+  readonly clock: Clock;
+  readonly onChange: () => void;
+}
+
+export interface Peer {
+  readonly config: PeerConfig;
+  status(): PeerStatus;
+  /** Writes the status to this cluster's etcd, with the peer's own writer: after `close` nothing of it is written any more. */
+  publish(status: PeerStatus): void;
+  /** The peer's data here belongs to another cluster id: to be drained, and the peer begun anew. */
+  isReplaced(): boolean;
+  counters(): { readonly failures: number; readonly lastFailureAtWallMs: number; readonly quarantined: number };
+  /** Keeps all mirrored data. */
+  close(): Promise<void>;
+}
+
+type State =
+  | { readonly name: 'connecting' }
+  | { readonly name: 'shaking-hands'; readonly refused: string | undefined }
+  | {
+      readonly name: 'mirroring';
+      readonly id: number;
+      readonly families: ReadonlyMap<CanaryFamily, FamilyMirror>;
+      readonly complaint: string | undefined;
+    }
+  | { readonly name: 'replaced'; readonly from: number; readonly to: number };
+
+const HANDSHAKE_RETRY_MS = 1_000;
+const HANDSHAKE_CHECK_MS = 10_000;
+/** Two of Cilium's heartbeat intervals: a slower peer is not writing any more, although its etcd answers. */
+const SILENT_AFTER_MS = 120_000;
+const BACKOFF = { minMs: 100, maxMs: 2_000 };
+
+export function startPeer(options: PeerOptions): Peer {
+  const { config, own, local, ids, clock, onChange } = options;
+  const { name } = config;
+  const log = options.log.child({ subsystem: 'mirror', peer: name });
+  const stop = new AbortController();
+  const { signal } = stop;
+  let state: State = { name: 'connecting' };
+  let lastHeartbeatAt: number | undefined;
+  let notConnectedSince: number | undefined = clock.nowMs();
+  let lastReason = '';
+  let localError = '';
+  let failures = 0;
+  let lastFailureAtWallMs = 0;
+  let quarantined = 0;
+
+  const setState = (next: State) => {
+    const reasonOf = (s: State) =>
+      s.name === 'shaking-hands' ? s.refused : s.name === 'mirroring' ? s.complaint : undefined;
+    const reason = reasonOf(next);
+    if (next.name !== state.name) log.info({ from: state.name, to: next.name }, 'peer state');
+    if (reason !== undefined && reason !== reasonOf(state)) log.warn({ reason }, 'peer refused');
+    state = next;
+    onChange();
+  };
+
+  const remote = openEtcd({
+    endpoints: config.endpoints,
+    hostAliases: config.hostAliases,
+    caFile: config.caFile,
+    certFile: config.certFile,
+    keyFile: config.keyFile,
+    log,
+    clock,
+  });
+  const stopListening = remote.onEvent((event) => {
+    if (event.type === 'disconnected') noteDisconnected(event.reason);
+    onChange();
+  });
+  const noteDisconnected = (reason: string) => {
+    if (notConnectedSince === undefined) {
+      notConnectedSince = clock.nowMs();
+      failures++;
+      lastFailureAtWallMs = clock.wallMs();
+    }
+    lastReason = reason;
+  };
+
+  const writer = startWriter({
+    etcd: local,
+    owned: CANARY_FAMILIES.map((family) => dataPrefix(name, family, 'cache')),
+    fence: options.fence,
+    log,
+    clock,
+    signal,
+    backoff: BACKOFF,
+  });
+
+  // The first thing that is read of a peer, and the proof of life that its writer gives (§1.1). Listed without a slash (§1.13).
+  const heartbeat = startReflector({
+    etcd: remote,
+    prefix: HEARTBEAT_KEY,
+    log,
+    clock,
+    signal,
+    backoff: { minMs: 100, maxMs: 10_000 },
+    sink: {
+      apply({ upserts }) {
+        if (upserts.length > 0) lastHeartbeatAt = clock.nowMs();
+        onChange();
+      },
+      synced() {
+        notConnectedSince = undefined;
+        if (state.name === 'connecting') setState({ name: 'shaking-hands', refused: undefined });
+        runner.trigger();
+        onChange();
+      },
+    },
+  });
+
+  const again = (ms: number) => void clock.sleep(ms, signal).then(() => signal.aborted || runner.trigger());
+
+  const handshake = async (): Promise<{ readonly accepted: AcceptedConfig } | { readonly refused: string }> => {
+    const kv = await remote.get(clusterConfigKey(name), { signal });
+    if (kv === undefined) return { refused: `cluster ${name} has not published its cluster config yet` };
+    const result = acceptConfig(name, kv.value.toString('utf8'), own, config.agreed?.id);
+    return result.ok ? { accepted: result.value } : { refused: result.reason };
+  };
+
+  const startFamilies = (accepted: AcceptedConfig): ReadonlyMap<CanaryFamily, FamilyMirror> => {
+    const peer = { cluster: name, clusterId: accepted.id, maxConnectedClusters: own.maxConnectedClusters };
+    const onQuarantine = () => {
+      quarantined++;
+    };
+    const shared = {
+      peer,
+      hasCanaries: accepted.hasCanaries,
+      remote,
+      local,
+      writer,
+      log,
+      clock,
+      signal,
+      onChange,
+      onQuarantine,
+      onListed: () => runner.trigger(),
+    };
+    return new Map(accepted.families.map((family) => [family, startFamilyMirror({ ...shared, family })]));
+  };
+
+  const pass = async () => {
+    if (!heartbeat.status().synced || state.name === 'replaced') return;
+    await ids.seed(local, own.name, signal);
+    const result = await handshake().catch((error) => {
+      noteDisconnected(messageOf(error));
+      return undefined;
+    });
+    if (result === undefined) return again(HANDSHAKE_RETRY_MS);
+    if ('refused' in result) return complain(result.refused);
+
+    const { accepted } = result;
+    const heldId = ids.idOf(name);
+    if (heldId !== undefined && heldId !== accepted.id) {
+      log.warn({ from: heldId, to: accepted.id }, 'the peer has another cluster id: its data is drained first');
+      return setState({ name: 'replaced', from: heldId, to: accepted.id });
+    }
+    const holder = ids.reserve(accepted.id, name);
+    if (holder !== undefined)
+      return complain(
+        `cluster id ${accepted.id} of cluster ${name} is already used by cluster ${holder}, which stays undisturbed`,
+      );
+
+    const families = state.name === 'mirroring' ? state.families : startFamilies(accepted);
+    writer.set(clusterConfigKey(name), accepted.cachedValue);
+    if (state.name !== 'mirroring' || state.complaint !== undefined)
+      setState({ name: 'mirroring', id: accepted.id, families, complaint: undefined });
+    for (const family of families.values()) await family.announce();
+    localError = '';
+  };
+
+  /** What is mirrored stays; what is not is not begun. */
+  const complain = (reason: string) => {
+    if (state.name === 'mirroring') setState({ ...state, complaint: reason });
+    else setState({ name: 'shaking-hands', refused: reason });
+    again(HANDSHAKE_RETRY_MS);
+  };
+
+  const runner = startRunner({
+    run: pass,
+    minIntervalMs: 0,
+    retryMs: 200,
+    maxIntervalMs: HANDSHAKE_CHECK_MS,
+    signal,
+    clock,
+    onError: (error) => {
+      if (signal.aborted) return;
+      const message = `writing its data to this cluster's etcd: ${messageOf(error)}`;
+      if (message !== localError) log.warn({ reason: message }, 'mirror waits');
+      localError = message;
+      onChange();
+    },
+  });
+
+  const isConnected = () => remote.connected && heartbeat.status().synced;
+
+  const errorText = (nowMs: number): string | undefined => {
+    const seconds = (since: number) => `${Math.round((nowMs - since) / 1000)} s`;
+    if (!isConnected()) {
+      const reason = lastReason || heartbeat.status().lastError || 'no answer yet';
+      const since = notConnectedSince === undefined ? '' : ` for ${seconds(notConnectedSince)}`;
+      return `not connected${since}: ${heartbeat.status().lastError ?? reason}`;
+    }
+    if (state.name === 'shaking-hands' && state.refused !== undefined) return state.refused;
+    if (state.name === 'mirroring' && state.complaint !== undefined) return state.complaint;
+    if (state.name === 'replaced')
+      return `cluster ${name} changed its id from ${state.from} to ${state.to}; its data is being drained`;
+    if (localError !== '') return localError;
+    if (lastHeartbeatAt === undefined) return 'its etcd answers, but there is no heartbeat: is its apiserver running?';
+    if (nowMs - lastHeartbeatAt > SILENT_AFTER_MS)
+      return `its etcd answers, but its heartbeat has been silent for ${seconds(lastHeartbeatAt)}: is its apiserver running?`;
+    return undefined;
+  };
+
+  const familyStatus = (family: CanaryFamily) => {
+    const mirror = state.name === 'mirroring' ? state.families.get(family) : undefined;
+    const reason = mirror?.lastQuarantineReason();
+    return {
+      synced: mirror?.synced() ?? false,
+      count: mirror?.count() ?? 0,
+      revision: writer.status().lastRevision.get(dataPrefix(name, family, 'cache')) ?? 0,
+      quarantined: mirror?.quarantined() ?? 0,
+      ...(reason === undefined ? {} : { lastQuarantineReason: reason }),
+    };
+  };
+
+  return {
+    config,
+    isReplaced: () => state.name === 'replaced',
+    publish: (status) => writer.set(peerKey(name), JSON.stringify(status)),
+    counters: () => ({ failures, lastFailureAtWallMs, quarantined }),
+    status() {
+      const nowMs = clock.nowMs();
+      const error = errorText(nowMs);
+      const families = Object.fromEntries(FAMILIES.map((family) => [family, familyStatus(family)]));
+      return {
+        cluster: name,
+        clusterId: state.name === 'mirroring' ? state.id : (ids.idOf(name) ?? config.agreed?.id ?? 0),
+        connected: isConnected(),
+        ready: state.name === 'mirroring' && Object.values(families).every((family) => family.synced),
+        lastProofAgeMs: lastHeartbeatAt === undefined ? null : Math.round(nowMs - lastHeartbeatAt),
+        updatedAt: rfc3339(clock.wallMs()),
+        ...(error === undefined ? {} : { error }),
+        families,
+      };
+    },
+    async close() {
+      stop.abort();
+      stopListening();
+      const families = state.name === 'mirroring' ? [...state.families.values()] : [];
+      await Promise.all([runner.ended, heartbeat.done, writer.done, ...families.map((family) => family.ended)]);
+      await remote.close();
+    },
+  };
+}
