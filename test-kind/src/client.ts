@@ -7,7 +7,7 @@ import { isErrorCode, MeshError, messageOf } from '@clustermesh/contract';
 import { waitFor } from '@clustermesh/runtime';
 import type { LabMethod, LabMethods, ObjectResult, PodStatus, ResponseLine } from './labd/api.ts';
 import { bundle } from './labd/daemons.ts';
-import { takeInstance, teardown } from './netns/instance.ts';
+import { isOrphan, takeInstance, teardown } from './netns/instance.ts';
 import { instancePaths } from './netns/names.ts';
 import { joinAndRun } from './netns/process.ts';
 import type { Topology } from './topology.ts';
@@ -133,13 +133,18 @@ export interface StartOptions {
   /** End the instance when this process ends, however it ends. */
   readonly tied: boolean;
   readonly progress?: Progress;
+  /** The instance is ours from here on: whoever interrupts this has something to take down. */
+  readonly onHeld?: () => void;
 }
 
 /** Starts the lab daemon and brings the topology up. A failed start leaves nothing behind. */
 export async function startLab(options: StartOptions): Promise<LabClient> {
   const { instance } = options;
   const client = new LabClient(instance);
+  const holder = holderOf(instance);
+  if (holder !== undefined && isOrphan(holder)) await teardown(instance);
   await startDaemon(instance, options.tied);
+  options.onHeld?.();
   try {
     await client.call('up', { topology: options.topology }, options.progress);
     return client;
@@ -150,7 +155,6 @@ export async function startLab(options: StartOptions): Promise<LabClient> {
 }
 
 async function startDaemon(instance: string, tied: boolean): Promise<void> {
-  const { socket } = instancePaths(instance);
   const labd = spawn(
     process.execPath,
     [bundle('clustermesh-lab'), '--instance', instance, 'labd', ...(tied ? ['--tied'] : [])],
@@ -163,16 +167,19 @@ async function startDaemon(instance: string, tied: boolean): Promise<void> {
   labd.stderr?.on('data', (chunk: Buffer) => {
     complaint += chunk;
   });
-  const answers = async () => {
-    if (labd.exitCode !== null || labd.signalCode !== null) return true;
-    const { instance: name } = await new LabClient(instance).status();
-    return name === instance;
-  };
+  const hasEnded = () => labd.exitCode !== null || labd.signalCode !== null;
+  // If the instance belongs to another daemon, that one answers: only our own child's answer counts.
+  const answers = async () => hasEnded() || (await new LabClient(instance).status()).pid === labd.pid;
   await waitFor(answers, { what: `the daemon of lab instance ${instance}`, timeoutMs: 30_000, intervalMs: 20 });
-  if (labd.exitCode !== null || labd.signalCode !== null || !existsSync(socket)) {
+  if (hasEnded()) {
+    const [message = '', ...hints] = complaint
+      .trim()
+      .replace(/^error: /, '')
+      .split('\n  hint: ');
     throw new MeshError({
       code: 'locked',
-      message: complaint.trim().replace(/^error: /, '') || `starting instance ${instance}: its daemon ended at once`,
+      message: message || `starting instance ${instance}: its daemon ended at once`,
+      hint: hints[0],
     });
   }
   // It lives on by itself; our event loop need not wait for it.

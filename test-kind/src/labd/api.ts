@@ -47,6 +47,8 @@ export interface ServiceStatus {
 
 export interface LabStatus {
   readonly instance: string;
+  /** Of the lab daemon. */
+  readonly pid: number;
   readonly phase: 'starting' | 'up' | 'failed';
   readonly topology: Topology | undefined;
   readonly daemons: readonly DaemonStatus[];

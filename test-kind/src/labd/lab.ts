@@ -147,6 +147,7 @@ export class Lab {
     const pods = [...this.#clusters.values()].flatMap((cluster) => [...cluster.pods.values()]);
     return {
       instance: this.#instance,
+      pid: process.pid,
       phase: this.#phase,
       topology: this.#topology,
       daemons: [...this.#daemons.values()].map(({ process }) => process.status()),

@@ -7,7 +7,7 @@ import { MeshError } from '@clustermesh/contract';
 import type { Log } from '@clustermesh/runtime';
 import { destination, pino, stdTimeFunctions } from 'pino';
 import { cgroupMount, makeCgroup } from '../netns/cgroup.ts';
-import { sweep, takeInstance } from '../netns/instance.ts';
+import { describeProcess, sweep, takeInstance } from '../netns/instance.ts';
 import { daemonCgroup, instancePaths } from '../netns/names.ts';
 import type { LabMethod, ResponseLine } from './api.ts';
 import { bundle } from './daemons.ts';
@@ -22,7 +22,7 @@ export interface LabdOptions {
 export async function runLabd(options: LabdOptions): Promise<void> {
   const { instance } = options;
   const paths = instancePaths(instance);
-  const lock = takeInstance(instance, options.tied ? 'lab, tied to its starter' : 'lab');
+  const lock = takeInstance(instance, options.tied ? `lab, tied to ${describeProcess(process.ppid)}` : 'lab');
   if ('heldBy' in lock) {
     throw new MeshError({
       code: 'locked',

@@ -13,6 +13,26 @@ import { cgroupMount, killCgroup, removeCgroup } from './cgroup.ts';
 import { capture, ipBatch } from './exec.ts';
 import { instanceCgroup, instancePaths, namespacePrefix } from './names.ts';
 
+/** `pid 12 started 3456`: the start time (in ticks since boot) tells a process from a later one of the same number. */
+export function describeProcess(pid: number): string {
+  return `pid ${pid} started ${startTicks(pid) ?? 'never'}`;
+}
+
+function startTicks(pid: number): string | undefined {
+  try {
+    // The second field is the program's name in parentheses, which may hold anything; the rest is plain.
+    return readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ').at(-1)?.split(' ')[19];
+  } catch {
+    return undefined;
+  }
+}
+
+/** True when the holder is tied to a process that is no more: what it holds is on its way down, and may be taken. */
+export function isOrphan(heldBy: string): boolean {
+  const tie = /tied to pid (\d+) started (\d+)/.exec(heldBy);
+  return tie !== null && startTicks(Number(tie[1])) !== tie[2];
+}
+
 /** Takes the instance's lock, or says who has it. */
 export function takeInstance(instance: string, what: string): FileLock | { readonly heldBy: string } {
   const { lock: path } = instancePaths(instance);
