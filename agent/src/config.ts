@@ -78,7 +78,7 @@ const schema = z
         /** How often the kernel's tables are read whole and compared. */
         checkIntervalMs: milliseconds.default(60_000),
         /** How long EndpointAdd waits before it answers "waiting". */
-        endpointAddTimeoutMs: milliseconds.default(5_000),
+        endpointAddTimeoutMs: milliseconds.default(20_000),
         /** Least time between two publications of the agent's status. */
         statusIntervalMs: milliseconds.default(500),
       })

@@ -1,0 +1,480 @@
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import {
+  type AgentStatus,
+  agentKey,
+  canaryKey,
+  decodeAgentStatus,
+  decodeEndpointRecord,
+  endpointRecordKey,
+  identityByIdKey,
+  identityByLabelsKey,
+  ipKey,
+  localKey,
+  nodeRecordKey,
+  nodeSyncedKey,
+  serviceKey,
+} from '@clustermesh/contract';
+import { localService, slice } from './services/testing.ts';
+import {
+  endpointRequest,
+  eventually,
+  LOCAL_BACKEND,
+  startCluster,
+  type TestCluster,
+  type TestNode,
+} from './testing/cluster.ts';
+
+const US = { name: 'us', id: 2, pods: ['10.2.1.5', '10.2.1.6'] };
+const ALL_BACKENDS = [LOCAL_BACKEND, ...US.pods];
+
+const applied = (node: TestNode) =>
+  eventually('the agent to have applied everything', () => node.agent.status().applied);
+const sortedRows = (rows: ReadonlyMap<string, unknown>) => [...rows].sort(([a], [b]) => (a < b ? -1 : 1));
+
+/** One node that has applied a service with backends here and in `us`, and holds one endpoint. */
+async function settled(cluster: TestCluster): Promise<TestNode> {
+  await cluster.writeLocal();
+  await cluster.writePeer(US);
+  const node = await cluster.node('n1');
+  await node.agent.addEndpoint(endpointRequest());
+  await applied(node);
+  assert.deepEqual(node.backends(), ALL_BACKENDS);
+  return node;
+}
+
+async function agentStatus(cluster: TestCluster, node = 'n1'): Promise<AgentStatus | undefined> {
+  const kv = await cluster.etcd.get(agentKey(node));
+  const decoded = kv === undefined ? undefined : decodeAgentStatus(kv.value.toString());
+  return decoded?.ok === true ? decoded.value : undefined;
+}
+
+test("a peer's rows reach the kernel: backends, addresses with identity and tunnel, nodes", async () => {
+  await using cluster = await startCluster();
+  const node = await settled(cluster);
+  const { ipcache, nodes } = node.kernel;
+  assert.deepEqual(ipcache.rows.get('10.2.1.5/32'), {
+    prefix: '10.2.1.5/32',
+    identity: 131372,
+    clusterId: 2,
+    tunnelEndpoint: '172.31.2.11',
+    encryptKey: 0,
+  });
+  assert.deepEqual(ipcache.rows.get('10.2.1.0/24'), {
+    prefix: '10.2.1.0/24',
+    identity: 3,
+    clusterId: 2,
+    tunnelEndpoint: '172.31.2.11',
+    encryptKey: 0,
+  });
+  assert.equal(ipcache.rows.get('172.31.2.11/32')?.identity, 6);
+  assert.equal(ipcache.rows.get('0.0.0.0/0')?.identity, 2);
+  assert.equal(ipcache.rows.get('172.31.1.11/32')?.identity, 1);
+  assert.deepEqual([...nodes.rows.keys()].sort(), ['172.31.1.11', '172.31.2.11']);
+});
+
+test('changes come and go in either order, and the end is empty', async () => {
+  await using cluster = await startCluster();
+  const node = await settled(cluster);
+  await cluster.etcd.delete(ipKey('us', '10.2.1.6', 'cache'));
+  await eventually('the address to go', () => !node.kernel.ipcache.rows.has('10.2.1.6/32'));
+  await cluster.etcd.put(
+    localKey('endpointslices', 'default/shop-1'),
+    JSON.stringify(slice({ [LOCAL_BACKEND]: 'not-ready' })),
+  );
+  await eventually('the local backend to go', () => node.backends()?.length === 2);
+  await cluster.etcd.put(localKey('services', 'default/shop'), JSON.stringify(localService({ global: false })));
+  await eventually('the remote backends to be withdrawn', () => node.backends()?.length === 0);
+  await cluster.etcd.delete(localKey('services', 'default/shop'));
+  await eventually('the service to go', () => node.kernel.services.rows.size === 0);
+});
+
+test('an event in etcd is in the kernel within 100 ms', async () => {
+  await using cluster = await startCluster();
+  const node = await settled(cluster);
+  const times: number[] = [];
+  for (let round = 0; round < 10; round++) {
+    const ip = `10.1.9.${round + 20}`;
+    const startedAt = performance.now();
+    await cluster.etcd.put(localKey('endpointslices', 'default/shop-1'), JSON.stringify(slice({ [ip]: 'ready' })));
+    await eventually('the backend', () => node.backends()?.includes(ip), { intervalMs: 1 });
+    times.push(performance.now() - startedAt);
+  }
+  times.sort((a, b) => a - b);
+  assert.ok((times[5] ?? 0) < 100, `median ${times[5]?.toFixed(1)} ms`);
+});
+
+test('a peer that has not been heard out in a family contributes nothing of it yet', async () => {
+  await using cluster = await startCluster();
+  await cluster.writeLocal();
+  await cluster.writePeer({ ...US, without: ['services'] });
+  const node = await cluster.node('n1');
+  await eventually("the peer's addresses", () => node.kernel.ipcache.rows.has('10.2.1.5/32'));
+  assert.deepEqual(node.backends(), [LOCAL_BACKEND]);
+  assert.equal(node.agent.status().applied, false);
+  await cluster.etcd.put(canaryKey('us', 'services', 'cache'), 'now');
+  await eventually('the backends', () => node.backends()?.length === 3);
+  await applied(node);
+});
+
+test('a bad object is quarantined, counted and named, and the rest is applied', async () => {
+  await using cluster = await startCluster();
+  await cluster.etcd.put(ipKey('us', '10.2.1.99', 'cache'), '{"IP":"10.2.1.99","HostIP":"172.31.2.11","ID":70000}');
+  await cluster.etcd.put(serviceKey('us', 'default', 'broken', 'cache'), '{not json');
+  const node = await settled(cluster);
+  assert.equal(node.kernel.ipcache.rows.has('10.2.1.99/32'), false);
+  const problems = node.agent.status().problems.join('\n');
+  assert.match(problems, /1 ip of us are quarantined.*identity 70000/);
+  assert.match(problems, /1 services of us are quarantined/);
+  // A good value that goes bad stays in force.
+  await cluster.etcd.put(serviceKey('us', 'default', 'shop', 'cache'), '{}');
+  await eventually('the quarantine to grow', () => /2 services of us/.test(node.agent.status().problems.join('\n')));
+  assert.deepEqual(node.backends(), ALL_BACKENDS);
+});
+
+test('a peer whose config is deleted is drained, and no longer named as applied', async () => {
+  await using cluster = await startCluster();
+  const node = await settled(cluster);
+  await eventually('us to be applied', async () => Object.hasOwn((await agentStatus(cluster))?.applied ?? {}, 'us'));
+  await cluster.removePeerConfig('us');
+  await eventually('the backends to go', () => node.backends()?.length === 1);
+  await eventually('every row of cluster 2 to go', () =>
+    [...node.kernel.ipcache.rows.values(), ...node.kernel.nodes.rows.values()].every((row) => row.clusterId !== 2),
+  );
+  await eventually(
+    'us to be let go',
+    async () => Object.hasOwn((await agentStatus(cluster))?.applied ?? { us: {} }, 'us') === false,
+  );
+});
+
+test('a peer that left while the agent was away is drained at its start', async () => {
+  await using cluster = await startCluster();
+  const node = await settled(cluster);
+  await node.kill();
+  await cluster.removePeerConfig('us');
+  await node.start();
+  await applied(node);
+  assert.deepEqual(node.backends(), [LOCAL_BACKEND]);
+  assert.ok([...node.kernel.ipcache.rows.values()].every((row) => row.clusterId !== 2));
+});
+
+test('of two clusters with one id the second is refused with a reason, and the first goes on', async () => {
+  await using cluster = await startCluster();
+  const node = await settled(cluster);
+  await cluster.writePeer({ name: 'zz', id: 2, pods: ['10.2.9.9'] });
+  await eventually('the refusal', () =>
+    node.agent.status().problems.some((problem) => /cluster zz has cluster id 2, which cluster us has/.test(problem)),
+  );
+  assert.deepEqual(node.backends(), ALL_BACKENDS);
+});
+
+test('the status in etcd names, per cluster and family, the revision that is in the kernel', async () => {
+  await using cluster = await startCluster();
+  const node = await settled(cluster);
+  const { revision } = await cluster.etcd.put(
+    ipKey('us', '10.2.1.7', 'cache'),
+    '{"IP":"10.2.1.7","HostIP":"172.31.2.11","ID":131400}',
+  );
+  await eventually('the revision', async () => ((await agentStatus(cluster))?.applied.us?.ip ?? 0) >= revision);
+  assert.ok(node.kernel.ipcache.rows.has('10.2.1.7/32'));
+  const status = await agentStatus(cluster);
+  assert.deepEqual(Object.keys(status?.applied ?? {}).sort(), ['eu', 'us']);
+  assert.deepEqual(Object.keys(status?.applied.eu ?? {}).sort(), ['endpointslices', 'namespaces', 'nodes', 'services']);
+  assert.deepEqual(Object.keys(status?.applied.us ?? {}).sort(), ['identities', 'ip', 'nodes', 'services']);
+  const kv = await cluster.etcd.get(agentKey('n1'));
+  assert.notEqual(kv?.lease, '0');
+});
+
+test('a family whose rows the kernel refuses does not count as applied, and the reason is in the status', async () => {
+  await using cluster = await startCluster();
+  const node = await settled(cluster);
+  const update = node.kernel.ipcache.update;
+  node.kernel.ipcache.update = async (rows) => {
+    if (rows.some((row) => row.prefix === '10.2.1.7/32')) throw new Error('E2BIG');
+    return update(rows);
+  };
+  const { revision } = await cluster.etcd.put(
+    ipKey('us', '10.2.1.7', 'cache'),
+    '{"IP":"10.2.1.7","HostIP":"172.31.2.11","ID":131400}',
+  );
+  await eventually('the problem', () =>
+    node.agent.status().problems.some((problem) => /1 rows of ipcache are not in the kernel.*E2BIG/.test(problem)),
+  );
+  const ip = () =>
+    node.agent.status().families.find((family) => family.peer === 'us' && family.family === 'ip')?.revision ?? 0;
+  assert.ok(ip() < revision);
+  node.kernel.ipcache.update = update;
+  await eventually('the revision after recovery', () => ip() >= revision);
+});
+
+test('an endpoint gets an identity, its rows and programs, and is published', async () => {
+  await using cluster = await startCluster();
+  const node = await cluster.node('n1');
+  const info = await node.agent.addEndpoint(endpointRequest());
+  assert.equal(info.state, 'ready');
+  assert.ok(info.identity >= 65536 && info.identity < 131072, `identity ${info.identity}`);
+  assert.equal(node.kernel.endpoints.rows.get('10.1.1.5')?.identity, info.identity);
+  assert.deepEqual(node.kernel.ipcache.rows.get('10.1.1.5/32'), {
+    prefix: '10.1.1.5/32',
+    identity: info.identity,
+    clusterId: 1,
+    tunnelEndpoint: null,
+    encryptKey: 0,
+  });
+  assert.deepEqual([...node.kernel.attached], ['cmp1']);
+  const record = await eventually('the record', () => cluster.etcd.get(endpointRecordKey('n1', info.id)));
+  const decoded = decodeEndpointRecord(record.value.toString());
+  assert.ok(decoded.ok && decoded.value.identity === info.identity && decoded.value.labels === info.labels);
+  await eventually(
+    'node record and canary',
+    async () => (await cluster.etcd.get(nodeRecordKey('n1'))) && (await cluster.etcd.get(nodeSyncedKey('n1'))),
+  );
+  assert.deepEqual(await node.agent.addEndpoint(endpointRequest()), info, 'adding again changes nothing');
+
+  await node.agent.removeEndpoint(info.id);
+  assert.equal(node.kernel.endpoints.rows.size, 0);
+  assert.equal(node.kernel.attached.size, 0);
+  await eventually(
+    'the record to go',
+    async () => (await cluster.etcd.get(endpointRecordKey('n1', info.id))) === undefined,
+  );
+  await node.agent.removeEndpoint(info.id);
+});
+
+test('endpoints of another node are reached through its tunnel, with one identity per label set', async () => {
+  await using cluster = await startCluster();
+  const [n1, n2] = [await cluster.node('n1'), await cluster.node('n2')];
+  const [a, b] = await Promise.all([
+    n1.agent.addEndpoint(endpointRequest()),
+    n2.agent.addEndpoint(endpointRequest({ id: 'default.client-1.def', pod: 'client-1', ipv4: '10.1.2.5' })),
+  ]);
+  assert.equal(a.identity, b.identity);
+  await eventually('the row on n1', () => n1.kernel.ipcache.rows.get('10.1.2.5/32')?.tunnelEndpoint === '172.31.1.12');
+  assert.equal(n1.kernel.ipcache.rows.get('10.1.2.0/24')?.tunnelEndpoint, '172.31.1.12');
+  assert.equal(n1.kernel.ipcache.rows.get('10.1.2.5/32')?.identity, b.identity);
+  await n2.agent.removeEndpoint(b.id);
+  await eventually('the row on n1 to go', () => !n1.kernel.ipcache.rows.has('10.1.2.5/32'));
+});
+
+test('an endpoint whose interface is not there is refused with the reason, kept, and comes up when it can', async () => {
+  await using cluster = await startCluster();
+  const node = await cluster.node('n1');
+  await assert.rejects(
+    node.agent.addEndpoint(endpointRequest({ interface: 'cmp9' })),
+    /adding endpoint .*there is no such interface/,
+  );
+  assert.equal(node.agent.endpoints()[0]?.state, 'waiting');
+  assert.equal(
+    await cluster.etcd.get(endpointRecordKey('n1', 'default.client-0.abc')),
+    undefined,
+    'peers do not learn of it',
+  );
+  node.kernel.interfaces.add('cmp9');
+  await eventually('the endpoint', () => node.agent.endpoints()[0]?.state === 'ready');
+});
+
+test('with etcd away an endpoint waits for its identity, unless this node knows the label set', async () => {
+  await using cluster = await startCluster();
+  const node = await cluster.node('n1');
+  const known = await node.agent.addEndpoint(endpointRequest());
+  await cluster.server.stop();
+  const twin = await node.agent.addEndpoint(
+    endpointRequest({ id: 'default.client-1.x', pod: 'client-1', interface: 'cmp2', ipv4: '10.1.1.6' }),
+  );
+  assert.deepEqual([twin.state, twin.identity], ['ready', known.identity]);
+  const stranger = await node.agent.addEndpoint(
+    endpointRequest({
+      id: 'default.other.x',
+      pod: 'other',
+      labels: { app: 'other' },
+      interface: 'cmp3',
+      ipv4: '10.1.1.7',
+    }),
+  );
+  assert.equal(stranger.state, 'waiting');
+  assert.match(stranger.reason, /no identity yet: /);
+  await cluster.server.start();
+  await eventually('the identity', () => node.agent.endpoints().every((endpoint) => endpoint.state === 'ready'));
+});
+
+test('a killed agent comes back with the same rows, touching nothing in the kernel', async () => {
+  await using cluster = await startCluster();
+  const node = await settled(cluster);
+  const before = ['ipcache', 'services', 'nodes', 'endpoints'].map((name) =>
+    sortedRows(node.kernel[name as 'nodes'].rows),
+  );
+  await node.kill();
+  for (const table of [node.kernel.ipcache, node.kernel.services, node.kernel.nodes]) table.calls.length = 0;
+  await node.start();
+  await applied(node);
+  for (const table of [node.kernel.ipcache, node.kernel.services, node.kernel.nodes])
+    assert.deepEqual(
+      table.calls.filter((call) => call.op !== 'list'),
+      [],
+    );
+  const after = ['ipcache', 'services', 'nodes', 'endpoints'].map((name) =>
+    sortedRows(node.kernel[name as 'nodes'].rows),
+  );
+  assert.deepEqual(after, before);
+});
+
+test('what changed while the agent was away is put right, and leftovers go', async () => {
+  await using cluster = await startCluster();
+  const node = await settled(cluster);
+  await node.kill();
+  await cluster.etcd.delete(ipKey('us', '10.2.1.6', 'cache'));
+  node.kernel.services.rows.set('10.96.0.77:80/TCP', {
+    frontend: { ip: '10.96.0.77', port: 80, protocol: 'TCP' },
+    backends: [],
+    flags: 0,
+  });
+  node.kernel.endpoints.rows.set('10.1.1.77', {
+    ip: '10.1.1.77',
+    interface: 'cmp3',
+    podMac: '',
+    hostMac: '',
+    identity: 65537,
+    endpointId: 7,
+  });
+  await node.start();
+  await applied(node);
+  assert.equal(node.kernel.ipcache.rows.has('10.2.1.6/32'), false);
+  assert.equal(node.kernel.services.rows.has('10.96.0.77:80/TCP'), false);
+  assert.equal(node.kernel.endpoints.rows.has('10.1.1.77'), false);
+});
+
+test('an agent that restarts while etcd is down keeps every row and re-attaches its endpoints', async () => {
+  await using cluster = await startCluster();
+  const node = await settled(cluster);
+  const rows = sortedRows(node.kernel.ipcache.rows);
+  await node.kill();
+  await cluster.server.stop();
+  node.kernel.attached.clear();
+  await node.start();
+  await eventually('the endpoint', () => node.kernel.attached.has('cmp1'));
+  assert.equal(node.agent.endpoints()[0]?.state, 'ready');
+  assert.deepEqual(node.backends(), ALL_BACKENDS);
+  assert.deepEqual(sortedRows(node.kernel.ipcache.rows), rows);
+  assert.equal(node.agent.status().applied, false);
+  assert.equal(node.agent.status().etcdConnected, false);
+  await cluster.server.start();
+  await applied(node);
+  assert.deepEqual(node.backends(), ALL_BACKENDS);
+});
+
+for (const when of ['while the agent runs', 'while the agent is down'] as const) {
+  test(`etcd wiped ${when}: every row stays, identities come back with their numbers, and leftovers go once all have written again`, async () => {
+    await using cluster = await startCluster();
+    const node = await settled(cluster);
+    const other = await cluster.node('n2');
+    const remote = await other.agent.addEndpoint(
+      endpointRequest({ id: 'default.b.x', pod: 'b', labels: { app: 'b' }, ipv4: '10.1.2.5' }),
+    );
+    await eventually('the endpoint of n2 on n1', () => node.kernel.ipcache.rows.has('10.1.2.5/32'));
+    const before = node.agent.endpoints()[0];
+    const rows = sortedRows(node.kernel.ipcache.rows);
+    const isWhole = () => {
+      assert.deepEqual(node.backends(), ALL_BACKENDS);
+      assert.deepEqual(sortedRows(node.kernel.ipcache.rows), rows);
+    };
+    // n2's agent is away for now: nobody can write its rows again.
+    await other.kill();
+    if (when === 'while the agent is down') await node.kill();
+    await cluster.server.wipe();
+    if (when === 'while the agent is down') await node.start();
+    await eventually(
+      'the identity to be registered again',
+      async () => (await cluster.etcd.get(identityByIdKey(before?.identity ?? 0)))?.value.toString() === before?.labels,
+    );
+    isWhole();
+
+    // The apiserver is back, the mirror not yet; then the mirror, with one pod less; then n2.
+    await cluster.writeLocal();
+    await eventually('the local services', () =>
+      node.agent.status().families.some((family) => family.family === 'services' && family.synced),
+    );
+    isWhole();
+    await cluster.writePeer({ ...US, pods: ['10.2.1.5'] });
+    await eventually('the missing pod to go', () => !node.kernel.ipcache.rows.has('10.2.1.6/32'));
+    assert.deepEqual(node.backends(), [LOCAL_BACKEND, '10.2.1.5']);
+    assert.ok(node.kernel.ipcache.rows.has('10.1.2.5/32'), 'n2 has not spoken: its endpoint stays');
+    await other.start();
+    await applied(other);
+    await other.agent.removeEndpoint(remote.id);
+    await eventually('the endpoint of n2 to go', () => !node.kernel.ipcache.rows.has('10.1.2.5/32'));
+    await applied(node);
+    await eventually('no more problems', () => node.agent.status().problems.length === 0);
+    assert.equal(node.agent.endpoints()[0]?.identity, before?.identity);
+  });
+}
+
+test('if the number of an identity is taken after a wipe, a new one is allocated and said', async () => {
+  await using cluster = await startCluster();
+  const node = await settled(cluster);
+  const before = node.agent.endpoints()[0];
+  await node.kill();
+  await cluster.server.wipe();
+  await cluster.etcd.put(identityByIdKey(before?.identity ?? 0), 'k8s:app=usurper;');
+  await cluster.etcd.put(identityByLabelsKey('k8s:app=usurper;'), String(before?.identity));
+  await node.start();
+  const after = await eventually('another identity', () =>
+    node.agent.endpoints().find((endpoint) => endpoint.identity !== before?.identity),
+  );
+  assert.ok(
+    node.agent
+      .status()
+      .problems.some((problem) => problem.includes(`from identity ${before?.identity} to ${after.identity}`)),
+  );
+  await eventually('the kernel', () => node.kernel.endpoints.rows.get('10.1.1.5')?.identity === after.identity);
+  await eventually('the disk', () =>
+    readFileSync(join(node.stateDir, 'endpoints.json'), 'utf8').includes(`"identity": ${after.identity}`),
+  );
+  await eventually('the record', async () =>
+    (await cluster.etcd.get(endpointRecordKey('n1', after.id)))?.value
+      .toString()
+      .includes(`"identity":${after.identity}`),
+  );
+});
+
+test('an endpoint whose pod ended while the agent was away is gone after the restart', async () => {
+  await using cluster = await startCluster();
+  const node = await settled(cluster);
+  await node.kill();
+  node.kernel.interfaces.delete('cmp1');
+  await node.start();
+  await applied(node);
+  assert.deepEqual(node.agent.endpoints(), []);
+  assert.equal(node.kernel.ipcache.rows.has('10.1.1.5/32'), false);
+  await eventually(
+    'the record to go',
+    async () => (await cluster.etcd.get(endpointRecordKey('n1', 'default.client-0.abc'))) === undefined,
+  );
+});
+
+test('a newer endpoint with the same address replaces the one whose removal got lost', async () => {
+  await using cluster = await startCluster();
+  const node = await cluster.node('n1');
+  await node.agent.addEndpoint(endpointRequest());
+  const next = await node.agent.addEndpoint(endpointRequest({ id: 'default.client-0.new', interface: 'cmp2' }));
+  assert.deepEqual(
+    node.agent.endpoints().map((endpoint) => endpoint.id),
+    [next.id],
+  );
+  assert.deepEqual([...node.kernel.attached], ['cmp2']);
+  assert.equal(node.kernel.endpoints.rows.get('10.1.1.5')?.interface, 'cmp2');
+});
+
+test('a bad endpoint request names everything that is wrong', async () => {
+  await using cluster = await startCluster();
+  const node = await cluster.node('n1');
+  await assert.rejects(
+    node.agent.addEndpoint(endpointRequest({ ipv4: '10.9.9.9', hostMac: 'x', id: 'a/b' })),
+    (error: Error) => {
+      for (const part of ['id "a/b"', 'hostMac "x"', 'pod CIDR 10.1.1.0/24'])
+        assert.ok(error.message.includes(part), `${error.message} names ${part}`);
+      return true;
+    },
+  );
+});
