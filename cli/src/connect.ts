@@ -1,0 +1,133 @@
+/** `clustermesh connect`: one operation on each side, and a courier that carries the certificates between them. */
+import { type ClusterInfo, type ClusterStatus, MeshError, type OperationEvent } from '@clustermesh/contract';
+import { formatDuration } from './duration.ts';
+import { follow, type Side, whileRedisIsAway } from './side.ts';
+import { createStepLines, type StepLines } from './step-lines.ts';
+import type { Terminal } from './terminal.ts';
+
+export interface PairOptions {
+  readonly source: Side;
+  readonly destination: Side;
+  readonly timeoutMs: number;
+  readonly terminal: Terminal;
+  /** Ends the following, not the operations. */
+  readonly signal: AbortSignal;
+  readonly now?: () => number;
+}
+
+interface Half {
+  readonly side: Side;
+  readonly info: ClusterInfo;
+  /** The peer was not configured before: then a failed connect may be undone without harm. */
+  readonly isNew: boolean;
+  readonly lines: StepLines;
+  operation?: string;
+}
+
+export async function connect(options: PairOptions): Promise<void> {
+  const { terminal } = options;
+  const now = options.now ?? (() => performance.now());
+  const startedAt = now();
+  const signal = AbortSignal.any([options.signal, AbortSignal.timeout(options.timeoutMs)]);
+  const [left, right] = await Promise.all([
+    options.source.call('GetStatus', {}),
+    options.destination.call('GetStatus', {}),
+  ]);
+  const showProgress = () =>
+    terminal.progress(`${a.side.name}: ${a.lines.current()} · ${b.side.name}: ${b.lines.current()}`);
+  const half = (side: Side, status: ClusterStatus, peer: ClusterStatus): Half => ({
+    side,
+    info: status.cluster,
+    isNew: !status.peers.some((known) => known.name === peer.cluster.name),
+    lines: createStepLines({ side: side.name, terminal, now, onChange: showProgress }),
+  });
+  const a = half(options.source, left, right);
+  const b = half(options.destination, right, left);
+  terminal.out(`connecting ${describe(a.info)} and ${describe(b.info)}`);
+
+  const outOfTime = () => {
+    if (options.signal.aborted) throw new MeshError({ code: 'cancelled', message: 'interrupted' });
+    return new MeshError({
+      code: 'timeout',
+      message: `connecting ${a.side.name} and ${b.side.name}: not done within ${formatDuration(options.timeoutMs)} (${a.side.name}: ${a.lines.current()}; ${b.side.name}: ${b.lines.current()})`,
+      hint: 'what was started goes on in the clusters; run the same command again to follow it, or clustermesh disconnect to end it',
+    });
+  };
+
+  const [requestOfA, requestOfB] = await Promise.all([
+    a.side.call('PrepareConnect', { peer: b.info.name }),
+    b.side.call('PrepareConnect', { peer: a.info.name }),
+  ]);
+  const start = async (own: Half, peer: Half, peerCsrPem: string): Promise<boolean> => {
+    const reference = await whileRedisIsAway(own.side, { signal, terminal }, () =>
+      own.side.call('StartConnect', { peer: peer.info, peerCsrPem }),
+    );
+    if (reference !== undefined) own.operation = reference.id;
+    return reference !== undefined;
+  };
+  const starts = await Promise.allSettled([start(a, b, requestOfB.csrPem), start(b, a, requestOfA.csrPem)]);
+  const refused = starts.find((result) => result.status === 'rejected');
+  if (refused !== undefined) {
+    await undo(a, b, terminal);
+    throw refused.reason;
+  }
+  if (starts.some((result) => result.status === 'fulfilled' && !result.value)) throw outOfTime();
+
+  // One side's failure ends the other's waiting for a certificate that will not come.
+  const failure = new AbortController();
+  const following = AbortSignal.any([signal, failure.signal]);
+  const run = async (own: Half, peer: Half): Promise<OperationEvent | undefined> => {
+    let carried = '';
+    const end = await follow(own.side, own.operation!, {
+      signal: following,
+      terminal,
+      onEvent: async (event) => {
+        own.lines.onEvent(event);
+        const certificatePem = event.certificateForPeerPem;
+        if (certificatePem === '' || certificatePem === carried) return;
+        await peer.side.call('SupplyCertificate', { peer: own.info.name, certificatePem });
+        carried = certificatePem;
+      },
+    });
+    if (end?.state === 'failed') failure.abort();
+    return end;
+  };
+  const ends = await Promise.all([run(a, b), run(b, a)]);
+  terminal.progress('');
+  const failed = ends.find((event) => event?.state === 'failed');
+  if (failed !== undefined) {
+    if (failed.step !== 'await-sync') await undo(a, b, terminal);
+    throw failureOf(failed, ends[0] === failed ? a.side : b.side);
+  }
+  if (ends.some((event) => event === undefined)) throw outOfTime();
+  terminal.out(`connected ${a.side.name} and ${b.side.name} in ${formatDuration(now() - startedAt)}`);
+}
+
+/** A connect that failed half way leaves no user and no waiting operation behind, unless the clusters were connected before. */
+async function undo(a: Half, b: Half, terminal: Terminal): Promise<void> {
+  for (const [own, peer] of [
+    [a, b],
+    [b, a],
+  ] as const) {
+    if (own.operation === undefined || !own.isNew) continue;
+    try {
+      await own.side.call('StartDisconnect', { peer: peer.info.name });
+    } catch (error) {
+      terminal.err(
+        `${own.side.name}: what was begun could not be undone: ${error instanceof Error ? error.message : error}`,
+      );
+    }
+  }
+}
+
+export function failureOf(event: OperationEvent, side: Side): MeshError {
+  return new MeshError({
+    code: (event.errorCode || 'internal') as MeshError['code'],
+    message: `${side.name}: ${event.message}`,
+    hint: event.hint,
+  });
+}
+
+export function describe(cluster: ClusterInfo): string {
+  return `${cluster.name} (id ${cluster.id}${cluster.region === '' ? '' : `, ${cluster.region}`})`;
+}

@@ -1,0 +1,76 @@
+/** `clustermesh disconnect`: each side ends on its own, so a dead peer holds nothing up. */
+import { MeshError, type OperationEvent } from '@clustermesh/contract';
+import { failureOf } from './connect.ts';
+import { formatDuration } from './duration.ts';
+import { follow, isLost, type Side, whileRedisIsAway } from './side.ts';
+import { createStepLines } from './step-lines.ts';
+import type { Terminal } from './terminal.ts';
+
+export interface DisconnectOptions {
+  readonly source: Side;
+  /** Undefined: only the source is told, about `peer`. */
+  readonly destination?: Side | undefined;
+  /** The destination's cluster name. */
+  readonly peer: string;
+  readonly timeoutMs: number;
+  readonly terminal: Terminal;
+  readonly signal: AbortSignal;
+  readonly now?: () => number;
+}
+
+export async function disconnect(options: DisconnectOptions): Promise<void> {
+  const { source, destination, terminal, peer } = options;
+  const now = options.now ?? (() => performance.now());
+  const startedAt = now();
+  const signal = AbortSignal.any([options.signal, AbortSignal.timeout(options.timeoutMs)]);
+  terminal.out(`disconnecting ${source.name} and ${peer}`);
+
+  const run = async (side: Side, from: string): Promise<OperationEvent | undefined> => {
+    const lines = createStepLines({
+      side: side.name,
+      terminal,
+      now,
+      onChange: () => terminal.progress(`${side.name}: ${lines.current()}`),
+    });
+    const reference = await whileRedisIsAway(side, { signal, terminal }, () =>
+      side.call('StartDisconnect', { peer: from }),
+    );
+    if (reference === undefined) return undefined;
+    return follow(side, reference.id, { signal, terminal, onEvent: lines.onEvent });
+  };
+  const other = async (): Promise<OperationEvent | 'unreachable' | undefined> => {
+    if (destination === undefined) return 'unreachable';
+    try {
+      // Asked first: only a peer that never answered counts as dead, not one that goes away in the middle.
+      await destination.call('GetCluster', {});
+    } catch (error) {
+      if (!isLost(error)) throw error;
+      terminal.err(
+        `${destination.name}: its apiserver does not answer, so only ${source.name} is disconnected; repeat the command when ${destination.name} is back`,
+      );
+      return 'unreachable';
+    }
+    return run(destination, source.name);
+  };
+
+  const [own, its] = await Promise.all([run(source, peer), other()]);
+  terminal.progress('');
+  for (const [event, side] of [
+    [own, source],
+    [its, destination],
+  ] as const) {
+    if (event === 'unreachable') continue;
+    if (event === undefined) {
+      if (options.signal.aborted) throw new MeshError({ code: 'cancelled', message: 'interrupted' });
+      throw new MeshError({
+        code: 'timeout',
+        message: `disconnecting ${source.name} and ${peer}: not done within ${formatDuration(options.timeoutMs)}`,
+        hint: 'what was started goes on; run the same command again to follow it',
+      });
+    }
+    if (event.state === 'failed' && side !== undefined) throw failureOf(event, side);
+  }
+  terminal.out(
+    `disconnected ${its === 'unreachable' ? `${source.name} from ${peer}` : `${source.name} and ${peer}`} in ${formatDuration(now() - startedAt)}`,
+  );
+}

@@ -1,0 +1,20 @@
+import { MeshError } from '@clustermesh/contract';
+
+/** Documented in docs/cli.md and in --help; scripts rely on them. */
+export const EXIT = { ok: 0, failed: 1, usage: 2, notReady: 3, interrupted: 130 } as const;
+
+export const EXIT_CODES_HELP = `Exit codes:
+  0    done
+  1    failed: refused, unreachable, or ended with an error
+  2    wrong usage: unknown option, unknown or unsupported context
+  3    not ready: the time given by --timeout or --wait-duration is over
+  130  interrupted (what was started goes on in the clusters)`;
+
+/** A mistake on the command line, or in what it names. */
+export class UsageError extends MeshError {}
+
+export function exitCodeOf(error: unknown): number {
+  if (error instanceof UsageError) return EXIT.usage;
+  if (error instanceof MeshError && error.code === 'timeout') return EXIT.notReady;
+  return EXIT.failed;
+}

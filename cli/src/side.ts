@@ -1,0 +1,118 @@
+/** One cluster of a command: its context and the way to its apiserver. */
+import { type AdminMethods, MeshError, type OperationEvent } from '@clustermesh/contract';
+import { dialRpc, type RpcClient, systemClock } from '@clustermesh/runtime';
+import type { Context } from './contexts.ts';
+import type { Terminal } from './terminal.ts';
+
+type Unary = Exclude<keyof AdminMethods, 'WatchOperation'>;
+
+export interface Side {
+  readonly context: Context;
+  /** The cluster's name, for messages. */
+  readonly name: string;
+  call<K extends Unary>(method: K, request: AdminMethods[K]['request']): Promise<AdminMethods[K]['response']>;
+  watch(id: string, signal: AbortSignal): AsyncIterable<OperationEvent>;
+  close(): void;
+}
+
+export function openSide(context: Context): Side {
+  let client: RpcClient<AdminMethods> | undefined;
+  /** gRPC waits ever longer between attempts to reconnect: after a failure a fresh client tries at once. */
+  const renew = (error: unknown) => {
+    client?.close();
+    client = undefined;
+    throw error;
+  };
+  const dialled = () => {
+    client ??= dialRpc<AdminMethods>('admin', context.apiserver);
+    return client;
+  };
+  return {
+    context,
+    name: context.cluster,
+    call: (method, request) => {
+      const ask = dialled()[method] as (request: unknown) => Promise<never>;
+      return ask(request).catch((error) => (isLost(error) ? renew(named(error, context)) : Promise.reject(error)));
+    },
+    watch: async function* (id, signal) {
+      try {
+        yield* dialled().WatchOperation({ id }, signal);
+      } catch (error) {
+        if (isLost(error)) renew(named(error, context));
+        throw error;
+      }
+    },
+    close: () => client?.close(),
+  };
+}
+
+const GRPC_CANCELLED = 1;
+
+/** The apiserver went away, or cut its streams because it is stopping: asking again may help. */
+export function isLost(error: unknown): error is MeshError {
+  return (
+    error instanceof MeshError &&
+    (error.code === 'unreachable' || (error.cause as { code?: unknown } | undefined)?.code === GRPC_CANCELLED)
+  );
+}
+
+function named(error: MeshError, context: Context): MeshError {
+  return new MeshError({
+    code: 'unreachable',
+    message: `reaching the apiserver of cluster ${context.cluster} at ${context.apiserver}: it does not answer`,
+    hint: `check that it runs; the address comes from ${context.file}`,
+    cause: error,
+  });
+}
+
+export interface FollowOptions {
+  readonly signal: AbortSignal;
+  readonly terminal: Terminal;
+  readonly onEvent: (event: OperationEvent) => Promise<void> | void;
+}
+
+const RETRY_MS = 300;
+
+/** Follows an operation to its end, over restarts of the apiserver. Undefined when the signal ended it first. */
+export async function follow(side: Side, id: string, options: FollowOptions): Promise<OperationEvent | undefined> {
+  let saidLost = false;
+  while (!options.signal.aborted) {
+    try {
+      for await (const event of side.watch(id, options.signal)) {
+        saidLost = false;
+        await options.onEvent(event);
+        if (event.state === 'done' || event.state === 'failed') return event;
+      }
+    } catch (error) {
+      if (options.signal.aborted) return undefined;
+      if (!isLost(error)) throw error;
+      if (!saidLost)
+        options.terminal.err(
+          `${side.name}: the apiserver is gone; waiting for it, the operation goes on when it is back`,
+        );
+      saidLost = true;
+    }
+    await systemClock.sleep(RETRY_MS, options.signal);
+  }
+  return undefined;
+}
+
+/** Repeats what Redis' absence keeps from being started. Undefined when the signal ended it first. */
+export async function whileRedisIsAway<T>(
+  side: Side,
+  options: { readonly signal: AbortSignal; readonly terminal: Terminal },
+  work: () => Promise<T>,
+): Promise<T | undefined> {
+  let said = false;
+  while (!options.signal.aborted) {
+    try {
+      return await work();
+    } catch (error) {
+      if (!(error instanceof MeshError) || error.code !== 'redis-unreachable') throw error;
+      if (!said) options.terminal.err(`${side.name}: ${error.message}; trying again until it is back`);
+      said = true;
+    }
+    await systemClock.sleep(RETRY_MS, options.signal);
+  }
+  return undefined;
+}

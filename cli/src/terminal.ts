@@ -1,0 +1,51 @@
+/** Where a command speaks. Results go to stdout, what happens meanwhile and errors to stderr. */
+import { MeshError, messageOf } from '@clustermesh/contract';
+
+export interface Terminal {
+  out(line: string): void;
+  err(line: string): void;
+  /** Shows what is going on right now; replaced by the next call, and by any line. */
+  progress(text: string): void;
+}
+
+/** Without a terminal a state is told only when it lasts: a log wants to know what is slow, not every step. */
+const TELL_AFTER_MS = 2000;
+
+export function processTerminal(): Terminal {
+  const live = process.stderr.isTTY;
+  let shown = '';
+  let timer: NodeJS.Timeout | undefined;
+  const wipe = () => {
+    if (live && shown !== '') process.stderr.write('\r\u001b[K');
+    shown = '';
+  };
+  return {
+    out: (line) => {
+      wipe();
+      process.stdout.write(`${line}\n`);
+    },
+    err: (line) => {
+      wipe();
+      process.stderr.write(`${line}\n`);
+    },
+    progress: (text) => {
+      if (text === shown) return;
+      clearTimeout(timer);
+      wipe();
+      shown = text;
+      if (text === '') return;
+      if (live) {
+        const width = process.stderr.columns ?? 80;
+        process.stderr.write(text.length < width ? text : `${text.slice(0, width - 2)}…`);
+      } else {
+        timer = setTimeout(() => process.stderr.write(`${text}\n`), TELL_AFTER_MS).unref();
+      }
+    },
+  };
+}
+
+/** `error:` says what failed, `hint:` what to do about it. */
+export function printError(terminal: Terminal, error: unknown): void {
+  terminal.err(`error: ${messageOf(error)}`);
+  if (error instanceof MeshError && error.hint !== undefined && error.hint !== '') terminal.err(`hint: ${error.hint}`);
+}
