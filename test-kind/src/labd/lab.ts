@@ -3,8 +3,9 @@ import { existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { decodeLocalService, keyName, localPrefix, MeshError, messageOf } from '@clustermesh/contract';
 import { atomicWrite, type Log, systemClock, waitFor } from '@clustermesh/runtime';
+import { makeCgroup } from '../netns/cgroup.ts';
 import { capture, inNamespace, run } from '../netns/exec.ts';
-import { clusterPaths, controlPlaneNamespace, instancePaths } from '../netns/names.ts';
+import { clusterPaths, controlPlaneNamespace, instancePaths, nodeCgroup } from '../netns/names.ts';
 import { add, cut, heal, type Partition } from '../netns/partition.ts';
 import { SupervisedProcess } from '../netns/process.ts';
 import { applyPartitions, buildUnderlay } from '../netns/underlay.ts';
@@ -20,6 +21,9 @@ type Response<K extends keyof LabMethods> = Promise<LabMethods[K]['response']>;
 
 /** Generous: a machine busy with other work may take long to start eight processes. */
 const START_TIMEOUT_MS = 90_000;
+
+/** A daemon that ends more often than this while the instance comes up will not come up. */
+const CRASHES_ALLOWED = 4;
 
 interface Daemon {
   readonly spec: DaemonSpec;
@@ -88,6 +92,7 @@ export class Lab {
   #startCluster(cluster: LabCluster): void {
     const runtime = new ClusterRuntime({ instance: this.#instance, cluster, signal: this.#signal, log: this.#log });
     this.#clusters.set(cluster.name, runtime);
+    for (const node of cluster.nodes) makeCgroup(nodeCgroup(this.#instance, cluster.name, node.name));
     for (const spec of daemonsOf(this.#instance, cluster)) {
       const { name } = spec.process;
       const node = /\/agent\/(.+)$/.exec(name)?.[1];
@@ -103,6 +108,7 @@ export class Lab {
   async #waitForDaemons(progress: Progress): Promise<void> {
     let missing = new Map<string, string>();
     let shown = '';
+    let crashing = false;
     const check = async () => {
       const answers = await Promise.all(
         [...this.#daemons].map(async ([name, daemon]): Promise<[string, string | undefined]> => {
@@ -115,32 +121,41 @@ export class Lab {
       const text = `daemons; still waiting for ${[...missing.keys()].join(', ')}`;
       if (missing.size > 0 && text !== shown) progress(text);
       shown = text;
-      return missing.size === 0;
+      crashing = [...this.#daemons.values()].some(({ process }) => process.status().restarts > CRASHES_ALLOWED);
+      return missing.size === 0 || crashing;
     };
-    await waitFor(check, {
+    const timedOut = await waitFor(check, {
       what: 'the daemons',
       timeoutMs: START_TIMEOUT_MS,
       intervalMs: 100,
       signal: this.#signal,
-    }).catch((error) => {
-      const details = [...missing].map(([name, why]) => `  ${name}: ${why}${this.#lastLines(name)}`);
-      throw new MeshError({
-        code: 'timeout',
-        message: `starting the daemons of instance ${this.#instance}: not all came up:\n${details.join('\n')}`,
-        cause: error,
-      });
+    }).then(
+      () => undefined,
+      (error: unknown) => error,
+    );
+    if (missing.size === 0) return;
+    const details = [...missing].map(([name, why]) => `  ${name}: ${why}${this.#lastLines(name)}`);
+    throw new MeshError({
+      code: 'timeout',
+      message: `starting the daemons of instance ${this.#instance}: not all came up${crashing ? ', one ends again and again' : ''}:\n${details.join('\n')}`,
+      cause: timedOut,
     });
   }
 
+  /** What a daemon said last: of its own JSON lines the message and the error's, of others the line. */
   #lastLines(name: string): string {
     const file = this.#daemons.get(name)?.spec.process.logFile;
     if (file === undefined || !existsSync(file)) return '';
-    return readFileSync(file, 'utf8')
-      .trimEnd()
-      .split('\n')
-      .slice(-3)
-      .map((line) => `\n      ${line.slice(0, 400)}`)
-      .join('');
+    const readable = (line: string) => {
+      try {
+        const { msg, err, error } = JSON.parse(line) as { msg?: string; err?: { message?: string }; error?: string };
+        return [...new Set([msg, err?.message, error])].filter((part) => part !== undefined).join(': ');
+      } catch {
+        return line;
+      }
+    };
+    const lines = readFileSync(file, 'utf8').trimEnd().split('\n').slice(-3).map(readable);
+    return lines.map((line) => `\n      ${line.slice(0, 300)}`).join('');
   }
 
   async status(): Response<'status'> {
