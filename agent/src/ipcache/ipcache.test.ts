@@ -1,0 +1,289 @@
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import { type EndpointRecord, type IpEntry, type MeshNode, makeNode, type NodeRecord } from '@clustermesh/contract';
+import fc from 'fast-check';
+import type { IpcacheRow, NodeRow } from '../datapath/types.ts';
+import { createDesired } from '../desired.ts';
+import type { PeerRef } from '../mesh/peer.ts';
+import { createClaims } from './claims.ts';
+import { createNodeIds } from './node-ids.ts';
+import { localNodeClaims, remoteIpClaims, remoteNodeClaims } from './rows.ts';
+
+const US: PeerRef = { name: 'us', id: 2 };
+const AP: PeerRef = { name: 'ap', id: 3 };
+const n2: NodeRecord = { name: 'n2', internalIp: '172.31.1.12', gatewayIp: '10.1.2.1', podCidr: '10.1.2.0/24' };
+const endpoint = (id: string, ipv4: string, identity = 65_999): EndpointRecord => ({
+  id,
+  namespace: 'default',
+  pod: id,
+  labels: 'k8s:a=b;',
+  identity,
+  ipv4,
+});
+const entry = (ip: string, overrides: Partial<IpEntry> = {}): IpEntry => ({
+  IP: ip,
+  HostIP: '172.31.2.11',
+  ID: 131_372,
+  Key: 0,
+  Metadata: '',
+  ...overrides,
+});
+const usNode: MeshNode = makeNode({
+  name: 'p1',
+  cluster: 'us',
+  clusterId: 2,
+  internalIp: '172.31.2.11',
+  gatewayIp: '10.2.1.1',
+  podCidr: '10.2.1.0/24',
+  labels: {},
+});
+
+function rig() {
+  const settled = new Set<string>();
+  const gone = new Set<number>();
+  const settledNodes = new Set<string>();
+  const ipcache = new Map<string, IpcacheRow>();
+  const nodes = new Map<string, NodeRow>();
+  const sink = <Row>(map: Map<string, Row>) => ({
+    set: (key: string, row: Row) => void map.set(key, row),
+    delete: (key: string) => void map.delete(key),
+  });
+  const desired = createDesired({
+    own: { clusterId: 1, nodeIp: '172.31.1.11', gatewayIp: '10.1.1.1', podCidr: '10.1.1.0/24' },
+    view: {
+      isSettled: (id, family) => settled.has(`${id}/${family}`),
+      isGone: (id) => gone.has(id),
+      isNodeSettled: (ip) => settledNodes.has(ip),
+    },
+    onChanged: () => {},
+  });
+  const flush = () => desired.flush({ ipcache: sink(ipcache), nodes: sink(nodes), services: sink(new Map()) });
+  flush();
+  return { desired, settled, gone, settledNodes, ipcache, nodes, flush };
+}
+const shown = (rows: ReadonlyMap<string, IpcacheRow>) =>
+  Object.fromEntries(
+    [...rows.values()].map((row) => [
+      row.prefix,
+      `${row.identity} of ${row.clusterId} via ${row.tunnelEndpoint ?? '-'}`,
+    ]),
+  );
+
+test('with nothing known, every lookup still ends in an identity', () => {
+  assert.deepEqual(shown(rig().ipcache), {
+    '0.0.0.0/0': '2 of 0 via -',
+    '172.31.1.11/32': '1 of 1 via -',
+    '10.1.1.1/32': '1 of 1 via -',
+  });
+});
+
+test('own endpoints, other nodes, their endpoints and peers, then all withdrawn again', () => {
+  const r = rig();
+  const start = shown(r.ipcache);
+  r.desired.ownEndpoint('a', { ipv4: '10.1.1.5', identity: 65_999 });
+  r.desired.node('n2', n2);
+  r.desired.nodeEndpoint('n2', 'b', endpoint('b', '10.1.2.5'), n2);
+  r.desired.peerNode(US, 'p1', usNode);
+  r.desired.peerIp(US, '10.2.1.5', entry('10.2.1.5'));
+  r.flush();
+  assert.deepEqual(shown(r.ipcache), {
+    ...start,
+    '10.1.1.5/32': '65999 of 1 via -',
+    '172.31.1.12/32': '6 of 1 via -',
+    '10.1.2.1/32': '6 of 1 via 172.31.1.12',
+    '10.1.2.0/24': '3 of 1 via 172.31.1.12',
+    '10.1.2.5/32': '65999 of 1 via 172.31.1.12',
+    '172.31.2.11/32': '6 of 2 via -',
+    '10.2.1.1/32': '6 of 2 via 172.31.2.11',
+    '10.2.1.0/24': '3 of 2 via 172.31.2.11',
+    '10.2.1.5/32': '131372 of 2 via 172.31.2.11',
+  });
+  assert.deepEqual(
+    [...r.nodes.values()].map((row) => `${row.ip} ${row.clusterId} ${row.nodeId}`),
+    ['172.31.1.11 1 1', '172.31.1.12 1 2', '172.31.2.11 2 3'],
+  );
+  r.desired.ownEndpoint('a', undefined);
+  r.desired.nodeEndpoint('n2', 'b', undefined, undefined);
+  r.desired.node('n2', undefined);
+  r.desired.peerNode(US, 'p1', undefined);
+  r.desired.peerIp(US, '10.2.1.5', undefined);
+  r.flush();
+  assert.deepEqual(shown(r.ipcache), start);
+  assert.deepEqual([...r.nodes.keys()], ['172.31.1.11']);
+});
+
+describe('a peer', () => {
+  test('cannot override what this cluster knows of itself, whoever speaks first', () => {
+    for (const peerFirst of [true, false]) {
+      const r = rig();
+      const steps = [
+        () => {
+          r.desired.peerIp(US, '10.1.1.5', entry('10.1.1.5'));
+          r.desired.peerIp(US, '172.31.1.11', entry('172.31.1.11'));
+          r.desired.peerIp(US, '10.1.2.5', entry('10.1.2.5'));
+        },
+        () => {
+          r.desired.ownEndpoint('a', { ipv4: '10.1.1.5', identity: 65_999 });
+          r.desired.nodeEndpoint('n2', 'b', endpoint('b', '10.1.2.5'), n2);
+        },
+      ];
+      for (const step of peerFirst ? steps : steps.reverse()) {
+        step();
+        r.flush();
+      }
+      const rows = shown(r.ipcache);
+      assert.equal(rows['10.1.1.5/32'], '65999 of 1 via -');
+      assert.equal(rows['172.31.1.11/32'], '1 of 1 via -');
+      assert.equal(rows['10.1.2.5/32'], '65999 of 1 via 172.31.1.12');
+    }
+  });
+
+  test('that claims what another peer claims wins or loses regardless of order, and the other takes over when it goes', () => {
+    for (const order of [
+      [US, AP],
+      [AP, US],
+    ]) {
+      const r = rig();
+      for (const peer of order) {
+        r.desired.peerIp(peer, '10.9.9.9', entry('10.9.9.9', { ID: peer.id * 65_536 }));
+        r.flush();
+      }
+      assert.equal(r.ipcache.get('10.9.9.9/32')?.clusterId, 3);
+      r.desired.peerIp(AP, '10.9.9.9', undefined);
+      r.flush();
+      assert.equal(r.ipcache.get('10.9.9.9/32')?.clusterId, 2);
+    }
+  });
+
+  test('entries without a host, of the host itself, and with a mask', () => {
+    assert.equal(remoteIpClaims(entry('10.2.1.5', { HostIP: '' }), 2)[0]?.row.tunnelEndpoint, null);
+    assert.equal(remoteIpClaims(entry('172.31.2.11'), 2)[0]?.row.tunnelEndpoint, null);
+    assert.equal(remoteIpClaims(entry('10.2.3.7', { Mask: '////AA==' }), 2)[0]?.key, '10.2.3.0/24');
+    assert.deepEqual(remoteIpClaims(entry('fd00::1'), 2), []);
+  });
+
+  test('nodes without an IPv4 address have no rows', () => {
+    assert.deepEqual(remoteNodeClaims({ ...usNode, IPAddresses: [{ Type: 'InternalIP', IP: 'fd00::2' }] }, 2), []);
+  });
+});
+
+test('a pod CIDR given by one of its addresses is programmed as its network', () => {
+  const keys = localNodeClaims({ ...n2, podCidr: '10.1.2.77/24' }, 1).map((claim) => claim.key);
+  assert.ok(keys.includes('10.1.2.0/24'));
+});
+
+describe('restored rows', () => {
+  const row = (prefix: string, clusterId: number, tunnelEndpoint: string | null = null): [string, IpcacheRow] => [
+    prefix,
+    { prefix, identity: 99_999, clusterId, tunnelEndpoint, encryptKey: 0 },
+  ];
+  const held = new Map([
+    row('10.2.1.5/32', 2, '172.31.2.11'),
+    row('10.1.2.5/32', 1, '172.31.1.12'),
+    row('172.31.1.12/32', 1),
+    row('10.1.1.5/32', 1),
+    row('10.3.0.0/16', 0),
+  ]);
+  const restored = () => {
+    const r = rig();
+    for (const [key, value] of held) r.ipcache.set(key, value);
+    r.desired.restore({
+      ipcache: held,
+      services: new Map(),
+      nodes: new Map([['172.31.2.11', { ip: '172.31.2.11', clusterId: 2, nodeId: 42 }]]),
+    });
+    r.flush();
+    return r;
+  };
+
+  test('of a peer stay until both of its families have synced', () => {
+    const r = restored();
+    for (const family of ['ip', 'services']) r.settled.add(`2/${family}`);
+    r.desired.sourcesChanged();
+    r.flush();
+    assert.ok(r.ipcache.has('10.2.1.5/32') && r.nodes.has('172.31.2.11'));
+    r.settled.add('2/nodes');
+    r.desired.sourcesChanged();
+    r.flush();
+    assert.ok(!r.ipcache.has('10.2.1.5/32') && !r.nodes.has('172.31.2.11'));
+  });
+
+  test('of another node of this cluster stay until that node has spoken', () => {
+    const r = restored();
+    assert.ok(r.ipcache.has('10.1.2.5/32') && r.ipcache.has('172.31.1.12/32'));
+    r.settledNodes.add('172.31.1.12');
+    r.desired.sourcesChanged();
+    r.flush();
+    assert.ok(!r.ipcache.has('10.1.2.5/32') && !r.ipcache.has('172.31.1.12/32'));
+  });
+
+  test('of this node and of nobody go at once: the disk and the config are the truth', () => {
+    const r = restored();
+    assert.ok(!r.ipcache.has('10.1.1.5/32') && !r.ipcache.has('10.3.0.0/16'));
+  });
+
+  test('of a cluster that left go at once', () => {
+    const r = restored();
+    r.gone.add(2);
+    r.desired.sourcesChanged();
+    r.flush();
+    assert.ok(!r.ipcache.has('10.2.1.5/32'));
+  });
+
+  test('give way to what their source says, also before it is complete', () => {
+    const r = restored();
+    r.desired.peerIp(US, '10.2.1.5', entry('10.2.1.5'));
+    r.flush();
+    assert.equal(r.ipcache.get('10.2.1.5/32')?.identity, 131_372);
+  });
+
+  test('of nodes keep their numbers when their source confirms them', () => {
+    const r = restored();
+    r.desired.peerNode(US, 'p1', usNode);
+    r.settled.add('2/nodes');
+    r.desired.sourcesChanged();
+    r.flush();
+    assert.equal(r.nodes.get('172.31.2.11')?.nodeId, 42);
+  });
+});
+
+test('node numbers are not shared, survive, and are free again after release', () => {
+  const ids = createNodeIds();
+  ids.restore([{ ip: 'a', clusterId: 1, nodeId: 2 }]);
+  assert.deepEqual([ids.idOf('b'), ids.idOf('a'), ids.idOf('c')], [1, 2, 3]);
+  ids.release('b');
+  assert.equal(new Set([ids.idOf('d'), ids.idOf('a'), ids.idOf('c')]).size, 3);
+});
+
+test('property: claims come to the same rows in any order, and to nothing when all are withdrawn', () => {
+  const source = fc.record({
+    name: fc.constantFrom('a', 'b', 'c', 'd'),
+    keys: fc.subarray(['x', 'y', 'z']),
+    rank: fc.nat(2),
+  });
+  fc.assert(
+    fc.property(fc.uniqueArray(source, { selector: (s) => s.name }), fc.func(fc.nat()), (sources, shuffle) => {
+      const run = (list: typeof sources) => {
+        const claims = createClaims<{ by: string }>({ isSettled: () => true });
+        const rows = new Map<string, { by: string }>();
+        const sink = {
+          set: (key: string, row: { by: string }) => void rows.set(key, row),
+          delete: (key: string) => void rows.delete(key),
+        };
+        for (const { name, keys, rank } of list) {
+          claims.setClaims(
+            name,
+            keys.map((key) => ({ key, rank, row: { by: name } })),
+          );
+          claims.flush(sink);
+        }
+        const result = Object.fromEntries([...rows].sort());
+        for (const { name } of list) claims.setClaims(name, []);
+        claims.flush(sink);
+        assert.equal(rows.size, 0);
+        return result;
+      };
+      assert.deepEqual(run(sources), run([...sources].sort((a, b) => shuffle(a.name) - shuffle(b.name))));
+    }),
+  );
+});
