@@ -37,7 +37,8 @@ export function createStepLines(options: {
       }
       if (event.step !== step) {
         if (event.state !== 'failed') finish();
-        since = now();
+        // The first step counts from the start: what came before it is its preparation.
+        if (step !== '') since = now();
         step = event.step;
       }
       message = event.message;

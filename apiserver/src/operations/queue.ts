@@ -64,8 +64,8 @@ type StepJob = Job<JobData, StepResult>;
 const NAME = 'operations';
 const PREFIX = 'cm';
 const FIRST_RETRY_MS = 500;
-/** 0.5 + 1 + 2 + 4 + 8 s between them. */
-const ATTEMPTS = 6;
+/** 0.5 + 1 + 2 + 4 s between them: long enough for a restart, short enough for someone who waits for an answer. */
+const ATTEMPTS = 5;
 const KEEP = { age: 7 * 86_400, count: 1000 };
 const CLOSE_TIMEOUT_MS = 2000;
 /** Waiting steps hold a slot, so there must be more slots than peers that are being connected at one time. */

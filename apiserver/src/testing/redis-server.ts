@@ -65,6 +65,11 @@ export async function startRedisServer(): Promise<RedisServer> {
     rmSync(path, { force: true });
   }
 
+  // A test run that dies must not leave servers behind.
+  process.once('exit', () => {
+    child?.kill('SIGKILL');
+    rmSync(dir, { recursive: true, force: true });
+  });
   await start();
   return {
     path,
