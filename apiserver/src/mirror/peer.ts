@@ -18,6 +18,7 @@ import {
   FAMILIES,
   HEARTBEAT_KEY,
   type MaxConnectedClusters,
+  MeshError,
   messageOf,
   type PeerStatus,
   peerKey,
@@ -90,7 +91,7 @@ export function startPeer(options: PeerOptions): Peer {
       s.name === 'shaking-hands' ? s.refused : s.name === 'mirroring' ? s.complaint : undefined;
     const reason = reasonOf(next);
     if (next.name !== state.name) log.info({ from: state.name, to: next.name }, 'peer state');
-    if (reason !== undefined && reason !== reasonOf(state)) log.warn({ reason }, 'peer refused');
+    if (reason !== undefined && reason !== reasonOf(state)) log.warn({ reason }, 'handshake does not succeed');
     state = next;
     onChange();
   };
@@ -152,10 +153,17 @@ export function startPeer(options: PeerOptions): Peer {
   const again = (ms: number) => void clock.sleep(ms, signal).then(() => signal.aborted || runner.trigger());
 
   const handshake = async (): Promise<{ readonly accepted: AcceptedConfig } | { readonly refused: string }> => {
-    const kv = await remote.get(clusterConfigKey(name), { signal });
-    if (kv === undefined) return { refused: `cluster ${name} has not published its cluster config yet` };
-    const result = acceptConfig(name, kv.value.toString('utf8'), own, config.agreed?.id);
-    return result.ok ? { accepted: result.value } : { refused: result.reason };
+    try {
+      const kv = await remote.get(clusterConfigKey(name), { signal });
+      if (kv === undefined) return { refused: `cluster ${name} has not published its cluster config yet` };
+      const result = acceptConfig(name, kv.value.toString('utf8'), own, config.agreed?.id);
+      return result.ok ? { accepted: result.value } : { refused: result.reason };
+    } catch (error) {
+      // A peer lets others read its own config only (§1.12).
+      const isDenied = error instanceof MeshError && error.code === 'etcd-permission';
+      const hint = isDenied ? `; is the cluster at ${config.endpoints.join(', ')} really called ${name}?` : '';
+      return { refused: `reading the config of cluster ${name}: ${messageOf(error)}${hint}` };
+    }
   };
 
   const startFamilies = (accepted: AcceptedConfig): ReadonlyMap<CanaryFamily, FamilyMirror> => {
@@ -180,13 +188,10 @@ export function startPeer(options: PeerOptions): Peer {
   };
 
   const pass = async () => {
-    if (!heartbeat.status().synced || state.name === 'replaced') return;
+    // Also while the peer is away: what is mirrored of it already holds its id.
     await ids.seed(local, own.name, signal);
-    const result = await handshake().catch((error) => {
-      noteDisconnected(messageOf(error));
-      return undefined;
-    });
-    if (result === undefined) return again(HANDSHAKE_RETRY_MS);
+    if (!heartbeat.status().synced || state.name === 'replaced') return;
+    const result = await handshake();
     if ('refused' in result) return complain(result.refused);
 
     const { accepted } = result;
@@ -231,6 +236,8 @@ export function startPeer(options: PeerOptions): Peer {
       onChange();
     },
   });
+
+  runner.trigger();
 
   const isConnected = () => remote.connected && heartbeat.status().synced;
 

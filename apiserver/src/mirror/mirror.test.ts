@@ -1,0 +1,337 @@
+import assert from 'node:assert/strict';
+import { renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { type TestContext, test } from 'node:test';
+import { agentKey, decodePeerStatus, type PeerStatus } from '@clustermesh/contract';
+import { connect, disconnect, shopManifest, startCluster, type TestCluster } from '../testing/control-plane.ts';
+
+/** `eu` mirrors `us`; `us` has a node, a pod and a global service. */
+async function mesh(
+  t: TestContext,
+  timers: Record<string, number> = {},
+): Promise<{ eu: TestCluster; us: TestCluster }> {
+  const [eu, us] = await Promise.all([
+    startCluster(t, { name: 'eu', id: 1, timers }),
+    startCluster(t, { name: 'us', id: 2, nodes: ['n1'] }),
+  ]);
+  us.manifest('shop.yaml', shopManifest(['10.2.1.5']));
+  await us.eventually('bootstrap', () => us.plane.bootstrap.ready());
+  await us.publishNode('n1', 1, [{ id: 'a', ipv4: '10.2.1.5', identity: 131_100 }]);
+  await connect(eu, us);
+  await ready(eu, 'us');
+  return { eu, us };
+}
+
+const statusOf = (cluster: TestCluster, peer: string): PeerStatus | undefined =>
+  cluster.plane.mirror.peers().find((status) => status.cluster === peer);
+const ready = (cluster: TestCluster, peer: string) =>
+  cluster.eventually(`${peer} ready`, () => statusOf(cluster, peer)?.ready);
+
+async function recordOf(cluster: TestCluster, peer: string): Promise<PeerStatus | undefined> {
+  const kv = await cluster.admin.get(`clustermesh/peers/${peer}`);
+  const decoded = kv === undefined ? undefined : decodePeerStatus(kv.value.toString());
+  if (decoded !== undefined) assert.ok(decoded.ok, 'the record in etcd is a valid peer status');
+  return decoded?.ok ? decoded.value : undefined;
+}
+
+const cacheKeys = async (cluster: TestCluster) => Object.keys(await cluster.dump('cilium/cache/'));
+const MIRRORED = [
+  'cilium/cache/identities/v1/us/id/131100',
+  'cilium/cache/ip/v1/us/10.2.1.5',
+  'cilium/cache/nodes/v1/us/n1',
+  'cilium/cache/services/v1/us/shop/web',
+];
+
+test('a peer is mirrored byte for byte in the cache layout, with config, canaries and status', async (t) => {
+  const { eu, us } = await mesh(t);
+  assert.deepEqual(await cacheKeys(eu), MIRRORED);
+  const state = await us.dump('cilium/state/');
+  const cache = await eu.dump('cilium/cache/');
+  assert.equal(cache['cilium/cache/services/v1/us/shop/web'], state['cilium/state/services/v1/us/shop/web']);
+  assert.equal(cache['cilium/cache/ip/v1/us/10.2.1.5'], state['cilium/state/ip/v1/default/10.2.1.5']);
+  assert.deepEqual(JSON.parse((await eu.admin.get('cilium/cluster-config/us'))?.value.toString() ?? ''), {
+    id: 2,
+    capabilities: { syncedCanaries: true, maxConnectedClusters: 255, serviceExportsEnabled: false, cached: true },
+    'x-clustermesh': { region: 'us-region' },
+  });
+  const canaries = Object.keys(await eu.dump('cilium/synced/us/'));
+  assert.deepEqual(
+    canaries,
+    ['identities', 'ip', 'nodes', 'serviceexports', 'services'].map(
+      (family) => `cilium/synced/us/cilium/cache/${family}/v1`,
+    ),
+  );
+  assert.deepEqual(Object.keys(await us.dump('cilium/cache/')), [], 'connecting one way mirrors one way');
+
+  const record = await eu.eventually('the record', async () => {
+    const status = await recordOf(eu, 'us');
+    return status?.ready && status.lastProofAgeMs !== null ? status : undefined;
+  });
+  assert.equal(record.error, undefined);
+  assert.deepEqual([record.clusterId, record.connected], [2, true]);
+  for (const [family, key] of [
+    ['services', MIRRORED[3]],
+    ['ip', MIRRORED[1]],
+  ] as const) {
+    assert.equal(record.families[family]?.count, 1);
+    assert.equal(
+      record.families[family]?.revision,
+      (await eu.admin.get(key ?? ''))?.modRevision,
+      `${family}: revision of the last data change`,
+    );
+  }
+});
+
+test('changes and removals travel, and the revision in the status follows them', async (t) => {
+  const { eu, us } = await mesh(t);
+  us.manifest('shop.yaml', shopManifest(['10.2.1.5', '10.2.1.6']));
+  const kv = await eu.eventually('the change', async () => {
+    const found = await eu.admin.get('cilium/cache/services/v1/us/shop/web');
+    return found?.value.toString().includes('10.2.1.6') ? found : undefined;
+  });
+  await eu.eventually(
+    'the revision',
+    async () => (await recordOf(eu, 'us'))?.families['services']?.revision === kv.modRevision,
+  );
+  us.manifest('shop.yaml', undefined);
+  await eu.eventually('the removal', async () => !(await cacheKeys(eu)).includes(MIRRORED[3] ?? ''));
+});
+
+test('while a peer is away its data stays, and the status says since when', async (t) => {
+  const { eu, us } = await mesh(t);
+  await us.server.stop();
+  const record = await eu.eventually('the error', async () => {
+    const status = await recordOf(eu, 'us');
+    // Ready: what is there is complete.
+    return status?.ready && !status.connected ? status : undefined;
+  });
+  assert.match(record.error ?? '', /not connected for \d+ s: /);
+  assert.deepEqual(await cacheKeys(eu), MIRRORED);
+  await us.server.start();
+  await eu.eventually('the connection', () => statusOf(eu, 'us')?.connected && statusOf(eu, 'us')?.error === undefined);
+  us.manifest('shop.yaml', shopManifest(['10.2.1.7']));
+  await eu.eventually('a change after it', async () =>
+    (await eu.dump('cilium/cache/services/'))[MIRRORED[3] ?? '']?.includes('10.2.1.7'),
+  );
+});
+
+test('a restart with the peer away loses nothing, and a change meanwhile is caught up with', async (t) => {
+  const { eu, us } = await mesh(t);
+  await eu.stop();
+  us.manifest('shop.yaml', undefined);
+  await us.eventually('the removal', async () => Object.keys(await us.dump('cilium/state/services/')).length === 0);
+  await us.server.stop();
+  await eu.start();
+  await eu.eventually('the error', () => statusOf(eu, 'us')?.error?.includes('not connected'));
+  await eu.eventually('its first full compare', () => eu.plane.exporter.synced().size === 5);
+  assert.deepEqual(await cacheKeys(eu), MIRRORED);
+  await eu.eventually('the id, known from what is mirrored', () => statusOf(eu, 'us')?.clusterId === 2);
+  await us.server.start();
+  await ready(eu, 'us');
+  assert.deepEqual(await cacheKeys(eu), MIRRORED.slice(0, 3));
+});
+
+test("a peer's wiped etcd empties nothing: rows go only when its new list is complete", async (t) => {
+  const { eu, us } = await mesh(t);
+  await us.stop();
+  const nodes = us.server.wipe();
+  await nodes;
+  await eu.eventually(
+    'another etcd',
+    () => statusOf(eu, 'us')?.connected === true || statusOf(eu, 'us')?.error !== undefined,
+  );
+  let shrunk = false;
+  const watching = setInterval(() => {
+    void cacheKeys(eu).then((keys) => {
+      shrunk ||= !keys.includes(MIRRORED[0] ?? '') || !keys.includes(MIRRORED[3] ?? '');
+    });
+  }, 20);
+  t.after(() => clearInterval(watching));
+  await us.start();
+  await us.eventually('services exported again', () => us.plane.exporter.synced().has('services'));
+  assert.equal(us.plane.exporter.synced().has('ip'), false, 'no canary while the known node has not published');
+  await us.publishNode('n1', 1, [
+    { id: 'a', ipv4: '10.2.1.5', identity: 131_100 },
+    { id: 'b', ipv4: '10.2.1.6', identity: 131_100 },
+  ]);
+  await eu.eventually('the new pod', async () => (await cacheKeys(eu)).includes('cilium/cache/ip/v1/us/10.2.1.6'));
+  clearInterval(watching);
+  assert.equal(shrunk, false);
+  assert.deepEqual(await cacheKeys(eu), [...MIRRORED, 'cilium/cache/ip/v1/us/10.2.1.6'].sort());
+});
+
+test('a bad object is quarantined with its reason, its last good version stays, the rest is applied', async (t) => {
+  const { eu, us } = await mesh(t);
+  const entry = (ip: string, ID: number) =>
+    JSON.stringify({ IP: ip, Mask: null, HostIP: '172.31.2.11', ID, Key: 0, Metadata: '', Novel: [1] });
+  // Cilium-style data of a second writer, outside what our exporter of `us` repairs at once.
+  await us.stop();
+  await us.admin.put('cilium/state/ip/v1/default/10.2.9.1', entry('10.2.9.1', 65_800));
+  await us.admin.put('cilium/state/ip/v1/default/10.2.9.2', entry('10.2.9.3', 131_100));
+  await us.admin.put('cilium/state/ip/v1/default/10.2.9.4', Buffer.from([0x7b, 0xff, 0xfe]));
+  await us.admin.put('cilium/state/nodes/v1/us/..%2f', '{}');
+  await us.admin.put(MIRRORED[3]?.replace('cache', 'state') ?? '', '{"cluster":"eu"}');
+  const good = entry('10.2.9.5', 131_100);
+  await us.admin.put('cilium/state/ip/v1/default/10.2.9.5', good);
+  await eu.eventually(
+    'the good one',
+    async () => (await eu.dump('cilium/cache/ip/'))['cilium/cache/ip/v1/us/10.2.9.5'] === good,
+  );
+  const record = await eu.eventually('the quarantine', async () => {
+    const status = await recordOf(eu, 'us');
+    return status?.families['ip']?.quarantined === 3 && status.families['services']?.quarantined === 1
+      ? status
+      : undefined;
+  });
+  assert.match(record.families['ip']?.lastQuarantineReason ?? '', /10\.2\.9\.4" is not UTF-8/);
+  assert.match(record.families['services']?.lastQuarantineReason ?? '', /service/);
+  assert.equal(record.families['nodes']?.quarantined, 1);
+  assert.deepEqual(await cacheKeys(eu), [...MIRRORED, 'cilium/cache/ip/v1/us/10.2.9.5'].sort());
+  const lastGood = (await eu.admin.get(MIRRORED[3] ?? ''))?.value.toString();
+  assert.match(lastGood ?? '', /10\.2\.1\.5/);
+
+  await eu.stop();
+  await eu.start();
+  await ready(eu, 'us');
+  assert.equal((await eu.admin.get(MIRRORED[3] ?? ''))?.value.toString(), lastGood, 'also across a restart');
+
+  await us.admin.put('cilium/state/ip/v1/default/10.2.9.1', entry('10.2.9.1', 131_100));
+  await eu.eventually('the mended one', async () => (await cacheKeys(eu)).includes('cilium/cache/ip/v1/us/10.2.9.1'));
+  await eu.eventually('the count', async () => (await recordOf(eu, 'us'))?.families['ip']?.quarantined === 2);
+});
+
+test('a removed peer is drained in order: config, then the agents, then canaries and data', async (t) => {
+  const { eu } = await mesh(t, { drainWaitMs: 60_000 });
+  await eu.publishAgent({ node: 'n1', applied: { us: { ip: 1 } } });
+  await eu.eventually('the agent', () => eu.plane.agents.agents().length === 1);
+  disconnect(eu, 'us');
+  await eu.eventually('the config gone', async () => (await eu.admin.get('cilium/cluster-config/us')) === undefined);
+  await eu.eventually('the wait', () => statusOf(eu, 'us')?.error?.includes('waiting for n1 to let go'));
+  assert.deepEqual(await cacheKeys(eu), MIRRORED, 'nothing is deleted under a reader');
+  assert.equal(Object.keys(await eu.dump('cilium/synced/us/')).length, 5);
+  await eu.publishAgent({ node: 'n1', applied: {} });
+  await eu.eventually('the end', () => statusOf(eu, 'us') === undefined);
+  const left = Object.keys({ ...(await eu.dump('cilium/')), ...(await eu.dump('clustermesh/peers/')) }).filter((key) =>
+    /\/us(\/|$)/.test(key),
+  );
+  assert.deepEqual(left, []);
+  await eu.admin.delete(agentKey('n1'));
+});
+
+test('a drain waits no longer than its limit for an agent that does not let go', async (t) => {
+  const { eu } = await mesh(t, { drainWaitMs: 300 });
+  await eu.publishAgent({ node: 'n1', applied: { us: { ip: 1 } } });
+  await eu.eventually('the agent', () => eu.plane.agents.agents().length === 1);
+  disconnect(eu, 'us');
+  await eu.eventually('the end', async () => (await cacheKeys(eu)).length === 0 && statusOf(eu, 'us') === undefined);
+});
+
+test('a peer that was removed while the apiserver was down is drained at its start', async (t) => {
+  const { eu } = await mesh(t);
+  await eu.stop();
+  disconnect(eu, 'us');
+  await eu.start();
+  await eu.eventually(
+    'the end',
+    async () => (await cacheKeys(eu)).length === 0 && (await recordOf(eu, 'us')) === undefined,
+  );
+  assert.equal(await eu.admin.get('cilium/cluster-config/us'), undefined);
+});
+
+test('connecting again after a removal mirrors again', async (t) => {
+  const { eu, us } = await mesh(t);
+  disconnect(eu, 'us');
+  await eu.eventually('the end', () => statusOf(eu, 'us') === undefined);
+  await connect(eu, us);
+  await ready(eu, 'us');
+  assert.deepEqual(await cacheKeys(eu), MIRRORED);
+});
+
+test('a second cluster with a used id is refused, both are named, the first is undisturbed also across a restart', async (t) => {
+  const { eu } = await mesh(t);
+  const twin = await startCluster(t, { name: 'ap', id: 2 });
+  await connect(eu, twin);
+  const refused = /cluster id 2 of cluster ap is already used by cluster us, which stays undisturbed/;
+  await eu.eventually('the refusal', () => refused.test(statusOf(eu, 'ap')?.error ?? ''));
+  assert.equal(statusOf(eu, 'us')?.error, undefined);
+  await eu.stop();
+  await eu.start();
+  await ready(eu, 'us');
+  await eu.eventually('the refusal again', () => refused.test(statusOf(eu, 'ap')?.error ?? ''));
+  assert.deepEqual(await cacheKeys(eu), MIRRORED);
+  disconnect(eu, 'us');
+  await ready(eu, 'ap');
+});
+
+test('a peer that is not who the file says is refused: wrong name, own id, other maximum', async (t) => {
+  const eu = await startCluster(t, { name: 'eu', id: 1 });
+  const [us, own, big] = await Promise.all([
+    startCluster(t, { name: 'us', id: 2 }),
+    startCluster(t, { name: 'own', id: 1 }),
+    startCluster(t, { name: 'big', id: 3, cluster: { maxConnectedClusters: 511 } }),
+  ]);
+  await connect(eu, us, { as: 'other' });
+  await connect(eu, own);
+  await connect(eu, big);
+  await eu.eventually('the wrong name', () => /other/.test(statusOf(eu, 'other')?.error ?? ''));
+  await eu.eventually('the own id', () =>
+    /cluster own has cluster id 1, which is this cluster's own id/.test(statusOf(eu, 'own')?.error ?? ''),
+  );
+  await eu.eventually('the other maximum', () => /maxConnectedClusters 511/.test(statusOf(eu, 'big')?.error ?? ''));
+  assert.deepEqual(await cacheKeys(eu), []);
+});
+
+test('a peer that changes its id is drained and mirrored anew', async (t) => {
+  const { eu, us } = await mesh(t);
+  await us.stop();
+  await us.admin.put(
+    'cilium/cluster-config/us',
+    JSON.stringify({ id: 7, capabilities: { syncedCanaries: true, maxConnectedClusters: 255 } }),
+  );
+  await us.admin.deletePrefix('cilium/state/');
+  await us.admin.put('cilium/state/identities/v1/id/458800', 'k8s:io.cilium.k8s.policy.cluster=us;');
+  await eu.stop();
+  await eu.start();
+  await eu.eventually('the new id', () => statusOf(eu, 'us')?.ready && statusOf(eu, 'us')?.clusterId === 7);
+  assert.deepEqual(await cacheKeys(eu), ['cilium/cache/identities/v1/us/id/458800']);
+});
+
+test('the peer file is followed: malformed keeps, symlink swaps work, new endpoints are taken', async (t) => {
+  const { eu, us } = await mesh(t);
+  const file = join(eu.root, 'clustermesh', 'us');
+  writeFileSync(file, 'endpoints: [');
+  await eu.eventually('the problem', () =>
+    eu.plane.local.problems().some((problem) => problem.includes('is malformed; the last good version stays in force')),
+  );
+  us.manifest('shop.yaml', shopManifest(['10.2.1.8']));
+  await eu.eventually('a change', async () =>
+    (await eu.dump('cilium/cache/services/'))[MIRRORED[3] ?? '']?.includes('10.2.1.8'),
+  );
+
+  const proxy = await us.server.proxy();
+  await connect(eu, us, { endpoint: proxy.endpoint });
+  const swapped = join(eu.root, 'swapped');
+  renameSync(file, swapped);
+  symlinkSync(swapped, file);
+  await eu.eventually(
+    'the other endpoint',
+    () => statusOf(eu, 'us')?.connected && eu.plane.local.problems().length === 0,
+  );
+  await ready(eu, 'us');
+  await proxy.close();
+  await eu.eventually('that it was in use', () => statusOf(eu, 'us')?.connected === false);
+  rmSync(file);
+});
+
+test('a wiped local etcd is filled again, also while the peer is away', async (t) => {
+  const { eu, us } = await mesh(t);
+  await us.server.stop();
+  await eu.eventually('the error', () => statusOf(eu, 'us')?.connected === false);
+  await eu.server.wipe();
+  await eu.eventually(
+    'the mirror',
+    async () =>
+      (await cacheKeys(eu)).length === MIRRORED.length && Object.keys(await eu.dump('cilium/synced/us/')).length === 5,
+  );
+  assert.ok(await eu.eventually('the config', () => eu.admin.get('cilium/cluster-config/us')));
+});
