@@ -1,15 +1,18 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, it } from 'node:test';
+import { promisify } from 'node:util';
 import { MeshError } from '@clustermesh/contract';
 import { waitFor } from '@clustermesh/runtime';
+import { Server, ServerCredentials, type ServerDuplexStream, status } from '@grpc/grpc-js';
 import { openEtcd } from './etcd.ts';
+import { rpc } from './proto.ts';
 import { type EtcdServer, startEtcd } from './testing/etcd-server.ts';
 import type { Etcd, EtcdEvent, WatchEvent } from './types.ts';
 
 const eventually = (what: string, condition: () => unknown) =>
   waitFor(condition, { what, timeoutMs: 10_000, intervalMs: 10 });
 
-describe('etcd client', () => {
+describe('etcd client', { timeout: 60_000 }, () => {
   let server: EtcdServer;
   let etcd: Etcd;
   before(async () => {
@@ -237,10 +240,37 @@ describe('etcd client', () => {
     assert.equal(await client.get('leased'), undefined);
   });
 
+  it('asks for a leader on every watch, so that a cut-off member refuses it instead of staying silent', async () => {
+    const fake = new Server();
+    const asked = new Promise<unknown>((resolve) => {
+      fake.addService(
+        { watch: rpc('Watch.Watch') },
+        {
+          watch: (call: ServerDuplexStream<unknown, unknown>) => {
+            resolve(call.metadata.get('hasleader'));
+            call.emit('error', { code: status.UNAVAILABLE, details: 'etcdserver: no leader' });
+          },
+        },
+      );
+    });
+    const bound = promisify(fake.bindAsync.bind(fake));
+    const port = await bound('127.0.0.1:0', ServerCredentials.createInsecure());
+    const client = server.client({ endpoints: [`http://127.0.0.1:${port}`] });
+    const watch = client.watch({
+      prefix: 'a',
+      startRevision: 1,
+      signal: AbortSignal.timeout(5000),
+      onEvents: () => {},
+    });
+    await assert.rejects(watch, { code: 'etcd-unreachable', message: /no leader/, retryable: true });
+    assert.deepEqual(await asked, ['true']);
+    fake.forceShutdown();
+  });
+
   it('tells the status of the server', async () => {
-    const status = await etcd.status();
-    assert.match(status.version, /^3\./);
-    assert.equal(status.clusterId, etcd.clusterId);
+    const answer = await etcd.status();
+    assert.match(answer.version, /^3\./);
+    assert.equal(answer.clusterId, etcd.clusterId);
   });
 
   it('refuses endpoints that it cannot use, before connecting', () => {

@@ -16,6 +16,9 @@ interface Started {
   stop(): Promise<void>;
 }
 
+/** Also ends what a failed test left running. */
+const ended = new AbortController();
+
 function reflect(etcd: Etcd, prefix: string, options: Partial<ReflectorOptions> = {}): Started {
   const stopping = new AbortController();
   const sink = memorySink();
@@ -24,7 +27,7 @@ function reflect(etcd: Etcd, prefix: string, options: Partial<ReflectorOptions> 
     prefix,
     sink,
     log,
-    signal: stopping.signal,
+    signal: AbortSignal.any([stopping.signal, ended.signal]),
     backoff: { minMs: 10, maxMs: 100 },
     ...options,
   });
@@ -38,8 +41,9 @@ function reflect(etcd: Etcd, prefix: string, options: Partial<ReflectorOptions> 
   };
 }
 
-describe('reflector', () => {
+describe('reflector', { timeout: 60_000 }, () => {
   let server: EtcdServer;
+  after(() => ended.abort());
   before(async () => {
     server = await startEtcd();
   });
@@ -199,6 +203,37 @@ describe('reflector', () => {
     await eventually('the list of the new etcd', () => reflector.status().synced);
     assert.deepEqual(sink.contents(), { 'peer/b': '2' });
     assert.notEqual(reflector.status().clusterId, before);
+    await stop();
+  });
+
+  it('never lists an etcd that took the place of the one that showed the canary', async () => {
+    await using empty = await startEtcd();
+    const proxy = await server.proxy();
+    const etcd = server.client({ endpoints: [proxy.endpoint] });
+    await server.client().put('swap/a', '1');
+    await server.client().put('synced/swap', 'now');
+    let swap = false;
+    const swapped = new Proxy(etcd, {
+      get: (target, name: keyof Etcd) =>
+        name !== 'pages'
+          ? target[name]
+          : async function* (...args: Parameters<Etcd['pages']>) {
+              if (swap) {
+                swap = false;
+                proxy.cut();
+                proxy.target = { host: '127.0.0.1', port: empty.port };
+                proxy.heal();
+                await eventually('the loss', () => !etcd.connected);
+              }
+              yield* target.pages(...args);
+            },
+    });
+    const { sink, reflector, stop } = reflect(swapped, 'swap/', { canaryKey: 'synced/swap' });
+    await reflector.waitSynced();
+    swap = true;
+    etcd.reconnect('test');
+    await eventually('meeting the empty etcd', () => reflector.status().state === 'waiting-for-canary');
+    assert.deepEqual(sink.contents(), { 'swap/a': '1' });
     await stop();
   });
 

@@ -37,7 +37,7 @@ const history = fc
   .tuple(fc.array(step, { minLength: 10, maxLength: 60 }), fc.option(fc.nat(60), { freq: 3 }))
   .map(([steps, at]): Step[] => (at === null ? steps : [...steps.slice(0, at), { do: 'wipe' }, ...steps.slice(at)]));
 
-describe('writer to reflector through failures', () => {
+describe('writer to reflector through failures', { timeout: 600_000 }, () => {
   let server: EtcdServer;
   let direct: Etcd;
   let run = 0;

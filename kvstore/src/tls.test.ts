@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import type { MeshError } from '@clustermesh/contract';
 import { silentLog, waitFor } from '@clustermesh/runtime';
+import { Client, credentials } from '@grpc/grpc-js';
+import { rpc } from './proto.ts';
 import { startReflector } from './reflector.ts';
 import { createTestCa, type TestCa, type TestCertificate } from './testing/certs.ts';
 import { type EtcdServer, startEtcd } from './testing/etcd-server.ts';
@@ -13,7 +15,7 @@ import type { Etcd, EtcdOptions } from './types.ts';
 
 const HOSTNAME = 'eu.mesh.cilium.io';
 
-describe('etcd client over mutual TLS', () => {
+describe('etcd client over mutual TLS', { timeout: 60_000 }, () => {
   const directory = mkdtempSync(join(tmpdir(), 'cm-kv-tls-'));
   let ca: TestCa;
   let server: EtcdServer;
@@ -114,6 +116,26 @@ describe('etcd client over mutual TLS', () => {
       }
       await admin.put('cilium/state/a', '1');
       await admin.put('cilium/cluster-config/eu', '{}');
+    });
+
+    it('nobody can log in as a user with a password, not even an empty one', async () => {
+      const { path, requestSerialize, responseDeserialize } = rpc('Auth.Authenticate');
+      const { certFile, keyFile } = ca.issue('anybody', 'anybody');
+      const [root, key, cert] = [ca.caFile, keyFile, certFile].map((file) => readFileSync(file));
+      const raw = new Client(`127.0.0.1:${server.port}`, credentials.createSsl(root, key, cert), {
+        'grpc.ssl_target_name_override': HOSTNAME,
+      });
+      const login = new Promise((resolve, reject) =>
+        raw.makeUnaryRequest(
+          path,
+          requestSerialize,
+          responseDeserialize,
+          { name: 'root', password: '' },
+          (error, token) => (error === null ? resolve(token) : reject(error)),
+        ),
+      );
+      await assert.rejects(login, /authentication failed/);
+      raw.close();
     });
 
     it('lists what was set up', async () => {

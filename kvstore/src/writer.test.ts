@@ -18,10 +18,34 @@ interface Started {
   stop(): Promise<void>;
 }
 
+/** Also ends what a failed test left running. */
+const ended = new AbortController();
+
+/** Runs `before` before every transaction. */
+function beforeTransactions(etcd: Etcd, before: () => Promise<void> | void): Etcd {
+  return new Proxy(etcd, {
+    get: (target, name: keyof Etcd) =>
+      name !== 'txn'
+        ? target[name]
+        : async (...args: Parameters<Etcd['txn']>) => {
+            await before();
+            return target.txn(...args);
+          },
+  });
+}
+
 function write(etcd: Etcd, owned: string[], options: Partial<WriterOptions> = {}): Started {
   const stopping = new AbortController();
   const backoff = { minMs: 10, maxMs: 100 };
-  const writer = startWriter({ etcd, owned, log, signal: stopping.signal, auditIntervalMs: 0, backoff, ...options });
+  const writer = startWriter({
+    etcd,
+    owned,
+    log,
+    signal: AbortSignal.any([stopping.signal, ended.signal]),
+    auditIntervalMs: 0,
+    backoff,
+    ...options,
+  });
   return {
     writer,
     stop: async () => {
@@ -31,8 +55,9 @@ function write(etcd: Etcd, owned: string[], options: Partial<WriterOptions> = {}
   };
 }
 
-describe('writer', () => {
+describe('writer', { timeout: 60_000 }, () => {
   let server: EtcdServer;
+  after(() => ended.abort());
   let etcd: Etcd;
   before(async () => {
     server = await startEtcd();
@@ -144,6 +169,48 @@ describe('writer', () => {
     const canary = (await etcd.get('canary/data'))!;
     const first = (await etcd.range('data/')).kvs.filter((kv) => kv.modRevision < canary.modRevision);
     assert.ok(first.length >= 2000, `${first.length} keys before the canary`);
+    await stop();
+  });
+
+  it('a canary asked for in the middle of a pass waits for what was set before it', async () => {
+    let transactions = 0;
+    const busy = beforeTransactions(etcd, () => {
+      if (++transactions !== 2) return;
+      for (let i = 0; i < 50; i++) writer.set(`mid/late${i}`, 'x');
+      writer.canary('canary/mid', () => 'now');
+    });
+    const { writer, stop } = write(busy, ['mid/']);
+    for (let i = 0; i < 500; i++) writer.set(`mid/${i}`, 'x');
+    await eventually('the canary', () => etcd.get('canary/mid'));
+    const canary = (await etcd.get('canary/mid'))!;
+    const earlier = (await etcd.range('mid/')).kvs.filter((kv) => kv.modRevision < canary.modRevision);
+    assert.equal(earlier.length, 550);
+    await stop();
+  });
+
+  it('writes the difference only to the etcd that it compared', async () => {
+    await using empty = await startEtcd();
+    const proxy = await server.proxy();
+    const client = server.client({ endpoints: [proxy.endpoint] });
+    await etcd.put('pinned/there', '1');
+    let swapped = false;
+    const swapping = beforeTransactions(client, async () => {
+      if (swapped) return;
+      swapped = true;
+      proxy.cut();
+      proxy.target = { host: '127.0.0.1', port: empty.port };
+      proxy.heal();
+      await eventually('the loss', () => !client.connected);
+    });
+    const { writer, stop } = write(swapping, ['pinned/']);
+    writer.set('pinned/there', '1');
+    writer.set('pinned/missing', '1');
+    writer.canary('canary/pinned', () => 'now');
+    const there = empty.client();
+    await eventually('the canary', () => there.get('canary/pinned'));
+    const canary = (await there.get('canary/pinned'))!;
+    const earlier = (await there.range('pinned/')).kvs.filter((kv) => kv.modRevision < canary.createRevision);
+    assert.equal(earlier.length, 2);
     await stop();
   });
 

@@ -254,9 +254,8 @@ export function startWriter(options: WriterOptions): Writer {
     if (value !== undefined) applied.set(key, value);
     else if (!desired.has(key)) tombstones.delete(key);
     const wanted = desired.get(key);
-    // Changed while it was being written: back to what is in etcd, or on to something else.
+    // Changed while it was being written, and back again: what changed otherwise is dirty and stays so.
     if (wanted === value || (wanted !== undefined && value?.equals(wanted) === true)) dirty.delete(key);
-    else dirty.add(key);
   }
 
   /** One key spoils its whole transaction: halves it until the culprit is alone. */
