@@ -1,0 +1,307 @@
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, describe, it } from 'node:test';
+import {
+  type AdminMethods,
+  type ClusterInfo,
+  type ClusterStatus,
+  MeshError,
+  type OperationEvent,
+} from '@clustermesh/contract';
+import { type Handlers, type RpcServer, serveRpc } from '@clustermesh/runtime';
+import { runProgram } from './program.ts';
+
+/** An apiserver that is nothing but its protocol, over a real socket; what operations really do is tested where they live. */
+interface Scripted {
+  readonly context: string;
+  events: readonly Partial<OperationEvent>[];
+  peers: ClusterStatus['peers'];
+  startError: MeshError | undefined;
+  readonly calls: string[];
+  server: RpcServer;
+}
+
+const root = mkdtempSync(join(tmpdir(), 'cm-cli-'));
+
+async function startScripted(name: string, id: number): Promise<Scripted> {
+  const socket = join(root, `${name}.sock`);
+  const context = join(root, `${name}.yaml`);
+  writeFileSync(context, `name: ${name}\nid: ${id}\napiserver: unix://${socket}\n`);
+  const info: ClusterInfo = {
+    name,
+    id,
+    maxConnectedClusters: 255,
+    region: '',
+    endpoints: ['https://x:1'],
+    hostAliases: [],
+    caPem: '',
+    version: '9.9.9',
+    podCidr: '',
+  };
+  const handlers: Handlers<AdminMethods> = {
+    GetCluster: async () => info,
+    GetStatus: async () => ({
+      cluster: info,
+      etcdConnected: true,
+      etcdError: '',
+      redisConnected: true,
+      peers: scripted.peers,
+      nodes: [],
+      problems: [],
+      localServices: 0,
+      globalServices: 0,
+      localEndpoints: 0,
+    }),
+    PrepareConnect: async ({ peer }) => ({ csrPem: `request of ${name} for ${peer}` }),
+    StartConnect: async ({ peer, peerCsrPem }) => {
+      scripted.calls.push(`connect ${peer.name} with ${peerCsrPem}`);
+      if (scripted.startError !== undefined) throw scripted.startError;
+      return { id: `connect-${peer.name}-1` };
+    },
+    StartDisconnect: async ({ peer }) => {
+      scripted.calls.push(`disconnect ${peer}`);
+      return { id: `disconnect-${peer}-1` };
+    },
+    SupplyCertificate: async ({ peer, certificatePem }) => {
+      scripted.calls.push(`certificate of ${peer}: ${certificatePem}`);
+      return {};
+    },
+    WatchOperation: async function* ({ id: operation }) {
+      const blank: OperationEvent = {
+        id: operation,
+        kind: '',
+        peer: '',
+        state: 'active',
+        step: '',
+        message: '',
+        certificateForPeerPem: '',
+        errorCode: '',
+        hint: '',
+      };
+      for (const event of scripted.events) yield { ...blank, ...event };
+      if (!scripted.events.some((event) => event.state === 'done' || event.state === 'failed'))
+        await new Promise(() => {});
+    },
+  };
+  const scripted: Scripted = {
+    context,
+    events: [{ state: 'done' }],
+    peers: [],
+    startError: undefined,
+    calls: [],
+    server: await serveRpc<AdminMethods>('admin', socket, handlers),
+  };
+  return scripted;
+}
+
+describe('the clustermesh command', () => {
+  let eu: Scripted;
+  let us: Scripted;
+  before(async () => {
+    eu = await startScripted('eu', 1);
+    us = await startScripted('us', 2);
+  });
+  after(async () => {
+    await Promise.all([eu.server.close(), us.server.close()]);
+    rmSync(root, { recursive: true });
+  });
+
+  async function run(args: readonly string[], signal = new AbortController().signal) {
+    const out: string[] = [];
+    const err: string[] = [];
+    const terminal = {
+      out: (line: string) => out.push(line),
+      err: (line: string) => err.push(line),
+      progress: () => {},
+    };
+    const places = { env: {}, etcDir: join(root, 'none'), runDir: join(root, 'none'), home: root };
+    const code = await runProgram(args, { terminal, places, signal });
+    return { code, out: out.join('\n'), err: err.join('\n') };
+  }
+  const script = (side: Scripted, more: Partial<Scripted>) =>
+    Object.assign(side, { events: [{ state: 'done' }], peers: [], startError: undefined }, more, { calls: [] });
+  const pair = () => ['--context', eu.context, '--destination-context', us.context];
+
+  it('carries each certificate to the other side, once', async () => {
+    const authorised = { step: 'authorize-peer', message: 'ok', certificateForPeerPem: 'PEM' };
+    for (const side of [eu, us]) {
+      script(side, {
+        events: [
+          { step: 'authorize-peer', message: 'checking' },
+          authorised,
+          { ...authorised, step: 'await-sync', message: 'here' },
+          { ...authorised, state: 'done', step: '' },
+        ],
+      });
+    }
+    const result = await run(['connect', ...pair()]);
+    assert.equal(result.code, 0, result.err);
+    assert.deepEqual(eu.calls, ['connect us with request of us for eu', 'certificate of us: PEM']);
+    assert.deepEqual(us.calls, ['connect eu with request of eu for us', 'certificate of eu: PEM']);
+    assert.match(result.out, /eu {2}authorize-peer {6}ok {2}\(\d/);
+    assert.match(result.out, /us {2}await-sync {10}here {2}\(\d/);
+    assert.match(result.out, /connected eu and us in/);
+  });
+
+  it('fails with code 1, error and hint when a side refuses, and takes back what the other began', async () => {
+    script(eu, {});
+    script(us, {
+      startError: new MeshError({
+        code: 'conflict',
+        message: 'both clusters have cluster id 1',
+        hint: 'give one another id',
+      }),
+    });
+    const result = await run(['connect', ...pair()]);
+    assert.equal(result.code, 1);
+    assert.equal(result.err, 'error: both clusters have cluster id 1\nhint: give one another id');
+    assert.deepEqual(eu.calls, ['connect us with request of us for eu', 'disconnect us']);
+  });
+
+  it('takes back nothing of a connection that was there before', async () => {
+    const before = [
+      { name: 'us', id: 2, connected: true, ready: true, lastProofAgeMs: 0, error: '', families: [], nodesApplied: 0 },
+    ];
+    script(eu, {
+      peers: before,
+      events: [
+        { state: 'failed', step: 'authorize-peer', errorCode: 'unreachable', message: 'no etcd', hint: 'look there' },
+      ],
+    });
+    script(us, { events: [{ state: 'active', step: 'authorize-peer' }] });
+    const result = await run(['connect', ...pair()]);
+    assert.equal(result.code, 1);
+    assert.equal(result.err, 'error: eu: no etcd\nhint: look there');
+    assert.ok(!eu.calls.includes('disconnect us'));
+    assert.ok(us.calls.includes('disconnect eu'));
+  });
+
+  it('ends with code 3 when the time is over', async () => {
+    script(eu, {});
+    script(us, { events: [{ step: 'await-sync', message: 'waiting for the data of eu' }] });
+    const result = await run(['connect', ...pair(), '--timeout', '300ms']);
+    assert.equal(result.code, 3);
+    assert.match(result.err, /not done within 0\.3 s \(eu: .*; us: await-sync: waiting for the data of eu\)/);
+    script(us, {
+      peers: [
+        {
+          name: 'eu',
+          id: 1,
+          connected: false,
+          ready: false,
+          lastProofAgeMs: -1,
+          error: '',
+          families: [],
+          nodesApplied: 0,
+        },
+      ],
+    });
+    const waited = await run(['status', '--context', us.context, '--wait', '--wait-duration', '300ms']);
+    assert.equal(waited.code, 3);
+    assert.match(waited.err, /error: waiting for the mesh: not ready after 0\.3 s: eu: not connected/);
+    assert.match(waited.out, /cluster us \(id 2\)/, 'the last status is shown all the same');
+  });
+
+  it('ends with code 130 when it is interrupted', async () => {
+    script(eu, {});
+    script(us, { events: [{ step: 'await-sync' }] });
+    const interrupt = new AbortController();
+    setTimeout(() => interrupt.abort(), 200);
+    const result = await run(['connect', ...pair()], interrupt.signal);
+    assert.equal(result.code, 130);
+    assert.match(result.err, /what was started goes on/);
+  });
+
+  it('says that Redis is away and tries again', async () => {
+    script(eu, {});
+    script(us, {
+      startError: new MeshError({ code: 'redis-unreachable', message: 'starting: Redis at /r is unreachable' }),
+    });
+    setTimeout(() => {
+      us.startError = undefined;
+    }, 500);
+    const result = await run(['connect', ...pair()]);
+    assert.equal(result.code, 0, result.err);
+    assert.equal(result.err, 'us: starting: Redis at /r is unreachable; trying again until it is back');
+  });
+
+  it('disconnects both sides, or the one that is left', async () => {
+    script(eu, {});
+    script(us, {});
+    assert.equal((await run(['disconnect', ...pair()])).code, 0);
+    assert.deepEqual([...eu.calls, ...us.calls], ['disconnect us', 'disconnect eu']);
+    script(eu, {});
+    const gone = await run(['disconnect', '--context', eu.context, '--peer', 'mars']);
+    assert.equal(gone.code, 0);
+    assert.deepEqual(eu.calls, ['disconnect mars']);
+    const dead = join(root, 'dead.yaml');
+    writeFileSync(dead, `name: dead\nid: 9\napiserver: unix://${join(root, 'dead.sock')}\n`);
+    const result = await run(['disconnect', '--context', eu.context, '--destination-context', dead]);
+    assert.equal(result.code, 0, result.err);
+    assert.match(result.err, /dead: its apiserver does not answer, so only eu is disconnected/);
+  });
+
+  it('prints the status for machines', async () => {
+    script(eu, {});
+    const json = await run(['status', '--context', eu.context, '-o', 'json']);
+    assert.equal(json.code, 0);
+    const value = JSON.parse(json.out) as { ready: boolean; cluster: { name: string }; waitingFor: string[] };
+    assert.deepEqual([value.ready, value.cluster.name, value.waitingFor], [true, 'eu', []]);
+    assert.match((await run(['status', '--context', eu.context, '-o', 'yaml'])).out, /^ready: true$/m);
+  });
+
+  it('names the daemon that does not answer', async () => {
+    const nobody = join(root, 'nobody.yaml');
+    writeFileSync(nobody, `name: nobody\nid: 9\napiserver: unix://${join(root, 'nobody.sock')}\n`);
+    const result = await run(['status', '--context', nobody]);
+    assert.equal(result.code, 1);
+    assert.match(
+      result.err,
+      /error: reaching the apiserver of cluster nobody at unix:.*nobody\.sock: it does not answer\nhint: check that it runs; the address comes from .*nobody\.yaml/,
+    );
+  });
+
+  it('prints versions', async () => {
+    const result = await run(['version', '--context', eu.context]);
+    assert.equal(result.code, 0);
+    assert.match(result.out, /^clustermesh \d+\.\d+\.\d+\napiserver 9\.9\.9 \(cluster eu\)$/);
+  });
+
+  const wrong: readonly (readonly string[])[] = [
+    [],
+    ['connect'],
+    ['connect', '--context', 'eu'],
+    ['frobnicate'],
+    ['status', '--context', 'mars'],
+    ['status'],
+    ['status', '-o', 'xml'],
+    ['disconnect', '--context', join(root, 'eu.yaml')],
+    ['connect', '--context', join(root, 'eu.yaml'), '--destination-context', join(root, 'eu.yaml')],
+    [
+      'connect',
+      '--context',
+      join(root, 'eu.yaml'),
+      '--destination-context',
+      join(root, 'us.yaml'),
+      '--timeout',
+      'soon',
+    ],
+  ];
+  for (const args of wrong) {
+    it(`ends with code 2 for: clustermesh ${args.map((arg) => arg.replace(`${root}/`, '')).join(' ')}`, async () => {
+      const result = await run(args);
+      assert.equal(result.code, 2, result.err);
+      assert.notEqual(result.err + result.out, '');
+    });
+  }
+
+  it('prints help with its exit codes, and that is no error', async () => {
+    for (const args of [['--help'], ['connect', '--help'], ['status', '--help']]) {
+      const result = await run(args);
+      assert.equal(result.code, 0);
+      assert.match(result.out, /Exit codes:\n {2}0 {4}done/);
+    }
+  });
+});
