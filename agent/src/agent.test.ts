@@ -382,7 +382,7 @@ for (const when of ['while the agent runs', 'while the agent is down'] as const)
     // n2's agent is away for now: nobody can write its rows again.
     await other.kill();
     if (when === 'while the agent is down') await node.kill();
-    await cluster.server.wipe();
+    await cluster.wipe();
     if (when === 'while the agent is down') await node.start();
     await eventually(
       'the identity to be registered again',
@@ -415,7 +415,7 @@ test('if the number of an identity is taken after a wipe, a new one is allocated
   const node = await settled(cluster);
   const before = node.agent.endpoints()[0];
   await node.kill();
-  await cluster.server.wipe();
+  await cluster.wipe();
   await cluster.etcd.put(identityByIdKey(before?.identity ?? 0), 'k8s:app=usurper;');
   await cluster.etcd.put(identityByLabelsKey('k8s:app=usurper;'), String(before?.identity));
   await node.start();

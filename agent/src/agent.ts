@@ -107,7 +107,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
   mesh = startMesh({
     etcd,
     own: { name: cluster.name, id: cluster.id, maxConnectedClusters: cluster.maxConnectedClusters, node: node.name },
-    memory: createStoreMemory(config.stateDir),
+    memory: createStoreMemory({ etcd, node: node.name, stateDir: config.stateDir }),
     sink: desired,
     log: log.child({ subsystem: 'mesh' }),
   });
@@ -122,13 +122,11 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     endpoints.onPass();
     if (checked) endpoints.sweep();
     const isClean = Object.values(tables).every((table) => table.counts().pending + table.counts().error === 0);
-    const isAllApplied = wasComplete && isClean && desired.restoredCount() === 0;
-    if (isAllApplied && !isApplied) {
+    const hasRestored = desired.restoredCount() > 0;
+    if (!hasRestored) followed.rememberStore();
+    if (wasComplete && isClean && !hasRestored && !isApplied) {
       isApplied = true;
       log.info('everything known has been applied');
-      followed.rememberStore();
-    } else if (isAllApplied && checked) {
-      followed.rememberStore();
     }
     const isCompleteNow = isComplete();
     // One more pass, now that all sources have spoken: it is the one that counts.

@@ -68,6 +68,7 @@ export const NODES_PREFIX = 'clustermesh/nodes/';
 export const IDENTITIES_PREFIX = 'clustermesh/identities/';
 export const AGENTS_PREFIX = 'clustermesh/agents/';
 export const PEERS_PREFIX = 'clustermesh/peers/';
+export const HEALTH_PREFIX = 'clustermesh/health/';
 /** Present from the moment on which users, roles and auth are in place: nobody writes data into an etcd without it. */
 export const BOOTSTRAP_KEY = 'clustermesh/bootstrap';
 
@@ -132,4 +133,9 @@ export function agentKey(node: string): string {
 
 export function peerKey(cluster: string): string {
   return `${PEERS_PREFIX}${cluster}`;
+}
+
+/** A node's mark in its etcd: still there, it is the etcd that the node knew; an etcd that was wiped or rebuilt lacks it. */
+export function storeMarkKey(node: string): string {
+  return `${HEALTH_PREFIX}${node}/store`;
 }

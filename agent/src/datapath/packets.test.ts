@@ -349,6 +349,13 @@ describe('per-packet load balancing', () => {
     assertOutcome(fromPod(tcp(A.ip, 4000, '10.96.0.10', 80)), SHOT, 'DROP', 'HAIRPIN');
   });
 
+  it('goes nowhere on tables that do not fit together', async () => {
+    const key = { addr: ipv4ToNumber('10.96.0.77'), port: 80, proto: 6, scope: 0 };
+    await loaded.maps.cm_services.update([[key, { id: 999, generation: 999, count: 1, flags: 0 }]]);
+    assertOutcome(fromPod(tcp(A.ip, 4000, '10.96.0.77', 80)), SHOT, 'DROP', 'STALE_TABLES');
+    await loaded.maps.cm_services.remove([key]);
+  });
+
   it("gives ICMP errors about a translated packet the service's address, whoever sends them", async () => {
     const request = udp(A.ip, 4000, '10.96.0.10', 53);
     fromPod(request);

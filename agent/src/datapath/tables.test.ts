@@ -163,8 +163,8 @@ describe('services', () => {
     const first = load();
     const services = await openServices(first.maps);
     await services.update([service('10.96.0.1', ['10.1.1.1', '10.1.1.2']), service('10.96.0.2', ['10.1.1.2'])]);
-    await services.remove(['10.96.0.1:80/TCP']);
     await services.update([service('10.96.0.3', ['10.1.1.3'])]);
+    await services.remove(['10.96.0.2:80/TCP']);
     const ids = await idsOf(services);
     const mapIds = Object.values(first.maps).map((map) => map.id);
     first.close();

@@ -62,6 +62,12 @@ async function count(node: Node, reason: string): Promise<number> {
   return counters.filter((c) => c.reason === reason).reduce((sum, c) => sum + c.packets, 0);
 }
 
+async function dropped(node: Node): Promise<Counter[]> {
+  // Pods also try IPv6 neighbour discovery, which may come at any time.
+  const counters = await node.datapath.call<Counter[]>('dump', 'drops');
+  return counters.filter((c) => c.class === 'dropped' && c.reason !== 'not-ipv4');
+}
+
 function ping(netns: string, ip: string, ...args: string[]): { ok: boolean; output: string } {
   const { status, stdout } = spawnSync('nsenter', [
     `--net=${netnsPath(netns)}`,
@@ -121,6 +127,16 @@ describe('pods reach each other', () => {
     const fromA = flows.filter((flow) => flow.source.startsWith(`${a.endpoint.ip}:`));
     assert.ok(fromA.length > 0);
     for (const flow of fromA) assert.equal(flow.sourceIdentity, a.endpoint.identity);
+  });
+
+  it("a remote pod's packet to the node itself reaches the node's own stack", async () => {
+    const echoes = (): number => {
+      const [names, values] = shIn(n2.netns, 'grep', '^Icmp:', '/proc/net/snmp').trim().split('\n');
+      return Number(values!.split(' ')[names!.split(' ').indexOf('InEchos')]);
+    };
+    const before = echoes();
+    ping(a.netns, n2.config.gatewayIp); // unanswered: nothing routes the host's own packets to remote pods
+    assert.equal(echoes(), before + 1);
   });
 
   it('a pod that nobody has is "unreachable" at once, here and on the other node', async () => {
@@ -196,7 +212,20 @@ describe('a service', () => {
     }
   });
 
-  it('carries bulk data whole, with offloads, either way of translation', async () => {
+  /** Half-done checksums of the sender must then be finished on the wire, and the receiver looks at them. */
+  const wireChecksums = (on: boolean) => {
+    for (const { netns } of [n1, n2])
+      shIn(netns, 'ethtool', '-K', 'eth0', 'rx', on ? 'on' : 'off', 'tx', on ? 'on' : 'off');
+  };
+  for (const [name, offload] of [
+    ['with all offloads', true],
+    ['with checksums computed before the wire', false],
+  ] as const) {
+    it(`carries bulk data whole, either way of translation, ${name}`, () => bulk(offload));
+  }
+
+  async function bulk(offload: boolean): Promise<void> {
+    wireChecksums(offload);
     await mesh.setServices([service(SHOP, 9000, 'TCP', [c], 9000)]);
     for (const client of [a.inside, outsider]) {
       await c.inside.call('sink', { port: 9000 });
@@ -205,7 +234,8 @@ describe('a service', () => {
       assert.ok(sent.bytes > 1e6);
       assert.deepEqual([received.bytes, received.sha256], [sent.bytes, sent.sha256]);
     }
-  });
+    wireChecksums(true);
+  }
 });
 
 describe('nobody lies about who they are', () => {
@@ -258,6 +288,7 @@ describe('the agent comes and goes', () => {
       backends: await n1.datapath.call('dump', 'backends'),
       links: linkIds(n1),
     };
+    const droppedBefore = await Promise.all([n1, n2].map(dropped));
     const sessions = [
       { client: a.inside, port: 9100 },
       { client: outsider, port: 9101 },
@@ -276,8 +307,10 @@ describe('the agent comes and goes', () => {
     for (const [i, sent] of (await Promise.all(pumped)).entries()) {
       const received = await c.inside.call<Received>('received', { port: sessions[i]!.port });
       assert.deepEqual([received.bytes, received.sha256], [sent.bytes, sent.sha256]);
-      assert.ok(received.longestGapMs < 200, `stalled for ${received.longestGapMs} ms`);
+      // Other tests run beside this one. The whole-mesh test, alone on the machine, holds us to 200 ms.
+      assert.ok(received.longestGapMs < 1000, `stalled for ${received.longestGapMs} ms`);
     }
+    assert.deepEqual(await Promise.all([n1, n2].map(dropped)), droppedBefore);
 
     await n1.datapath.call('remove', { table: 'services', keys: [`${SHOP}:9100/TCP`, `${SHOP}:9101/TCP`] });
     assert.deepEqual(

@@ -28,13 +28,14 @@ import {
   NODES_PREFIX,
   type NodeRecord,
 } from '@clustermesh/contract';
-import { type Etcd, type SinkBatch, startReflector } from '@clustermesh/kvstore';
+import type { Etcd, SinkBatch } from '@clustermesh/kvstore';
 import type { Log } from '@clustermesh/runtime';
 import { createClusters } from './clusters.ts';
 import { type Family, type FamilyState, startFamily } from './family.ts';
+import { startJudgedSource } from './judged-source.ts';
 import { createNodeRecords } from './node-records.ts';
 import { type Peer, type PeerSink, startPeer } from './peer.ts';
-import { createListJudge, type StoreMemory } from './store-memory.ts';
+import type { StoreMemory } from './store-memory.ts';
 
 export interface MeshSink extends PeerSink {
   service(name: string, service: LocalService | undefined): void;
@@ -69,7 +70,7 @@ export interface Mesh extends MeshView {
   /** Every source known has synced; `missing` names those that have not. */
   missing(): string[];
   problems(): string[];
-  /** All that is known has been applied: this is the store to compare with after a restart. */
+  /** To be called when no restored row is left: unless something is held here, all there is came from this store. */
   rememberStore(): void;
   close(): Promise<void>;
 }
@@ -130,8 +131,6 @@ export function startMesh(options: MeshOptions): Mesh {
   // ---- this cluster: nodes and their endpoints
 
   const nodes = createNodeRecords();
-  const nodesProgress = { synced: false, revision: 0, sameStore: false };
-  const nodesJudge = createListJudge(etcd, memory);
 
   function tellNode(name: string): void {
     // The own node's truth is on its own disk, not in etcd.
@@ -141,47 +140,36 @@ export function startMesh(options: MeshOptions): Mesh {
     for (const [id, endpoint] of state?.endpoints ?? []) sink.nodeEndpoint(name, id, endpoint, state?.record);
   }
 
-  function applyNodes(batch: SinkBatch): void {
-    const changes = nodes.apply(batch, nodesJudge.isSameStore(batch.revision));
+  function applyNodes(batch: SinkBatch, isSameStore: boolean): void {
+    const changes = nodes.apply(batch, isSameStore);
     for (const { node, endpoint } of changes.endpoints) {
       if (node === own.node) continue;
       const state = nodes.get(node);
       sink.nodeEndpoint(node, endpoint, state?.endpoints.get(endpoint), state?.record);
     }
     for (const node of changes.nodes) tellNode(node);
-    if (batch.kind === 'watch') nodesProgress.revision = Math.max(nodesProgress.revision, batch.revision);
     // A canary may have come with it.
     if (changes.nodes.size > 0) sink.sourcesChanged();
     sink.changed();
   }
 
-  startReflector({
+  const nodesSource = startJudgedSource({
     etcd,
     prefix: NODES_PREFIX,
+    memory,
     log: log.child({ family: 'nodes' }),
     signal: stop.signal,
-    sink: {
-      apply: applyNodes,
-      synced(revision) {
-        // Only the first list counts: what it does not have, though the kernel has it, is a leftover if the store is known.
-        if (!nodesProgress.synced) nodesProgress.sameStore = nodesJudge.isSameStore(revision);
-        nodesJudge.listed();
-        nodesProgress.synced = true;
-        nodesProgress.revision = revision;
-        onSynced();
-      },
-    },
+    apply: applyNodes,
+    onSynced,
   });
 
   // ---- peers
 
   const clusters = createClusters(own);
-  const clustersProgress = { synced: false, sameStore: false };
-  const clustersJudge = createListJudge(etcd, memory);
   const drainedIds = new Set<number>();
 
-  function applyClusters(batch: SinkBatch): void {
-    const changes = clusters.apply(batch, clustersJudge.isSameStore(batch.revision));
+  function applyClusters(batch: SinkBatch, isSameStore: boolean): void {
+    const changes = clusters.apply(batch, isSameStore);
     for (const name of changes.drain) {
       const peer = peers.get(name);
       if (peer === undefined) continue;
@@ -202,20 +190,14 @@ export function startMesh(options: MeshOptions): Mesh {
     sink.changed();
   }
 
-  startReflector({
+  const clustersSource = startJudgedSource({
     etcd,
     prefix: CLUSTER_CONFIG_PREFIX,
+    memory,
     log: log.child({ family: 'cluster-config' }),
     signal: stop.signal,
-    sink: {
-      apply: applyClusters,
-      synced(revision) {
-        if (!clustersProgress.synced) clustersProgress.sameStore = clustersJudge.isSameStore(revision);
-        clustersJudge.listed();
-        clustersProgress.synced = true;
-        onSynced();
-      },
-    },
+    apply: applyClusters,
+    onSynced,
   });
 
   const peerById = (id: number) => [...peers.values()].find((peer) => peer.id === id);
@@ -228,20 +210,17 @@ export function startMesh(options: MeshOptions): Mesh {
     isGone(clusterId) {
       if (clusterId === own.id || peerById(clusterId) !== undefined) return false;
       // A config that was refused may be that of any id: then absence proves nothing.
-      return (
-        drainedIds.has(clusterId) ||
-        (clustersProgress.synced && clustersProgress.sameStore && clusters.refused().size === 0)
-      );
+      return drainedIds.has(clusterId) || (clustersSource.trustsAbsence() && clusters.refused().size === 0);
     },
     isNodeSettled(ip) {
       for (const [, node] of nodes.all()) if (node.record?.internalIp === ip) return node.synced;
-      return nodesProgress.synced && nodesProgress.sameStore;
+      return nodesSource.trustsAbsence();
     },
     progress() {
       const nodesState: FamilyState = {
-        synced: nodesProgress.synced,
-        current: nodesJudge.isCurrent(),
-        revision: nodesProgress.revision,
+        synced: nodesSource.isSynced(),
+        current: nodesSource.isCurrent(),
+        revision: nodesSource.revision(),
         count: nodes.count(),
         quarantined: nodes.quarantined().size,
         lastQuarantineReason: [...nodes.quarantined().values()].at(-1),
@@ -258,7 +237,7 @@ export function startMesh(options: MeshOptions): Mesh {
       const missing = this.progress()
         .filter((family) => !family.synced)
         .map((family) => `${family.family} of ${family.peer}`);
-      if (!clustersProgress.synced) missing.push('the list of clusters');
+      if (!clustersSource.isSynced()) missing.push('the list of clusters');
       for (const [name, node] of nodes.all())
         if (!node.synced && name !== own.node) missing.push(`what node ${name} publishes`);
       for (const name of clusters.held()) missing.push(`cluster ${name} in the rebuilt etcd`);
@@ -281,9 +260,15 @@ export function startMesh(options: MeshOptions): Mesh {
       return problems;
     },
     rememberStore() {
-      const isCurrent = clustersJudge.isCurrent() && this.progress().every((family) => family.current);
-      if (isCurrent && etcd.clusterId !== undefined)
-        memory.remember(etcd.clusterId, Math.max(0, ...this.progress().map((family) => family.revision)));
+      const { connection } = etcd;
+      if (
+        connection === undefined ||
+        nodesSource.connection() !== connection ||
+        clustersSource.connection() !== connection
+      )
+        return;
+      if (clusters.held().size > 0 || nodes.heldCount() > 0) return;
+      memory.remember(connection).catch((error: unknown) => log.debug({ err: error }, 'store not marked yet'));
     },
     async close() {
       stop.abort();

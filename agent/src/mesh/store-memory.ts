@@ -1,59 +1,69 @@
 /**
  * Is this the etcd that this node knew? A row that is absent from a complete list of a *known* store was removed; absent from a
- * store that was rebuilt or wiped it says nothing, because nobody has written it yet. The store is remembered on disk once
- * everything in it has been applied, so that the answer also holds for an agent that was down while etcd was wiped.
+ * store that was rebuilt or wiped it says nothing, because nobody has written it yet.
+ *
+ * The node leaves a mark in the store, a random value that its disk remembers, once all that it holds has been confirmed by that
+ * store. A store without the mark is another one. (Cluster ids do not tell: an etcd rebuilt with equal flags has the same one. Nor
+ * do revisions: the new store may have counted past the old one by the time anybody asks.)
  */
+import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { storeMarkKey } from '@clustermesh/contract';
 import type { Etcd } from '@clustermesh/kvstore';
 import { atomicWrite } from '@clustermesh/runtime';
-import { z } from 'zod';
-
-const schema = z.object({ clusterId: z.string(), revision: z.number() });
 
 export interface StoreMemory {
-  /** True if the store has this id and has not gone backwards since it was remembered. */
-  isKnown(clusterId: string | undefined, revision: number): boolean;
-  remember(clusterId: string, revision: number): void;
+  /** Does the etcd that answers now have this node's mark? Rejects when it cannot be asked. */
+  isKnown(): Promise<boolean>;
+  /**
+   * All that this node holds was confirmed on this connection: from here on the store behind it is the known one. Pinned to the
+   * connection, because the next one may lead to another etcd.
+   */
+  remember(connection: number): Promise<void>;
 }
 
-export function createStoreMemory(stateDir: string): StoreMemory {
-  const path = join(stateDir, 'etcd.json');
-  let known: z.infer<typeof schema> | undefined;
+const REQUEST_TIMEOUT_MS = 3_000;
+
+export function createStoreMemory(options: {
+  readonly etcd: Etcd;
+  readonly node: string;
+  readonly stateDir: string;
+}): StoreMemory {
+  const { etcd } = options;
+  const path = join(options.stateDir, 'etcd-mark');
+  const key = storeMarkKey(options.node);
+  let mark = readMark(path);
+  let markedConnection: number | undefined;
+
+  return {
+    async isKnown() {
+      if (mark === undefined) return false;
+      const found = await etcd.get(key, { timeoutMs: REQUEST_TIMEOUT_MS });
+      return found?.value.toString() === mark;
+    },
+    async remember(connection) {
+      if (markedConnection === connection) return;
+      const call = { connection, timeoutMs: REQUEST_TIMEOUT_MS };
+      const found = await etcd.get(key, call);
+      if (mark === undefined || found?.value.toString() !== mark) {
+        const fresh = randomUUID();
+        // etcd first: a mark that only the disk knows would be looked for in vain for ever, one that only etcd knows is
+        // replaced the next time.
+        await etcd.put(key, fresh, call);
+        atomicWrite(path, `${fresh}\n`);
+        mark = fresh;
+      }
+      markedConnection = connection;
+    },
+  };
+}
+
+function readMark(path: string): string | undefined {
   try {
-    known = schema.parse(JSON.parse(readFileSync(path, 'utf8')));
+    return readFileSync(path, 'utf8').trim() || undefined;
   } catch {
-    // Absent or unreadable: no store is known, so absence proves nothing. That errs on the side of keeping rows.
+    // No store is known: absence proves nothing. That errs on the side of keeping rows.
+    return undefined;
   }
-  return {
-    isKnown: (clusterId, revision) =>
-      known !== undefined && known.clusterId === clusterId && revision >= known.revision,
-    remember(clusterId, revision) {
-      if (known?.clusterId === clusterId && known.revision === revision) return;
-      known = { clusterId, revision };
-      atomicWrite(path, `${JSON.stringify(known)}\n`);
-    },
-  };
-}
-
-export interface ListJudge {
-  /** For a list that is being applied: does absence from it mean removal? */
-  isSameStore(revision: number): boolean;
-  /** The list was complete. */
-  listed(): void;
-  /** The last complete list was of the etcd that answers now. */
-  isCurrent(): boolean;
-}
-
-/** One per reflector: compares with the store of its own last complete list, or with what the disk remembers. */
-export function createListJudge(etcd: Etcd, memory: StoreMemory): ListJudge {
-  let listedEpoch: number | undefined;
-  return {
-    isSameStore: (revision) =>
-      listedEpoch === undefined ? memory.isKnown(etcd.clusterId, revision) : listedEpoch === etcd.epoch,
-    listed() {
-      listedEpoch = etcd.epoch;
-    },
-    isCurrent: () => listedEpoch === etcd.epoch,
-  };
 }

@@ -58,6 +58,8 @@ export interface TestCluster extends AsyncDisposable {
   writeLocal(): Promise<void>;
   writePeer(peer: PeerFixture): Promise<void>;
   removePeerConfig(name: string): Promise<void>;
+  /** Another, empty etcd answers at the same place; it has counted past the revisions of the old one. */
+  wipe(): Promise<void>;
 }
 
 export interface PeerFixture {
@@ -96,7 +98,8 @@ export function endpointRequest(overrides: Partial<EndpointAddRequest> = {}): En
 }
 
 export async function startCluster(): Promise<TestCluster> {
-  const server = await startEtcd();
+  // Rebuilt with equal flags, an etcd has the same cluster id as before: the harder case.
+  const server = await startEtcd({ extraArgs: ['--initial-cluster-token', 'same'] });
   const etcd = server.client();
   const nodes: TestNode[] = [];
   const directory = mkdtempSync(join(tmpdir(), 'cm-agent-'));
@@ -201,6 +204,13 @@ export async function startCluster(): Promise<TestCluster> {
     },
     async removePeerConfig(name) {
       await etcd.delete(clusterConfigKey(name));
+    },
+    async wipe() {
+      const { header } = await etcd.range('nothing/');
+      await server.wipe();
+      const client = server.client();
+      while ((await client.put('test/counter', '')).revision <= header.revision);
+      await client.close();
     },
     async [Symbol.asyncDispose]() {
       for (const each of nodes) await each.kill();
