@@ -44,12 +44,10 @@ export async function versions(): Promise<Record<string, string>> {
 }
 
 export function closingTable(report: Report): string {
-  const rows = report.steps.map((step) => [
-    step.ok ? 'ok' : 'FAILED',
-    step.name,
-    seconds(step.ms),
-    step.detail.split('\n').join('; '),
-  ]);
+  const rows = report.steps.flatMap((step) => {
+    const [first = '', ...more] = step.detail.split('\n');
+    return [[step.ok ? 'ok' : 'FAILED', step.name, seconds(step.ms), first], ...more.map((line) => ['', '', '', line])];
+  });
   const { failover, restart } = report;
   const figures = [
     ...(failover === null

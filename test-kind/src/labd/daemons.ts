@@ -34,7 +34,9 @@ export function daemonsOf(instance: string, cluster: LabCluster): DaemonSpec[] {
     name: `${cluster.name}/${what}`,
     cgroup: daemonCgroup(instance, `${cluster.name}/${what}`),
     namespace,
-    command,
+    // Pods before daemons: on a small machine a starting agent would otherwise take the time of the very traffic that its
+    // start must not disturb, and a stall would say more about the scheduler than about the datapath.
+    command: ['nice', '-n', '5', ...command],
     env: daemonEnvironment(),
     cwd: paths.dir,
     logFile: daemonLogFile(instance, `${cluster.name}/${what}`),
