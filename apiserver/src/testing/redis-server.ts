@@ -11,6 +11,9 @@ export interface RedisServer {
   /** SIGKILL; data that was acknowledged stays. */
   kill(): Promise<void>;
   start(): Promise<void>;
+  /** SIGSTOP: the kernel still accepts connections, nobody answers. */
+  pause(): void;
+  resume(): void;
   /** Ends the server and removes its directory. */
   stop(): Promise<void>;
 }
@@ -75,6 +78,8 @@ export async function startRedisServer(): Promise<RedisServer> {
     path,
     kill,
     start,
+    pause: () => void child?.kill('SIGSTOP'),
+    resume: () => void child?.kill('SIGCONT'),
     stop: async () => {
       await kill();
       rmSync(dir, { recursive: true, force: true });

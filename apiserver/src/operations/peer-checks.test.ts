@@ -1,0 +1,103 @@
+import assert from 'node:assert/strict';
+import { describe, it } from 'node:test';
+import type { ClusterInfo, MeshError } from '@clustermesh/contract';
+import { checkPeer, type KnownPeer, overlap } from './peer-checks.ts';
+
+const own = { name: 'eu', id: 1, maxConnectedClusters: 255, podCidr: '10.1.0.0/16' } as const;
+const us: ClusterInfo = {
+  name: 'us',
+  id: 2,
+  maxConnectedClusters: 255,
+  region: '',
+  endpoints: ['https://us:2379'],
+  hostAliases: [],
+  caPem: 'CA us\n',
+  version: '',
+  podCidr: '10.2.0.0/16',
+};
+const known = (more: Partial<KnownPeer>): KnownPeer => ({
+  name: 'us',
+  id: 2,
+  podCidr: '10.2.0.0/16',
+  caPem: 'CA us',
+  ...more,
+});
+
+describe('a peer', () => {
+  const fine: readonly [string, Partial<ClusterInfo>, readonly KnownPeer[]][] = [
+    ['that is new', {}, []],
+    ['beside another one', {}, [known({ name: 'ap', id: 3, podCidr: '10.3.0.0/16' })]],
+    ['that is connected already, with another address', { endpoints: ['https://other:2379'] }, [known({})]],
+    ['that is connected already, in a file that is not ours', {}, [known({ id: 0, podCidr: '', caPem: '' })]],
+    ['that names no pod CIDR', { podCidr: '' }, []],
+  ];
+  for (const [what, more, peers] of fine) {
+    it(`${what} is accepted`, () => checkPeer(own, { ...us, ...more }, peers));
+  }
+
+  const refused: readonly [string, Partial<ClusterInfo>, readonly KnownPeer[], RegExp][] = [
+    [
+      'with our name',
+      { name: 'eu' },
+      [],
+      /connecting cluster eu \(id 1\) with cluster eu \(id 2\): both clusters are named eu/,
+    ],
+    ['with our id', { id: 1 }, [], /both clusters have cluster id 1/],
+    ['with another maximum', { maxConnectedClusters: 511 }, [], /eu has maxConnectedClusters 255, us has 511/],
+    ['with an id out of range', { id: 256 }, [], /cluster id 256 is not in 1…255/],
+    ['with an impossible name', { name: '../etc' }, [], /cluster name "\.\.\/etc" must consist of/],
+    ['without an endpoint', { endpoints: [] }, [], /us advertises no etcd endpoint/],
+    [
+      'whose pods have our addresses',
+      { podCidr: '10.1.128.0/17' },
+      [],
+      /the pod CIDRs 10\.1\.0\.0\/16 of eu and 10\.1\.128\.0\/17 of us overlap/,
+    ],
+    [
+      'with the id of a connected cluster',
+      {},
+      [known({ name: 'ap', podCidr: '' })],
+      /cluster id 2 is already used by the connected cluster ap/,
+    ],
+    ['with the name of a connected cluster', {}, [known({ id: 7 })], /a cluster us with id 7 is connected already/],
+    [
+      'that replaces a connected cluster',
+      {},
+      [known({ caPem: 'another CA' })],
+      /a cluster us with id 2 but another CA is connected already/,
+    ],
+    [
+      "whose pods have a connected cluster's addresses",
+      {},
+      [known({ name: 'ap', id: 3, podCidr: '10.0.0.0/8' })],
+      /10\.2\.0\.0\/16 of us overlaps 10\.0\.0\.0\/8 of the connected cluster ap/,
+    ],
+  ];
+  for (const [what, more, peers, message] of refused) {
+    it(`${what} is refused`, () => {
+      assert.throws(
+        () => checkPeer(own, { ...us, ...more }, peers),
+        (error: MeshError) => {
+          assert.match(error.message, message);
+          assert.ok((error.hint ?? '').length > 0, 'a hint');
+          assert.equal(error.retryable, false);
+          return true;
+        },
+      );
+    });
+  }
+
+  it('overlaps by addresses, not by spelling', () => {
+    for (const [a, b, expected] of [
+      ['10.0.0.0/8', '10.200.0.0/16', true],
+      ['10.1.2.3/16', '10.1.0.0/16', true],
+      ['10.1.0.0/16', '10.2.0.0/16', false],
+      ['0.0.0.0/0', '192.168.0.0/24', true],
+      ['', '10.0.0.0/8', false],
+      ['fd00::/8', '10.0.0.0/8', false],
+    ] as const) {
+      assert.equal(overlap(a, b), expected, `${a} ${b}`);
+      assert.equal(overlap(b, a), expected, `${b} ${a}`);
+    }
+  });
+});
