@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { agentKey, decodePeerStatus, type PeerStatus } from '@clustermesh/contract';
@@ -321,6 +321,17 @@ test('the peer file is followed: malformed keeps, symlink swaps work, new endpoi
   await proxy.close();
   await eu.eventually('that it was in use', () => statusOf(eu, 'us')?.connected === false);
   rmSync(file);
+});
+
+test('a peer file that cannot be used is named, and the other peers are mirrored', async (t) => {
+  const { eu } = await mesh(t);
+  const text = readFileSync(join(eu.root, 'clustermesh', 'us'), 'utf8');
+  writeFileSync(join(eu.root, 'clustermesh', 'ap'), text.replace(/https:[^\n"']*/, 'ap.example:port'));
+  await eu.eventually('the reason', () => /ap\.example/.test(statusOf(eu, 'ap')?.error ?? ''));
+  assert.match(eu.plane.local.problems().join(), /clustermesh\/ap is not usable/);
+  assert.equal(statusOf(eu, 'us')?.connected, true);
+  disconnect(eu, 'ap');
+  await eu.eventually('its end', () => statusOf(eu, 'ap') === undefined && eu.plane.local.problems().length === 0);
 });
 
 test('a wiped local etcd is filled again, also while the peer is away', async (t) => {

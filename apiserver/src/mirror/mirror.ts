@@ -52,16 +52,24 @@ export function startMirror(options: MirrorOptions): Mirror {
   const running = new Map<string, Peer>();
   const draining = new Map<string, Drain>();
   const goneSince = new Map<string, number>();
+  /** Configured peers that cannot even be tried, with the reason. */
+  const unusable = new Map<string, string>();
   let problems: readonly string[] = [];
 
   const onChange = () => statusLoop.trigger();
   const again = (ms: number) => void clock.sleep(ms, signal).then(() => signal.aborted || runner.trigger());
 
+  /** One peer's unusable file must not keep the others from being mirrored. */
   const start = (config: PeerConfig) => {
-    running.set(
-      config.name,
-      startPeer({ config, own, local, ids, fence: options.fence, log: options.log, clock, onChange }),
-    );
+    try {
+      const peer = startPeer({ config, own, local, ids, fence: options.fence, log: options.log, clock, onChange });
+      running.set(config.name, peer);
+      unusable.delete(config.name);
+    } catch (error) {
+      const reason = messageOf(error);
+      if (unusable.get(config.name) !== reason) log.error({ peer: config.name, reason }, 'peer file is not usable');
+      unusable.set(config.name, reason);
+    }
     onChange();
   };
 
@@ -105,8 +113,9 @@ export function startMirror(options: MirrorOptions): Mirror {
     onChange();
   };
 
+  const fileOf = (cluster: string) => join(options.peersDir, cluster);
   /** Present in the directory, however malformed: only an absent file means that the peer was removed. */
-  const hasFile = (cluster: string) => existsSync(join(options.peersDir, cluster));
+  const hasFile = (cluster: string) => existsSync(fileOf(cluster));
 
   /** True once a peer's file has been gone for long enough to believe it. */
   const isGone = (cluster: string): boolean => {
@@ -133,9 +142,7 @@ export function startMirror(options: MirrorOptions): Mirror {
     const configs = new Map(
       (await options.directory.list()).filter((peer) => peer.name !== own.name).map((peer) => [peer.name, peer]),
     );
-    problems = [...running.keys()]
-      .filter((name) => !configs.has(name) && hasFile(name))
-      .map((name) => `peer file ${join(options.peersDir, name)} is malformed; the last good version stays in force`);
+    for (const name of [...unusable.keys()]) if (!configs.has(name)) unusable.delete(name);
 
     for (const [name, peer] of [...running]) {
       const config = configs.get(name);
@@ -152,6 +159,11 @@ export function startMirror(options: MirrorOptions): Mirror {
       goneSince.delete(name);
       if (!running.has(name) && !draining.has(name)) start(config);
     }
+    const malformed = [...running.keys()].filter((name) => !configs.has(name) && hasFile(name));
+    problems = [
+      ...malformed.map((name) => `peer file ${fileOf(name)} is malformed; the last good version stays in force`),
+      ...[...unusable].map(([name, reason]) => `peer file ${fileOf(name)} is not usable: ${reason}`),
+    ];
     await drainLeftovers(configs);
   };
 
@@ -169,6 +181,7 @@ export function startMirror(options: MirrorOptions): Mirror {
 
   const statuses = (): readonly PeerStatus[] => [
     ...[...running.values()].map((peer) => peer.status()),
+    ...[...unusable].map(([cluster, reason]) => absentStatus(cluster, ids.idOf(cluster) ?? 0, reason, clock.wallMs())),
     ...[...draining].map(([cluster, drain]) => drainingStatus(cluster, drain, clock.wallMs())),
   ];
 
@@ -212,15 +225,18 @@ export function startMirror(options: MirrorOptions): Mirror {
 }
 
 function drainingStatus(cluster: string, drain: Drain, wallMs: number): PeerStatus {
+  return absentStatus(cluster, drain.clusterId, `removed; draining: ${drain.step}`, wallMs);
+}
+
+/** Of a cluster that is not being mirrored. */
+function absentStatus(cluster: string, clusterId: number, error: string, wallMs: number): PeerStatus {
   const family = { synced: false, count: 0, revision: 0, quarantined: 0 };
   return {
-    cluster,
-    clusterId: drain.clusterId,
+    ...{ cluster, clusterId, error },
     connected: false,
     ready: false,
     lastProofAgeMs: null,
     updatedAt: rfc3339(wallMs),
-    error: `removed; draining: ${drain.step}`,
     families: Object.fromEntries(FAMILIES.map((name) => [name, family])),
   };
 }

@@ -14,6 +14,8 @@ export interface FilesInForce {
   readonly problems: readonly string[];
   readonly notes: readonly string[];
   readonly brokenNamespaces: readonly string[];
+  /** Nothing has changed since the read before. */
+  readonly isUnchanged: boolean;
   /** A file was changed or removed too recently to be believed: read again after this time. */
   readonly againInMs: number | undefined;
 }
@@ -42,6 +44,8 @@ export class ManifestFiles {
   readonly #dir: string;
   readonly #lastGoodDir: string;
   readonly #files = new Map<string, FileState>();
+  #unreadable = '';
+  #changed = true;
 
   constructor(dir: string, lastGoodDir: string) {
     this.#dir = dir;
@@ -67,6 +71,9 @@ export class ManifestFiles {
       if (!present.has(name)) again = this.#missing(name, nowMs) || again;
     }
 
+    const isUnchanged = !this.#changed && this.#unreadable === unreadable.join();
+    this.#changed = false;
+    this.#unreadable = unreadable.join();
     const sorted = [...this.#files].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, state]) => state);
     const objects = sorted.flatMap((state) => state.inForce);
     return {
@@ -74,6 +81,7 @@ export class ManifestFiles {
       problems: [...unreadable, ...sorted.flatMap((state) => state.parsed.problems)],
       notes: sorted.flatMap((state) => state.parsed.notes),
       brokenNamespaces: sorted.flatMap((state) => state.parsed.brokenNamespaces),
+      isUnchanged,
       againInMs: again ? SETTLE_MS : undefined,
     };
   }
@@ -91,6 +99,7 @@ export class ManifestFiles {
     const text = readFileSync(path, 'utf8');
     const parsed = parseManifestFile(name, text);
     const lastGood = known?.inForce ?? (parsed.problems.length > 0 ? this.#storedLastGood(name) : []);
+    this.#changed = true;
     this.#files.set(name, {
       stamp,
       inode: stat.ino,
@@ -109,6 +118,7 @@ export class ManifestFiles {
     known.missingSinceMs ??= nowMs;
     const age = nowMs - known.missingSinceMs;
     if (age >= 0 && age < SETTLE_MS) return true;
+    this.#changed = true;
     this.#files.delete(name);
     rmSync(join(this.#lastGoodDir, name), { force: true });
     return false;

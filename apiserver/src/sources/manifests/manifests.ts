@@ -63,6 +63,8 @@ export function startManifestSource(options: ManifestSourceOptions): ManifestSou
   let clusterIps = loaded.assigned;
   let snapshot: ManifestSnapshot | undefined;
   let fingerprint = '';
+  /** False from the moment a change was seen until it is in the snapshot: a failed pass is done again whole. */
+  let isCurrent = false;
   let readError: string | undefined;
   const reported = new Set<string>();
 
@@ -83,6 +85,11 @@ export function startManifestSource(options: ManifestSourceOptions): ManifestSou
     const inForce = files.read(clock.wallMs());
     if (inForce.againInMs !== undefined)
       void clock.sleep(inForce.againInMs, options.signal).then(() => runner.trigger());
+    if (inForce.isUnchanged && isCurrent) {
+      readError = undefined;
+      return;
+    }
+    isCurrent = false;
     const result = buildSnapshot({
       ...inForce,
       defaultGlobalNamespace: options.defaultGlobalNamespace,
@@ -94,6 +101,7 @@ export function startManifestSource(options: ManifestSourceOptions): ManifestSou
     if (assigned !== before) atomicWrite(options.clusterIpsFile, assigned);
     clusterIps = result.clusterIps;
     readError = undefined;
+    isCurrent = true;
 
     const { namespaces, services, slices, problems, notes } = result.snapshot;
     const now = JSON.stringify([[...namespaces], [...services], [...slices], problems, notes]);
