@@ -142,7 +142,8 @@ serve({
   /** Sends random bytes at the given rate for so long. */
   async pump({ ip, port, ms, bytesPerSecond }: { ip: string; port: number; ms: number; bytesPerSecond: number }) {
     const socket = net.connect({ host: ip, port });
-    await once(socket, 'connect');
+    const patience = { signal: timeout(ms + 5000) };
+    await once(socket, 'connect', patience);
     const hash = createHash('sha256');
     const tickMs = 10;
     let bytes = 0;
@@ -153,12 +154,12 @@ serve({
         const part = randomBytes(Math.ceil(due));
         hash.update(part);
         bytes += part.length;
-        if (!socket.write(part)) await once(socket, 'drain');
+        if (!socket.write(part)) await once(socket, 'drain', patience);
       }
       await sleep(tickMs);
     }
     socket.end();
-    await once(socket, 'finish');
+    await once(socket, 'finish', patience);
     return { bytes, sha256: hash.digest('hex') };
   },
 });
