@@ -33,8 +33,17 @@ after(() => test?.close());
 
 const TABLES = ['ipcache', 'services', 'backends', 'endpoints', 'nodes'] as const;
 
+interface KernelState {
+  /** Pin → map id. */
+  readonly pins: Readonly<Record<string, number>>;
+  readonly attached: readonly string[];
+  readonly links: readonly string[];
+  readonly filters: readonly string[];
+  readonly tables: Readonly<Record<string, readonly string[]>>;
+}
+
 /** What is pinned (with the kernel's ids), attached and programmed on a node: everything that a restart must leave as it is. */
-async function kernelState(cluster: string, node: string): Promise<Record<string, unknown>> {
+async function kernelState(cluster: string, node: string): Promise<KernelState> {
   const dir = join(instancePaths(test.instance).bpffs, 'clustermesh', cluster, node);
   const pins: Record<string, number> = {};
   for (const name of readdirSync(dir).sort()) {
@@ -61,7 +70,7 @@ async function kernelState(cluster: string, node: string): Promise<Record<string
       filters.push(`${ifname} ${hook}: ${(stdout.match(/filter .* handle/g) ?? []).length}`);
     }
   }
-  const tables: Record<string, unknown> = {};
+  const tables: Record<string, readonly string[]> = {};
   for (const name of TABLES) {
     // The generation of a service counts its changes; a restart may write a row again, but must not change what it says.
     const rows = (await mapOf(test, `${cluster}/${node}`, name)).map((row) =>
@@ -108,20 +117,26 @@ async function underTransfer(title: string, faults: (transfer: Transfer) => Prom
 
 describe('kill -9 of an agent under a transfer across clusters', () => {
   let node: string;
-  let before_: Record<string, unknown>;
+  let unchanged: KernelState;
   before(async () => {
     node = (await test.lab.pods()).find((pod) => pod.cluster === 'us' && pod.name === 'client-0')!.node;
   });
 
   it('loses nothing and stalls nowhere; afterwards the kernel holds what it held, under the same ids', async () => {
-    before_ = await kernelState('us', node);
+    unchanged = await kernelState('us', node);
+    assert.ok(Object.keys(unchanged.pins).length >= 5, `pins: ${JSON.stringify(unchanged.pins)}`);
+    assert.ok(
+      Object.values(unchanged.tables).every((rows) => rows.length > 0),
+      JSON.stringify(unchanged.tables),
+    );
+    assert.ok(unchanged.attached.length > 0);
     await underTransfer('agent killed', async (transfer) => {
       await test.lab.kill(`us/agent/${node}`);
       await flows(transfer, 10e6);
       await test.lab.start(`us/agent/${node}`);
       await agentApplied(test, 'us', node);
     });
-    assert.deepEqual(await kernelState('us', node), before_);
+    assert.deepEqual(await kernelState('us', node), unchanged);
   });
 
   it("the same with the cluster's etcd down while the agent starts", async () => {
@@ -138,7 +153,7 @@ describe('kill -9 of an agent under a transfer across clusters', () => {
       await agentApplied(test, 'us', node, 90_000);
     });
     await converged(test);
-    assert.deepEqual(await kernelState('us', node), before_);
+    assert.deepEqual(await kernelState('us', node), unchanged);
   });
 
   it('the same with etcd wiped', async () => {
@@ -151,7 +166,7 @@ describe('kill -9 of an agent under a transfer across clusters', () => {
       await agentApplied(test, 'us', node, 120_000);
     });
     await converged(test);
-    assert.deepEqual(await kernelState('us', node), before_);
+    assert.deepEqual(await kernelState('us', node), unchanged);
   });
 });
 

@@ -1,6 +1,6 @@
 /** What the whole-mesh tests share: a lab of their own, the operator's commands, and ways to look into the kernel. */
 import { spawn } from 'node:child_process';
-import { cpSync, mkdirSync, readFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { MeshError, messageOf } from '@clustermesh/contract';
 import { repoRoot, waitFor } from '@clustermesh/runtime';
@@ -24,9 +24,8 @@ export interface TestLab {
 }
 
 export interface TestLabOptions {
+  /** YAML; default: two regions of two nodes each. */
   readonly topology?: string;
-  /** Leave out what others use: tests of two labs side by side. */
-  readonly instance?: string;
 }
 
 /** A lab of the test's own, in the first instance of the pool that is free; it ends with the test's process. */
@@ -34,7 +33,7 @@ export async function openLab(options: TestLabOptions = {}): Promise<TestLab> {
   const text = options.topology ?? readFileSync(defaultTopologyFile(), 'utf8');
   const topology = parseTopology(text, 'test');
   const tried: string[] = [];
-  for (const instance of options.instance === undefined ? POOL : [options.instance]) {
+  for (const instance of POOL) {
     const holder = holderOf(instance);
     if (holder !== undefined && !isOrphan(holder)) continue;
     try {
@@ -56,12 +55,23 @@ export async function openLab(options: TestLabOptions = {}): Promise<TestLab> {
   });
 }
 
+/** A name of the pool that nobody uses right now, for programs that bring up an instance themselves. */
+export function freeInstance(): string {
+  const free = POOL.toReversed().find((instance) => holderOf(instance) === undefined);
+  if (free !== undefined) return free;
+  throw new MeshError({
+    code: 'exhausted',
+    message: `looking for a free lab instance: all of ${POOL.join(', ')} are in use`,
+  });
+}
+
 /** CM_KEEP_LOGS=DIR keeps the logs of every lab, for a look at a test that failed. */
 function keepLogs(instance: string): void {
   const { CM_KEEP_LOGS: dir } = process.env;
   if (dir === undefined) return;
   mkdirSync(dir, { recursive: true });
-  cpSync(instancePaths(instance).logs, join(dir, `${instance}-${process.pid}`), { recursive: true });
+  if (existsSync(instancePaths(instance).logs))
+    cpSync(instancePaths(instance).logs, join(dir, `${instance}-${process.pid}`), { recursive: true });
 }
 
 /** Brings the shop of the demonstration up in both clusters. */
