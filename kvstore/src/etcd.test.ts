@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { readdirSync } from 'node:fs';
 import { after, before, describe, it } from 'node:test';
 import { promisify } from 'node:util';
 import { MeshError } from '@clustermesh/contract';
@@ -215,6 +216,31 @@ describe('etcd client', { timeout: 60_000 }, () => {
     await assert.rejects(request, { code: 'cancelled' });
     server.resume();
     await etcd.get('a');
+  });
+
+  it('a hundred lost connections leave no socket and no stream behind', async () => {
+    const proxy = await server.proxy();
+    const client = server.client({ endpoints: [proxy.endpoint], requestTimeoutMs: 100, connectTimeoutMs: 100 });
+    const sockets = () => readdirSync('/proc/self/fd').length;
+    const stop = new AbortController();
+    const lose = async (how: () => void) => {
+      await client.get('a');
+      const watch = client.watch({ prefix: 'a', startRevision: 0, signal: stop.signal, onEvents: () => {} });
+      const lost = assert.rejects(watch);
+      await client.get('a');
+      how();
+      await client.get('a').catch(() => {});
+      proxy.heal();
+      await lost;
+    };
+    await lose(() => proxy.cut());
+    const before = sockets();
+    for (let i = 0; i < 60; i++) await lose(() => client.reconnect('test'));
+    for (let i = 0; i < 30; i++) await lose(() => proxy.cut());
+    for (let i = 0; i < 10; i++) await lose(() => proxy.blackhole());
+    await client.get('a');
+    await eventually('the proxy to have one connection', () => proxy.connections === 1);
+    await eventually(`${before} open files again`, () => sockets() <= before + 2);
   });
 
   it('refuses too big a value with the reason, and goes on', async () => {

@@ -10,6 +10,7 @@ import type { Etcd, EtcdOptions } from '../types.ts';
 import { freePorts } from './ports.ts';
 import { startProxy, type TcpProxy } from './proxy.ts';
 
+export { type MemorySink, memorySink } from './memory-sink.ts';
 export { startProxy, type TcpProxy } from './proxy.ts';
 
 export interface EtcdServerTls {
@@ -50,6 +51,12 @@ export interface EtcdServer extends AsyncDisposable {
 }
 
 const START_TIMEOUT_MS = 15_000;
+
+/** Of servers that were not closed. One listener for all: a process may start many. */
+const directories = new Set<string>();
+process.once('exit', () => {
+  for (const directory of directories) rmSync(directory, { recursive: true, force: true });
+});
 
 /** A real etcd on free loopback ports in a directory of its own. Close it (or `await using`) when the test ends. */
 export async function startEtcd(options: EtcdServerOptions = {}): Promise<EtcdServer> {
@@ -148,7 +155,10 @@ export async function startEtcd(options: EtcdServerOptions = {}): Promise<EtcdSe
     async start() {
       if (child !== undefined) return;
       output = '';
-      const started = spawn('etcd', args(), { stdio: ['ignore', 'pipe', 'pipe'] });
+      // The kernel ends the server with a test process that dies without cleaning up.
+      const started = spawn('setpriv', ['--pdeathsig', 'KILL', 'etcd', ...args()], {
+        stdio: ['ignore', 'pipe', 'pipe'],
+      });
       child = started;
       exited = new Promise((resolve) => started.once('close', () => resolve()));
       started.once('error', (error) => {
@@ -197,14 +207,11 @@ export async function startEtcd(options: EtcdServerOptions = {}): Promise<EtcdSe
       for (const close of closers.splice(0).reverse()) await close();
       await end('SIGKILL');
       rmSync(directory, { recursive: true, force: true });
+      directories.delete(directory);
     },
     [Symbol.asyncDispose]: () => server.close(),
   };
-  // A test run that dies must not leave servers behind.
-  process.once('exit', () => {
-    child?.kill('SIGKILL');
-    rmSync(directory, { recursive: true, force: true });
-  });
+  directories.add(directory);
   try {
     await server.start();
   } catch (error) {
