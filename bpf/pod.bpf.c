@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* tc programs at the host end of a pod's veth: ingress is what the pod sends, egress what the host sends it. */
+/* tc at the host end of a pod's veth: ingress is what the pod sends, egress what the host sends. */
 #include "lib/pod.h"
 
 SEC("tc")

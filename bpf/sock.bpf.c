@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * Socket load balancing: a service address is exchanged for a backend's when the socket connects (or, for
- * unconnected UDP, sends), so that nothing is translated per packet. What the application asks for later
- * (who sent this? whom am I connected to?) is answered with the service's address.
+ * Socket load balancing: a service address is exchanged for a backend's when the socket connects
+ * (or, for unconnected UDP, sends), so that nothing is translated per packet. What the application
+ * asks for later (who sent this? whom am I connected to?) is answered with the service's address.
  */
 #include <asm-generic/errno.h>
 #include <linux/in.h>

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Turning a packet that cannot be delivered into the answer to its sender: ICMP destination unreachable
- * or TCP RST. Better an error at once than a time-out.
+ * Turning a packet that cannot be delivered into the answer to its sender: ICMP destination
+ * unreachable or TCP RST. Better an error at once than a time-out.
  *
  * The answer is laid over the packet in place. If the sender left the checksum to the hardware
- * (CHECKSUM_PARTIAL), the mark stays on the skb; that is harmless, since such a packet came from this
- * machine and its receiver takes the mark as proof of a good checksum.
+ * (CHECKSUM_PARTIAL), the mark stays on the skb; that is harmless, since such a packet came from
+ * this machine and its receiver takes the mark as proof of a good checksum.
  */
 #ifndef CM_ANSWER_H
 #define CM_ANSWER_H
@@ -40,7 +40,7 @@ static __always_inline void answer_ip(struct iphdr *ip, __be32 saddr, __be32 dad
 	ip->check = csum_fold(csum_of(ip, sizeof(*ip), 0));
 }
 
-/* RFC 1122, 3.2.2: never about an ICMP error, a later fragment, a broadcast or a source that is no host. */
+/* RFC 1122, 3.2.2: never about an ICMP error, a fragment, or a source that is no single host. */
 static __always_inline int may_answer(const struct packet *p)
 {
 	__u8 source_top = bpf_ntohl(p->saddr) >> 24;
@@ -50,8 +50,8 @@ static __always_inline int may_answer(const struct packet *p)
 }
 
 /*
- * Inside an ICMP error about a load-balanced packet, the quoted header names the backend: give it the
- * service's address, or the client's socket would not know its own packet.
+ * Inside an ICMP error about a load-balanced packet, the quoted header names the backend: give it
+ * the service's address, or the client's socket would not know its own packet.
  */
 static __always_inline int unnat_quote(struct __sk_buff *skb)
 {
@@ -78,7 +78,7 @@ static __always_inline int unnat_quote(struct __sk_buff *skb)
 	if (!e || !e->service_id)
 		return 0;
 
-	/* The quoted IP header sums to the same after its own checksum is mended: only the port counts. */
+	/* With its checksum mended, the quoted IP header sums to the same: only the port counts. */
 	p.daddr = e->nat_addr;
 	p.dport = e->nat_port;
 	if (bpf_l4_csum_replace(skb, L4_OFF + offsetof(struct icmphdr, checksum), l4[1], p.dport,
@@ -153,8 +153,8 @@ static __always_inline int answer_reset(struct __sk_buff *skb, const struct pack
 		a.tcp.ack = 1;
 		a.tcp.ack_seq = bpf_htonl(bpf_ntohl(tcp.seq) + seq_len);
 	}
-	a.tcp.check = csum_fold(
-		csum_of(&a.tcp, sizeof(a.tcp), csum_of(&pseudo, sizeof(pseudo), 0)));
+	a.tcp.check =
+		csum_fold(csum_of(&a.tcp, sizeof(a.tcp), csum_of(&pseudo, sizeof(pseudo), 0)));
 	answer_ip(&a.ip, p->daddr, p->saddr, IPPROTO_TCP, sizeof(a));
 
 	if (bpf_skb_change_tail(skb, IP_OFF + sizeof(a), 0) ||

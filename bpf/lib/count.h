@@ -5,9 +5,11 @@
 
 #include "common.h"
 
+#define CM_COUNTERS (CM_R_MAX * CM_DIR_MAX)
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, CM_R_MAX * CM_DIR_MAX);
+	__uint(max_entries, CM_COUNTERS);
 	__type(key, __u32);
 	__type(value, struct cm_count);
 } cm_drops SEC(".maps");

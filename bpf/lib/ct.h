@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Conntrack: one LRU table for the flows of this node. A flow is filed in the direction of its first
- * packet; a reply finds it by the turned-round key. Entries have no timers: the kernel recycles the
- * longest unused ones.
+ * Conntrack: one LRU table for the flows of this node. A flow is filed in the direction of its
+ * first packet; a reply finds it by the turned-round key. Entries have no timers: the kernel
+ * recycles the longest unused ones.
  */
 #ifndef CM_CT_H
 #define CM_CT_H
@@ -70,8 +70,8 @@ static __always_inline void ct_see(struct cm_ct_entry *e, const struct packet *p
 }
 
 static __always_inline void ct_create(const struct cm_ct_key *key, const struct packet *p,
-				      const struct lb_backend *lb, __be32 nat_addr,
-				      __be16 nat_port, __u32 identity, __u32 bytes)
+				      const struct lb_backend *lb, __be32 nat_addr, __be16 nat_port,
+				      __u32 identity, __u32 bytes)
 {
 	struct cm_ct_entry e = {
 		.source_identity = identity,
@@ -86,9 +86,9 @@ static __always_inline void ct_create(const struct cm_ct_key *key, const struct 
 }
 
 /*
- * Account the packet to its flow, made if there is none. `lb` says which service brought it here (ids 0:
- * none), `service_addr` and `service_port` how the client wrote the destination.
- * Returns the flow if the packet is a reply of one, else NULL.
+ * Account the packet to its flow, made if there is none. `lb` says which service brought it here
+ * (ids 0: none), `service_addr` and `service_port` how the client wrote the destination. Returns
+ * the flow if the packet is a reply of one, else NULL.
  */
 static __always_inline struct cm_ct_entry *ct_track(const struct packet *p,
 						    const struct lb_backend *lb,
@@ -112,7 +112,7 @@ static __always_inline struct cm_ct_entry *ct_track(const struct packet *p,
 			return e;
 		}
 	}
-	/* A late reply may have been filed as a flow of its own: it would hide this one from its replies. */
+	/* A late reply, filed as a flow of its own, would hide this flow from its replies. */
 	if (lb->service_id)
 		bpf_map_delete_elem(&cm_ct, &reversed);
 	ct_create(&key, p, lb, service_addr, service_port, identity, bytes);

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Every struct that user space shares with the programs. The TypeScript codecs are generated from the
- * BTF of what is declared here: fixed-width types (an enum has four bytes, a packed one has one), byte
- * order in the type, padding spelled out (`pad*` members must be zero and have no counterpart in
- * TypeScript), size asserted.
+ * Every struct that user space shares with the programs. The TypeScript codecs are generated from
+ * the BTF of what is declared here: fixed-width types (an enum has four bytes, a packed one has
+ * one), byte order in the type, padding spelled out (`pad*` members must be zero and have no
+ * counterpart in TypeScript), size asserted.
  *
- * Changing a struct changes the fingerprint of the maps that hold it: a pinned map of the old layout is
- * then refused at load, never reinterpreted.
+ * Changing a struct changes the fingerprint of the maps that hold it: a pinned map of the old
+ * layout is then refused at load, never reinterpreted.
  */
 #ifndef CM_LAYOUT_H
 #define CM_LAYOUT_H
@@ -16,7 +16,7 @@
 
 #define CM_FAMILY_IPV4 4
 
-/* IPv4 sits in addr[0], the rest is zero. cluster_id stays 0 until overlapping pod CIDRs are supported. */
+/* IPv4 sits in addr[0]. cluster_id stays 0 until overlapping pod CIDRs are supported. */
 struct cm_addr {
 	__u16 cluster_id;
 	__u8 family;
@@ -25,7 +25,7 @@ struct cm_addr {
 };
 _Static_assert(sizeof(struct cm_addr) == 20, "cm_addr");
 
-/* LPM trie key: prefix_len counts the bits of everything after itself, so an IPv4 /n is CM_LPM_BASE + n. */
+/* LPM trie key: prefix_len counts all bits after itself, so an IPv4 /n is CM_LPM_BASE + n. */
 struct cm_prefix {
 	__u32 prefix_len;
 	struct cm_addr net;

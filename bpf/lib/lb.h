@@ -2,12 +2,13 @@
 /*
  * Service tables: frontend -> (service id, generation, count) -> slot -> backend id -> address.
  *
- * The agent writes new backends, then all slots under a new generation, then the service row, and only
- * then removes what the old row named. Whoever reads a row therefore finds its slots complete, except
- * between the read of an old row and the removal of its slots: lb_select() then reads once more.
+ * The agent writes new backends, then all slots under a new generation, then the service row, and
+ * only then removes what the old row named. Whoever reads a row therefore finds its slots complete,
+ * except between the read of an old row and the removal of its slots: lb_select() then reads once
+ * more.
  *
- * Generations are unique over all services, so a row that was read while the kernel reused its memory
- * cannot name slots of another service.
+ * Generations are unique over all services, so a row that was read while the kernel reused its
+ * memory cannot name slots of another service.
  */
 #ifndef CM_LB_H
 #define CM_LB_H

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Rewriting addresses and ports, checksums kept right (also half-done ones of offloading senders). */
+/* Rewriting addresses and ports; checksums stay right, also the half-done ones of offloading. */
 #ifndef CM_NAT_H
 #define CM_NAT_H
 
@@ -27,7 +27,7 @@ static __always_inline int nat_rewrite(struct __sk_buff *skb, __u8 proto, const 
 	/* UDP: a checksum of 0 means none and stays; one that becomes 0 is written as 0xffff. */
 	__u64 flags = proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 	__u32 csum = L4_OFF + (proto == IPPROTO_UDP ? offsetof(struct udphdr, check)
-						     : offsetof(struct tcphdr, check));
+						    : offsetof(struct tcphdr, check));
 
 	if (bpf_l4_csum_replace(skb, csum, n->old_addr, n->new_addr,
 				flags | BPF_F_PSEUDO_HDR | sizeof(__be32)) ||

@@ -53,8 +53,7 @@ static __always_inline enum cm_reason overlay(struct __sk_buff *skb, const struc
 		if (!is_own_pod_cidr(p.daddr))
 			return CM_R_NOT_FOR_US;
 		err = answer_unreachable(skb, &p, ICMP_HOST_UNREACH);
-		return err ? err
-			   : to_tunnel(d, hook->remote, CM_IDENTITY_HOST, CM_R_NO_ENDPOINT);
+		return err ? err : to_tunnel(d, hook->remote, CM_IDENTITY_HOST, CM_R_NO_ENDPOINT);
 	}
 
 	if (unlikely(p.fragment))

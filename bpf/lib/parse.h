@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Parsing. Each parser takes the cursor, checks its own bounds (`ptr + 1 > end`), moves the cursor past
- * what it read and returns the header, or NULL if the packet ends inside it.
+ * Parsing. Each parser takes the cursor, checks its own bounds (`ptr + 1 > end`), moves the cursor
+ * past what it read and returns the header, or NULL if the packet ends inside it.
  *
  * parse_packet() copies what the datapath needs into struct packet, so that nothing points into the
- * packet across a helper that may move it. It returns 0 or the reason for which the packet must be dropped.
+ * packet across a helper that may move it. It returns 0 or the reason for which the packet must be
+ * dropped.
  */
 #ifndef CM_PARSE_H
 #define CM_PARSE_H

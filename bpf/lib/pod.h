@@ -23,8 +23,9 @@ static __always_inline int ct_backend_holds(const struct cm_ct_entry *e, const s
 	if (e->service_id != service_id)
 		return 0;
 	/*
-	 * A TCP connection lives and dies with its backend, also while that is only draining: if it is
-	 * really gone, its node answers. New connections and datagrams go where the service is now.
+	 * A TCP connection lives and dies with its backend, also while that is only draining: if it
+	 * is really gone, its node answers. New connections and datagrams go where the service is
+	 * now.
 	 */
 	if (p->proto == IPPROTO_TCP && !opens_connection(p))
 		return 1;
@@ -32,8 +33,8 @@ static __always_inline int ct_backend_holds(const struct cm_ct_entry *e, const s
 }
 
 /*
- * Per-packet load balancing, for what the socket programs did not see. Service found: `lb` is filled in
- * and the packet readdressed. Returns 0 or a reason to go no further.
+ * Per-packet load balancing, for what the socket programs did not see. Service found: `lb` is
+ * filled in and the packet readdressed. Returns 0 or a reason to go no further.
  */
 static __always_inline int balance(struct __sk_buff *skb, struct packet *p, __u32 identity,
 				   struct lb_backend *lb)
@@ -147,7 +148,7 @@ static __always_inline enum cm_reason from_pod(struct __sk_buff *skb, const stru
 	return forward(skb, &p, d, src);
 }
 
-/* What the host's stack sends to a pod is passed whatever it is; replies get their service address back. */
+/* What the host sends is passed, whatever it is; replies get their service address back. */
 static __always_inline enum cm_reason to_pod(struct __sk_buff *skb, struct cm_decision *d)
 {
 	const struct lb_backend none = {};
@@ -157,7 +158,7 @@ static __always_inline enum cm_reason to_pod(struct __sk_buff *skb, struct cm_de
 	int err;
 
 	err = parse_packet(skb, &p);
-	if (err == CM_R_ARP || err)
+	if (err)
 		return to_stack(d, err == CM_R_ARP ? CM_R_ARP : CM_R_FROM_STACK);
 	if (p.fragment)
 		return to_stack(d, CM_R_FRAGMENT);

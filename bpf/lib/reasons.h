@@ -19,29 +19,29 @@ enum cm_reason {
 	CM_R_FROM_STACK = 5,	  /* what the host sends to a pod */
 	CM_R_SOCK_TRANSLATED = 6, /* connect/sendmsg given a backend */
 
-	CM_R_IPCACHE_MISMATCH = 32,  /* VNI and ipcache disagree about the source: VNI believed */
+	CM_R_IPCACHE_MISMATCH = 32,   /* VNI and ipcache disagree about the source: VNI believed */
 	CM_R_SERVICE_TRANSLATED = 33, /* per-packet load balancing */
-	CM_R_REPLY_TRANSLATED = 34,  /* reply given the service's address back */
-	CM_R_FRAGMENT = 35,	     /* forwarded by address only: neither load-balanced nor tracked */
+	CM_R_REPLY_TRANSLATED = 34,   /* reply given the service's address back */
+	CM_R_FRAGMENT = 35,	      /* forwarded by address only: not balanced, not tracked */
 
-	CM_R_NO_BACKEND = 64,	/* service without backends: RST, ICMP port unreachable or ECONNREFUSED */
-	CM_R_NO_ENDPOINT = 65,	/* address of our pod CIDR that nobody has: ICMP host unreachable */
+	CM_R_NO_BACKEND = 64,  /* service without backends: RST, ICMP or ECONNREFUSED */
+	CM_R_NO_ENDPOINT = 65, /* address of our pod CIDR that nobody has: ICMP host unreachable */
 
 	CM_R_NOT_IPV4 = 128,
 	CM_R_VLAN = 129,
-	CM_R_TRUNCATED = 130,	     /* a header ends before it should */
-	CM_R_BAD_HEADER = 131,	     /* IP version, header length or total length is wrong */
+	CM_R_TRUNCATED = 130,  /* a header ends before it should */
+	CM_R_BAD_HEADER = 131, /* IP version, header length or total length is wrong */
 	CM_R_IP_OPTIONS = 132,
 	CM_R_UNSUPPORTED_L4 = 133,   /* neither TCP, UDP, ICMP echo nor an ICMP error */
 	CM_R_SPOOFED_SOURCE = 134,   /* not the address of the pod behind this veth */
 	CM_R_UNKNOWN_NODE = 135,     /* encapsulated by a node that we do not know */
 	CM_R_FOREIGN_IDENTITY = 136, /* identity outside the range of the sending node's cluster */
 	CM_R_NO_TUNNEL_KEY = 137,
-	CM_R_NOT_FOR_US = 138,	     /* decapsulated, but for an address outside this node */
-	CM_R_HAIRPIN = 139,	     /* per-packet load balancing chose the sender itself */
-	CM_R_WRITE_FAILED = 140,     /* a kernel helper refused to change the packet */
-	CM_R_STALE_TABLES = 141,     /* service row and slots did not fit together, twice */
-	CM_R_NO_ANSWER = 142,	     /* nothing may be answered: to an ICMP error, a broadcast, a fragment */
+	CM_R_NOT_FOR_US = 138,	 /* decapsulated, but for an address outside this node */
+	CM_R_HAIRPIN = 139,	 /* per-packet load balancing chose the sender itself */
+	CM_R_WRITE_FAILED = 140, /* a kernel helper refused to change the packet */
+	CM_R_STALE_TABLES = 141, /* service row and slots did not fit together, twice */
+	CM_R_NO_ANSWER = 142,	 /* to be answered, but it may not be: see may_answer() */
 
 	CM_R_MAX = 256,
 };

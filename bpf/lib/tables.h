@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Who is where: remote addresses, pods of this node, nodes of the mesh. Written by the agent only. */
+/* Who is where: remote addresses, our pods, nodes of the mesh. Written by the agent only. */
 #ifndef CM_TABLES_H
 #define CM_TABLES_H
 

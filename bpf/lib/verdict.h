@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Deciding and doing are apart. A program's body looks at the packet and at struct hook (what the kernel
- * would tell it) and fills in struct cm_decision; it returns a reason, and dropping is what happens if no
- * action was chosen. carry_out() then counts, and acts.
+ * Deciding and doing are apart. A program's body looks at the packet and at struct hook (what the
+ * kernel would tell it) and fills in struct cm_decision; it returns a reason, and dropping is what
+ * happens if no action was chosen. carry_out() then counts, and acts.
  *
  * The seam: BPF_PROG_TEST_RUN shows neither the tunnel key nor the target of a redirect, and cannot
- * provide a tunnel key. Test programs (test/seam.bpf.c) run the same bodies with a made-up struct hook and
- * `record` set; the decision is then left in cm_decisions. In production `record` is a constant 0.
+ * provide a tunnel key. Test programs (test/seam.bpf.c) run the same bodies with a made-up struct
+ * hook and `record` set; the decision is then left in cm_decisions. In production `record` is a
+ * constant 0.
  */
 #ifndef CM_VERDICT_H
 #define CM_VERDICT_H
@@ -90,7 +91,7 @@ static __always_inline int carry_out(struct __sk_buff *skb, const struct hook *h
 	if (hook->record)
 		record(d);
 
-	/* What came over the tunnel carries the far end's MACs: "not for this host", to the kernel. */
+	/* The far end's MACs are on what it encapsulated: "not for this host", to the kernel. */
 	if (d->action != CM_ACT_DROP && skb->pkt_type != PACKET_HOST && dir == CM_DIR_OVERLAY)
 		bpf_skb_change_type(skb, PACKET_HOST);
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * The production bodies behind BPF_PROG_TEST_RUN. What the kernel would tell a program comes in skb->cb:
- * [0] VNI, [1] remote node (network byte order), [2] ifindex. The decision is left in cm_decisions.
+ * The production bodies behind BPF_PROG_TEST_RUN. What the kernel would tell a program comes in
+ * skb->cb: [0] VNI, [1] remote node (network byte order), [2] ifindex. The decision is left in
+ * cm_decisions.
  */
 #include "../lib/overlay.h"
 #include "../lib/pod.h"
