@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
+import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import {
@@ -147,6 +147,44 @@ test('a peer whose config is deleted is drained, and no longer named as applied'
     'us to be let go',
     async () => Object.hasOwn((await agentStatus(cluster))?.applied ?? { us: {} }, 'us') === false,
   );
+});
+
+test('a peer that left is named as applied as long as the kernel will not let its rows go', async () => {
+  await using cluster = await startCluster();
+  const node = await settled(cluster);
+  await eventually('us to be applied', async () => Object.hasOwn((await agentStatus(cluster))?.applied ?? {}, 'us'));
+  const { remove } = node.kernel.ipcache;
+  node.kernel.ipcache.remove = async () => {
+    throw new Error('EIO');
+  };
+  await cluster.removePeerConfig('us');
+  await eventually('the problem', async () =>
+    (await agentStatus(cluster))?.problems.some((problem) => problem.includes('EIO')),
+  );
+  assert.ok(Object.hasOwn((await agentStatus(cluster))?.applied ?? {}, 'us'));
+  node.kernel.ipcache.remove = remove;
+  await eventually(
+    'us to be let go',
+    async () => Object.hasOwn((await agentStatus(cluster))?.applied ?? { us: {} }, 'us') === false,
+  );
+});
+
+test('endpoints that only the kernel knows stay until they are added again', async () => {
+  await using cluster = await startCluster();
+  const node = await settled(cluster);
+  const identity = node.agent.endpoints()[0]?.identity;
+  await node.kill();
+  rmSync(join(node.stateDir, 'endpoints.json'));
+  await node.start();
+  await applied(node);
+  assert.equal(node.kernel.endpoints.rows.get('10.1.1.5')?.identity, identity);
+  assert.equal(node.kernel.ipcache.rows.get('10.1.1.5/32')?.identity, identity);
+  assert.match(node.agent.status().problems.join(), /1 endpoints are known only to the kernel/);
+  const again = await node.agent.addEndpoint(endpointRequest());
+  assert.deepEqual([again.state, again.identity], ['ready', identity]);
+  await node.agent.removeEndpoint(again.id);
+  await eventually('its address to go', () => !node.kernel.ipcache.rows.has('10.1.1.5/32'));
+  assert.equal(node.kernel.endpoints.rows.size, 0);
 });
 
 test('a peer that left while the agent was away is drained at its start', async () => {

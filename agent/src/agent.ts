@@ -92,6 +92,8 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     publisher,
     rows: tables.endpoints,
     ipcache: desired.ownEndpoint,
+    kernelEndpoints: [...(await datapath.endpoints.list()).values()],
+    unknown: desired.unknownEndpoint,
     requestPass: () => sync?.trigger(),
     programmed: (ipv4) => sync?.programmed(ipv4) ?? 'pending',
     isRemoved: (ipv4) => sync?.isRemoved(ipv4) ?? false,
@@ -139,10 +141,10 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     etcd,
     node: node.name,
     status() {
+      // From the sync, not from the mesh: a cluster that left is named until its rows are out of the kernel.
       const applied: Record<string, Record<string, number>> = {};
-      for (const { peer, family } of followed.progress()) {
-        const revision = running.applied().get(`${peer}/${family}`);
-        if (revision === undefined) continue;
+      for (const [key, revision] of running.applied()) {
+        const [peer = '', family = ''] = key.split('/');
         applied[peer] ??= {};
         applied[peer][family] = revision;
       }
@@ -183,6 +185,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     const isStuck = kept > 0 && isComplete();
     return [
       ...followed.problems(),
+      ...desired.problems(),
       ...endpoints.problems(),
       ...running.problems(),
       ...(isStuck

@@ -2,7 +2,7 @@
  * From what is known to what the kernel should hold. Takes rows of the mesh and of the own endpoints, keeps the projections, and
  * on `flush` writes desired rows into the tables. No IO, no clock.
  */
-import { ipv4Contains, isIpv4, nodeInternalIp, parseCidr } from '@clustermesh/contract';
+import { type Cidr, ipv4Contains, isIpv4, nodeInternalIp, parseCidr } from '@clustermesh/contract';
 import type { IpcacheRow, NodeRow, ServiceRow } from './datapath/types.ts';
 import { type ClaimsProjection, createClaims } from './ipcache/claims.ts';
 import { createNodeIds } from './ipcache/node-ids.ts';
@@ -37,6 +37,8 @@ type KnownNode = Omit<NodeRow, 'nodeId'>;
 
 export interface Desired extends MeshSink {
   ownEndpoint(id: string, endpoint: { readonly ipv4: string; readonly identity: number } | undefined): void;
+  /** An endpoint that only the kernel knows: it stays until somebody adds one with its address. */
+  unknownEndpoint(ipv4: string, identity: number | undefined): void;
   /** What the kernel held when the agent started. */
   restore(rows: {
     readonly ipcache: ReadonlyMap<string, IpcacheRow>;
@@ -48,6 +50,7 @@ export interface Desired extends MeshSink {
     readonly services: RowSink<ServiceRow>;
     readonly nodes: RowSink<NodeRow>;
   }): void;
+  problems(): string[];
   /** Rows kept only because their source has not spoken since the start. */
   restoredCount(): number;
 }
@@ -73,7 +76,19 @@ export function createDesired(options: DesiredOptions): Desired {
     );
   }
 
-  const ipcache: ClaimsProjection<IpcacheRow> = createClaims({ isSettled: isIpcacheRowSettled });
+  /** Pod CIDRs of this cluster, by node: what lies in them is not a peer's to claim. */
+  const podCidrs = new Map<string, Cidr>(podCidr === undefined ? [] : [['own', podCidr]]);
+
+  function isRefused(row: IpcacheRow): boolean {
+    if (row.clusterId === own.clusterId || row.clusterId === 0) return false;
+    const claimed = parseCidr(row.prefix);
+    if (claimed === undefined) return true;
+    for (const cidr of podCidrs.values())
+      if (claimed.length >= cidr.length && ipv4Contains(cidr, claimed.ip)) return true;
+    return false;
+  }
+
+  const ipcache: ClaimsProjection<IpcacheRow> = createClaims({ isSettled: isIpcacheRowSettled, isRefused });
   const nodes: ClaimsProjection<KnownNode> = createClaims({
     isSettled: (row) =>
       row.clusterId === own.clusterId
@@ -96,6 +111,13 @@ export function createDesired(options: DesiredOptions): Desired {
     service: services.setService,
     slice: services.setSlice,
     node(name, record) {
+      const cidr = record === undefined ? undefined : parseCidr(record.podCidr);
+      const before = podCidrs.get(name);
+      if (cidr?.ip !== before?.ip || cidr?.length !== before?.length) {
+        if (cidr === undefined) podCidrs.delete(name);
+        else podCidrs.set(name, cidr);
+        ipcache.rulesChanged();
+      }
       ipcache.setClaims(`node/${name}`, record === undefined ? [] : localNodeClaims(record, own.clusterId));
       nodes.setClaims(`node/${name}`, nodeClaim(record?.internalIp, own.clusterId, RANK.localNode));
     },
@@ -113,6 +135,13 @@ export function createDesired(options: DesiredOptions): Desired {
     peerService: (peer, name, service) => services.setRemote(peer.name, peer.id, name, service),
     peerIp: (peer, name, entry) =>
       ipcache.setClaims(`peer/${peer.name}/ip/${name}`, entry === undefined ? [] : remoteIpClaims(entry, peer.id)),
+    unknownEndpoint(ipv4, identity) {
+      const claims = identity === undefined ? [] : [ownEndpointClaim({ ipv4, identity }, own.clusterId)];
+      ipcache.setClaims(
+        `unknown/${ipv4}`,
+        claims.map((claim) => ({ ...claim, rank: RANK.unknownEndpoint })),
+      );
+    },
     ownEndpoint(id, endpoint) {
       ipcache.setClaims(`own/${id}`, endpoint === undefined ? [] : [ownEndpointClaim(endpoint, own.clusterId)]);
     },
@@ -138,6 +167,12 @@ export function createDesired(options: DesiredOptions): Desired {
         },
       });
       services.flush(into.services);
+    },
+    problems() {
+      const count = ipcache.refusedCount();
+      return count === 0
+        ? []
+        : [`${count} addresses in this cluster's pod CIDRs are claimed by other clusters: ignored`];
     },
     restoredCount: () => ipcache.restoredCount() + nodes.restoredCount() + services.restoredCount(),
   };

@@ -168,6 +168,12 @@ export function startSync(options: SyncOptions): Sync {
       if (synced && current && isClean) next.set(key, revision);
       else if (current && held !== undefined) next.set(key, held);
     }
+    // A cluster that left counts as let go when its rows are, not before.
+    const known = new Set(before.map(({ peer }) => peer));
+    const hasErrors = TABLE_NAMES.some((name) => tables[name].counts().error > 0);
+    for (const [key, revision] of applied) {
+      if (hasErrors && !known.has(key.slice(0, key.indexOf('/')))) next.set(key, revision);
+    }
     applied = next;
     passes++;
     lastPassMs = clock.nowMs() - startedAt;

@@ -33,6 +33,10 @@ export interface EndpointManagerOptions {
   /** Desired rows of the endpoints table, by address. */
   readonly rows: RowSink<EndpointRow>;
   readonly ipcache: (id: string, endpoint: { readonly ipv4: string; readonly identity: number } | undefined) => void;
+  /** What the kernel held when the agent started. */
+  readonly kernelEndpoints: readonly EndpointRow[];
+  /** An endpoint of the kernel that the disk does not know. */
+  readonly unknown: (ipv4: string, identity: number | undefined) => void;
   readonly requestPass: () => void;
   /** Of the endpoint's rows as they are desired now. */
   readonly programmed: (ipv4: string) => Programmed;
@@ -68,6 +72,8 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
   const endpoints = new Map<string, StoredEndpoint>();
   const published = new Set<string>();
   const missingInterface = new Set<string>();
+  /** Addresses of endpoints that only the kernel knows. */
+  const unknown = new Set<string>();
   /** Numbers in use on this node, by label set; kept for the life of the process, so that a pod may come back while etcd is away. */
   const identities = new Map<string, number>();
   /** Label sets that etcd has confirmed since it was last connected. */
@@ -99,6 +105,7 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
     endpoints.set(endpoint.id, endpoint);
     if (endpoint.identity === null) return;
     const { ipv4, podMac, hostMac, identity, endpointId } = endpoint;
+    if (unknown.delete(ipv4)) options.unknown(ipv4, undefined);
     rows.set(ipv4, { ip: ipv4, interface: endpoint.interface, podMac, hostMac, identity, endpointId });
     options.ipcache(endpoint.id, { ipv4, identity });
     options.requestPass();
@@ -269,9 +276,21 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
     if (dropped) save();
   }
 
+  /** Without its file this node has lost the labels of its pods, but their traffic shall not notice: the kernel's rows stay. */
+  function keepUnknown(): void {
+    const present = options.interfaces();
+    for (const row of options.kernelEndpoints) {
+      if (present?.has(row.interface) === false) continue;
+      rows.set(row.ip, row);
+      unknown.add(row.ip);
+      options.unknown(row.ip, row.identity);
+    }
+  }
+
   function restore(): void {
     const { endpoints: stored, complete } = store.load();
     const present = options.interfaces();
+    if (!complete) keepUnknown();
     for (const endpoint of stored) {
       if (endpoint.identity !== null) identities.set(endpoint.labels, endpoint.identity);
       if (present !== undefined && !present.has(endpoint.interface)) {
@@ -342,6 +361,11 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
     problems() {
       const waiting = [...endpoints.values()].map(infoOf).filter((info) => info.state === 'waiting');
       return [
+        ...(unknown.size === 0
+          ? []
+          : [
+              `${unknown.size} endpoints are known only to the kernel (endpoints file lost): kept until they are added again`,
+            ]),
         ...waiting.map((info) => `endpoint ${info.id} is waiting: ${info.reason}`),
         ...notices,
         ...publisher.problems(),

@@ -18,9 +18,12 @@ export interface ClaimsProjection<Row> {
   restore(rows: ReadonlyMap<string, Row>): void;
   /** What `isSettled` answers may have changed: look at restored rows again. */
   sourcesChanged(): void;
+  /** What `isRefused` answers may have changed: look at every row again. */
+  rulesChanged(): void;
   flush(into: RowSink<Row>): void;
-  restored(): IterableIterator<[string, Row]>;
   restoredCount(): number;
+  /** Keys whose best claim was refused, so that another one or none is in force. */
+  refusedCount(): number;
 }
 
 interface Held<Row> extends Claim<Row> {
@@ -30,11 +33,29 @@ interface Held<Row> extends Claim<Row> {
 export function createClaims<Row>(options: {
   /** True when every source that could confirm this restored row has been heard: unclaimed, it is a leftover. */
   readonly isSettled: (row: Row) => boolean;
+  /** Claims that may not be made. */
+  readonly isRefused?: (row: Row) => boolean;
 }): ClaimsProjection<Row> {
   const bySource = new Map<string, readonly Claim<Row>[]>();
   const byKey = new Map<string, Held<Row>[]>();
   let restored = new Map<string, Row>();
   let dirty = new Set<string>();
+  const refused = new Set<string>();
+
+  /** The best claim that may be made. */
+  function winner(key: string): Held<Row> | undefined {
+    let best: Held<Row> | undefined;
+    refused.delete(key);
+    for (const claim of byKey.get(key) ?? []) {
+      if (options.isRefused?.(claim.row) === true) {
+        refused.add(key);
+        continue;
+      }
+      if (best === undefined || claim.rank < best.rank || (claim.rank === best.rank && claim.source < best.source))
+        best = claim;
+    }
+    return best;
+  }
 
   function withdraw(source: string, key: string): void {
     const rest = byKey.get(key)?.filter((claim) => claim.source !== source) ?? [];
@@ -65,27 +86,21 @@ export function createClaims<Row>(options: {
     sourcesChanged() {
       for (const key of restored.keys()) dirty.add(key);
     },
+    rulesChanged() {
+      for (const key of byKey.keys()) dirty.add(key);
+    },
     flush(into) {
       const keys = dirty;
       dirty = new Set();
       for (const key of keys) {
         const old = restored.get(key);
         if (old !== undefined && options.isSettled(old)) restored.delete(key);
-        const row = winner(byKey.get(key))?.row ?? restored.get(key);
+        const row = winner(key)?.row ?? restored.get(key);
         if (row === undefined) into.delete(key);
         else into.set(key, row);
       }
     },
-    restored: () => restored.entries(),
     restoredCount: () => restored.size,
+    refusedCount: () => refused.size,
   };
-}
-
-function winner<Row>(claims: readonly Held<Row>[] | undefined): Held<Row> | undefined {
-  let best: Held<Row> | undefined;
-  for (const claim of claims ?? []) {
-    if (best === undefined || claim.rank < best.rank || (claim.rank === best.rank && claim.source < best.source))
-      best = claim;
-  }
-  return best;
 }

@@ -138,6 +138,44 @@ describe('a peer', () => {
     }
   });
 
+  test('cannot claim the default route, nor addresses of pods that this cluster might have, whoever speaks first', () => {
+    for (const peerFirst of [true, false]) {
+      const r = rig();
+      const peerSpeaks = () => {
+        for (const [ip, mask] of [
+          ['0.0.0.0', 'AAAAAA=='],
+          ['10.1.1.77', undefined],
+          ['10.1.2.77', undefined],
+          ['10.1.2.128', '////gA=='],
+        ] as const) {
+          const claimed = entry(ip, { Mask: mask });
+          r.desired.peerIp(US, mask === undefined ? ip : `${ip}/x`, claimed);
+        }
+        r.flush();
+      };
+      if (peerFirst) peerSpeaks();
+      r.desired.node('n2', n2);
+      r.flush();
+      if (!peerFirst) peerSpeaks();
+      assert.deepEqual(
+        [...r.ipcache.values()].filter((row) => row.clusterId === 2),
+        [],
+      );
+      assert.equal(r.ipcache.get('0.0.0.0/0')?.identity, 2);
+      assert.match(r.desired.problems().join(), /^3 addresses .* claimed by other clusters/);
+      // A node that leaves gives its addresses free.
+      r.desired.node('n2', undefined);
+      r.flush();
+      assert.deepEqual(
+        [...r.ipcache.values()]
+          .filter((row) => row.clusterId === 2)
+          .map((row) => row.prefix)
+          .sort(),
+        ['10.1.2.128/25', '10.1.2.77/32'],
+      );
+    }
+  });
+
   test('that claims what another peer claims wins or loses regardless of order, and the other takes over when it goes', () => {
     for (const order of [
       [US, AP],

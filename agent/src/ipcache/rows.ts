@@ -30,13 +30,16 @@ import type { IpcacheRow } from '../datapath/types.ts';
 import type { Claim } from './claims.ts';
 
 export const RANK = {
+  // No peer may claim the default.
+  world: 0,
   ownEndpoint: 0,
+  /** Found in the kernel, but not on disk. */
+  unknownEndpoint: 1,
   ownNode: 1,
   localEndpoint: 2,
   localNode: 3,
   remoteIp: 10,
   remoteNode: 11,
-  world: 99,
 } as const;
 
 type IpcacheClaim = Claim<IpcacheRow>;
