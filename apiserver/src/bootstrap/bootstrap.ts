@@ -115,9 +115,10 @@ export function startBootstrap(options: BootstrapOptions): Bootstrap {
   const compareAll = async (input: Parameters<typeof desiredAuth>[0], isMarked: boolean) => {
     const steps = planAuth(desiredAuth(input), await readAuth(etcd));
     for (const step of steps) {
-      log.info({ ...step }, 'changing etcd users and roles');
+      log.debug({ ...step }, 'changing etcd users and roles');
       await apply(etcd, step);
     }
+    if (steps.length > 0) log.info({ steps: steps.length }, 'etcd users and roles changed');
     if (!(await etcd.auth.isEnabled())) {
       await etcd.auth.enable();
       log.info('etcd auth enabled');

@@ -132,7 +132,10 @@ test('a restart rewrites nothing, and removes what was deleted meanwhile', async
     Object.fromEntries((await eu.admin.range('cilium/state/')).kvs.map((kv) => [kv.key, kv.modRevision]));
   await eu.eventually('all', async () => Object.keys(await revisions()).length === 5);
   const before = await revisions();
+  const second = () => Math.floor(Date.now() / 1000);
+  const written = second();
   await eu.stop();
+  await eu.eventually('a time that a new stamp would show', () => second() > written);
   eu.manifest('gone.yaml', undefined);
   await eu.start();
   await eu.eventually('the removal', async () => Object.keys(await revisions()).length === 4);
