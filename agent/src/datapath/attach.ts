@@ -66,5 +66,5 @@ export function detachPod(ifindex: number): void {
 }
 
 export function isPodAttached(ifindex: number): boolean {
-  return libbpf.queryTc(ifindex, 'ingress') !== undefined;
+  return libbpf.queryTc(ifindex, 'ingress') !== undefined && libbpf.queryTc(ifindex, 'egress') !== undefined;
 }

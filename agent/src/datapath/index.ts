@@ -73,15 +73,26 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
 
   try {
     const services = await openServices(maps);
-    const endpoints = endpointTable(maps.cm_endpoints);
+    const rowsOfEndpoints = endpointTable(maps.cm_endpoints);
+    const endpoints = { ...rowsOfEndpoints, list: listEndpoints };
     attach.attachSocketPrograms(loaded, config.cgroup, pinDir);
     attach.attachOverlay(loaded, vxlanIfindex);
     const replaced = await reattachPods();
     log.info({ pinDir, vxlanIfindex, replaced }, 'datapath is open');
 
+    /** A row is worth nothing without its programs: then it reads as one whose veth is gone, and is attached anew. */
+    async function listEndpoints(): Promise<Map<string, EndpointRow>> {
+      const rows = await rowsOfEndpoints.list();
+      for (const [ip, row] of rows) {
+        const ifindex = libbpf.interfaceIndex(row.interface);
+        if (ifindex === undefined || !attach.isPodAttached(ifindex)) rows.set(ip, { ...row, interface: '' });
+      }
+      return rows;
+    }
+
     /** Pods that run with an older agent's programs get ours now, not when the agent core comes to them. */
     async function reattachPods(): Promise<number> {
-      const names = [...(await endpoints.list()).values()].map((row) => row.interface);
+      const names = [...(await rowsOfEndpoints.list()).values()].map((row) => row.interface);
       const attached = names.map(libbpf.interfaceIndex).filter((ifindex) => ifindex !== undefined);
       const ours = attached.filter(attach.isPodAttached);
       for (const ifindex of ours) attach.attachPod(loaded, ifindex);
@@ -100,7 +111,7 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
       if (ifindex !== undefined) attach.detachPod(ifindex);
       // A veth that is gone took its name with it: then sweep all rows whose veth is gone.
       const isStale = (row: EndpointRow) => row.interface === interfaceName || row.interface === '';
-      const stale = [...(await endpoints.list()).values()].filter(isStale).map((row) => row.ip);
+      const stale = [...(await rowsOfEndpoints.list()).values()].filter(isStale).map((row) => row.ip);
       const failed = (await endpoints.remove(stale)).find((result) => result.error !== undefined);
       if (failed?.error !== undefined) throw failed.error;
     }

@@ -12,7 +12,7 @@ import type { Received, Seen } from './testing/pod-process.ts';
 import type { Remote } from './testing/remote.ts';
 import { netnsPath, sh, shIn } from './testing/sandbox.ts';
 import { type Node, openTwoNodes, type Pod, type TwoNodes } from './testing/two-nodes.ts';
-import type { MapInfo, Protocol, ServiceRow } from './types.ts';
+import type { EndpointRow, MapInfo, Protocol, ServiceRow } from './types.ts';
 
 const SHOP = '10.96.0.10';
 const NOBODY = '10.96.0.30';
@@ -345,6 +345,16 @@ describe('the agent comes and goes', () => {
     assert.equal((await udp(outsider, SHOP, 53, true)).answer, `c ${a.endpoint.ip}`);
     assert.equal((await tcp(a.inside, NOBODY, 80)).error, 'ECONNREFUSED');
     await mesh.restart(n1);
+  });
+
+  it('a pod whose programs someone took away is listed without its veth, so that it is attached again', async () => {
+    const listed = async () =>
+      (await n1.datapath.call<Record<string, EndpointRow>>('list', 'endpoints'))[b.endpoint.ip];
+    assert.deepEqual(await listed(), b.endpoint);
+    shIn(n1.netns, 'tc', 'filter', 'del', 'dev', b.endpoint.interface, 'ingress');
+    assert.deepEqual(await listed(), { ...b.endpoint, interface: '' });
+    await n1.datapath.call('attach', b.endpoint);
+    assert.deepEqual(await listed(), b.endpoint);
   });
 
   it('a pod that is detached has no programs and no row; one whose veth is gone neither', async () => {

@@ -55,7 +55,7 @@ export interface IpcacheRow {
 /** Key: `ip`. */
 export interface EndpointRow {
   ip: string;
-  /** Host end of the pod's veth, in the agent's network namespace. */
+  /** Host end of the pod's veth, in the agent's network namespace. Listed as '' if it, or the programs on it, are gone. */
   interface: string;
   podMac: string;
   hostMac: string;
