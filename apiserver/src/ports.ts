@@ -32,7 +32,15 @@ export interface AgreedPeer {
 export interface PeerDirectory {
   list(): Promise<readonly PeerConfig[]>;
   /** Writes certificate files first and the peer file last, so that a watcher never sees a half-configured peer. */
-  write(peer: { readonly name: string; readonly endpoints: readonly string[]; readonly hostAliases: readonly HostAlias[]; readonly caPem: string; readonly certPem: string; readonly keyPem: string; readonly agreed: AgreedPeer }): Promise<void>;
+  write(peer: {
+    readonly name: string;
+    readonly endpoints: readonly string[];
+    readonly hostAliases: readonly HostAlias[];
+    readonly caPem: string;
+    readonly certPem: string;
+    readonly keyPem: string;
+    readonly agreed: AgreedPeer;
+  }): Promise<void>;
   remove(peer: string): Promise<void>;
 }
 
