@@ -180,6 +180,7 @@ test('endpoints that only the kernel knows stay until they are added again', asy
   assert.equal(node.kernel.endpoints.rows.get('10.1.1.5')?.identity, identity);
   assert.equal(node.kernel.ipcache.rows.get('10.1.1.5/32')?.identity, identity);
   assert.match(node.agent.status().problems.join(), /1 endpoints are known only to the kernel/);
+  assert.ok(await cluster.etcd.get(endpointRecordKey('n1', 'default.client-0.abc')), 'what was published of it stays');
   const again = await node.agent.addEndpoint(endpointRequest());
   assert.deepEqual([again.state, again.identity], ['ready', identity]);
   await node.agent.removeEndpoint(again.id);

@@ -14,9 +14,10 @@ import {
   MeshError,
   messageOf,
 } from '@clustermesh/contract';
-import { type Clock, type Log, type Runner, startRunner } from '@clustermesh/runtime';
+import type { Clock, Log } from '@clustermesh/runtime';
 import type { EndpointRow } from '../datapath/types.ts';
 import type { IdentityAllocator } from '../identity/allocator.ts';
+import { startIdentityKeeper } from '../identity/keeper.ts';
 import type { RowSink } from '../reconcile/table.ts';
 import type { EndpointPublisher } from './publisher.ts';
 import { checkEndpointRequest, type EndpointFacts } from './request.ts';
@@ -32,6 +33,8 @@ export interface EndpointManagerOptions {
   readonly publisher: EndpointPublisher;
   /** Desired rows of the endpoints table, by address. */
   readonly rows: RowSink<EndpointRow>;
+  /** Asks for the row of an address to be programmed again. */
+  readonly touch: (ipv4: string) => void;
   readonly ipcache: (id: string, endpoint: { readonly ipv4: string; readonly identity: number } | undefined) => void;
   /** What the kernel held when the agent started. */
   readonly kernelEndpoints: readonly EndpointRow[];
@@ -63,8 +66,6 @@ export interface EndpointManager {
   problems(): string[];
 }
 
-/** How often identities in use are compared with etcd although nothing happened. */
-const VERIFY_INTERVAL_MS = 60_000;
 const MAX_ENDPOINT_ID = 0xffff;
 
 export function startEndpointManager(options: EndpointManagerOptions): EndpointManager {
@@ -74,13 +75,7 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
   const missingInterface = new Set<string>();
   /** Addresses of endpoints that only the kernel knows. */
   const unknown = new Set<string>();
-  /** Numbers in use on this node, by label set; kept for the life of the process, so that a pod may come back while etcd is away. */
-  const identities = new Map<string, number>();
-  /** Label sets that etcd has confirmed since it was last connected. */
-  let verified = new Set<string>();
-  let verifiedAt = clock.nowMs();
-  let allocationError: string | undefined;
-  const notices: string[] = [];
+  let isRestored = false;
   /** Calls that wait for something to happen to their endpoint. */
   let waiters: (() => void)[] = [];
 
@@ -105,10 +100,18 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
     endpoints.set(endpoint.id, endpoint);
     if (endpoint.identity === null) return;
     const { ipv4, podMac, hostMac, identity, endpointId } = endpoint;
-    if (unknown.delete(ipv4)) options.unknown(ipv4, undefined);
+    if (unknown.delete(ipv4)) {
+      options.unknown(ipv4, undefined);
+      completeIfKnown();
+    }
     rows.set(ipv4, { ip: ipv4, interface: endpoint.interface, podMac, hostMac, identity, endpointId });
     options.ipcache(endpoint.id, { ipv4, identity });
     options.requestPass();
+  }
+
+  /** While there are endpoints whose labels are lost, what was published of them before must stay. */
+  function completeIfKnown(): void {
+    if (isRestored && unknown.size === 0) publisher.complete();
   }
 
   function drop(endpoint: StoredEndpoint): void {
@@ -131,7 +134,7 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
   }
 
   function reasonFor(endpoint: StoredEndpoint): string {
-    if (endpoint.identity === null) return `no identity yet: ${allocationError ?? 'allocating'}`;
+    if (endpoint.identity === null) return `no identity yet: ${identities.waitingFor()}`;
     const programmed = options.programmed(endpoint.ipv4);
     return programmed === 'done' ? '' : programmed === 'pending' ? 'being programmed' : messageOf(programmed);
   }
@@ -163,10 +166,7 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
     publisher.set(recordOf({ ...endpoint, identity: endpoint.identity }));
   }
 
-  // ---- identities
-
   function setIdentity(labels: string, identity: number): void {
-    identities.set(labels, identity);
     let changed = false;
     for (const endpoint of [...endpoints.values()]) {
       if (endpoint.labels !== labels || endpoint.identity === identity) continue;
@@ -175,52 +175,21 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
       if (published.has(next.id)) publish(next);
       changed = true;
     }
-    if (changed) save();
+    if (!changed) return;
+    save();
+    announce();
   }
 
-  async function registerAll(): Promise<void> {
-    if (clock.nowMs() - verifiedAt >= VERIFY_INTERVAL_MS) {
-      verified = new Set();
-      verifiedAt = clock.nowMs();
-    }
-    const round = verified;
-    const wanted = new Set(
-      [...endpoints.values()].map((endpoint) => endpoint.labels).filter((labels) => !round.has(labels)),
-    );
-    for (const labels of wanted) {
-      const before = identities.get(labels);
-      const { identity, instead } = await options.allocator.register(labels, before);
-      allocationError = undefined;
-      round.add(labels);
-      if (instead !== undefined) {
-        log.warn({ labels, before, identity, reason: instead }, 'identity of running endpoints changed');
-        notices.push(`endpoints with labels ${labels} changed from identity ${before} to ${identity}: ${instead}`);
-        if (notices.length > 10) notices.shift();
-      }
-      if (
-        before !== identity ||
-        [...endpoints.values()].some((endpoint) => endpoint.labels === labels && endpoint.identity !== identity)
-      ) {
-        setIdentity(labels, identity);
-        announce();
-      }
-    }
-  }
-
-  const registration: Runner = startRunner({
-    run: registerAll,
-    minIntervalMs: 0,
-    retryMs: 100,
-    // Also the longest delay between tries: etcd coming back is noticed by then even if the event was missed.
-    maxIntervalMs: 2_000,
-    onError(error) {
-      const message = messageOf(error);
-      if (message !== allocationError) log.warn({ reason: message }, 'identities could not be confirmed; trying again');
-      allocationError = message;
-      announce();
+  const identities = startIdentityKeeper({
+    allocator: options.allocator,
+    *inUse() {
+      for (const endpoint of endpoints.values()) yield endpoint.labels;
     },
-    signal: options.signal,
+    onIdentity: setIdentity,
+    onWaiting: announce,
     clock,
+    log,
+    signal: options.signal,
   });
 
   // ---- life
@@ -292,7 +261,7 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
     const present = options.interfaces();
     if (!complete) keepUnknown();
     for (const endpoint of stored) {
-      if (endpoint.identity !== null) identities.set(endpoint.labels, endpoint.identity);
+      if (endpoint.identity !== null) identities.restore(endpoint.labels, endpoint.identity);
       if (present !== undefined && !present.has(endpoint.interface)) {
         log.warn(
           { id: endpoint.id, interface: endpoint.interface },
@@ -304,9 +273,9 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
       publish(endpoint);
     }
     if (complete && endpoints.size < stored.length) save();
-    publisher.complete();
+    isRestored = true;
+    completeIfKnown();
     log.info({ endpoints: endpoints.size, complete }, 'endpoints restored from disk');
-    registration.trigger();
   }
 
   restore();
@@ -320,10 +289,12 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
       put({
         ...facts,
         endpointId: before?.endpointId ?? freeEndpointId(),
-        identity: identities.get(facts.labels) ?? null,
+        identity: identities.known(facts.labels) ?? null,
       });
+      // Perhaps only the programs on its veth are missing: the caller wants them now, not at the next check.
+      options.touch(facts.ipv4);
       save();
-      registration.trigger();
+      identities.want(facts.labels);
       log.info({ id: facts.id, pod: `${facts.namespace}/${facts.pod}`, ipv4: facts.ipv4 }, 'endpoint added');
       return awaitReady(facts.id);
     },
@@ -350,11 +321,7 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
       announce();
     },
 
-    onEtcdConnected() {
-      verified = new Set();
-      verifiedAt = clock.nowMs();
-      registration.trigger();
-    },
+    onEtcdConnected: identities.onEtcdConnected,
 
     sweep,
 
@@ -367,7 +334,7 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
               `${unknown.size} endpoints are known only to the kernel (endpoints file lost): kept until they are added again`,
             ]),
         ...waiting.map((info) => `endpoint ${info.id} is waiting: ${info.reason}`),
-        ...notices,
+        ...identities.notices(),
         ...publisher.problems(),
       ];
     },

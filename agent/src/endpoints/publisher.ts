@@ -32,11 +32,14 @@ export function startPublisher(options: {
   const { node, clock } = options;
   const prefix = nodeRecordPrefix(node.name);
   const writer = startWriter({ etcd: options.etcd, owned: [prefix], log: options.log, clock, signal: options.signal });
+  let isComplete = false;
   writer.set(nodeRecordKey(node.name), JSON.stringify(node));
   return {
     set: (endpoint) => writer.set(endpointRecordKey(node.name, endpoint.id), JSON.stringify(endpoint)),
     delete: (id) => writer.delete(endpointRecordKey(node.name, id)),
     complete() {
+      if (isComplete) return;
+      isComplete = true;
       writer.ready(prefix);
       writer.canary(nodeSyncedKey(node.name), () => rfc3339(clock.wallMs()));
     },
