@@ -115,7 +115,8 @@ export class LabClient {
   async spawnInPod(pod: string, command: readonly string[], stdio: 'inherit' | 'pipe'): Promise<ChildProcess> {
     const { cgroup, namespace, env } = await this.call('podEnvironment', { pod });
     const [program, ...args] = joinAndRun(cgroup, namespace, command);
-    return spawn(program!, args, { stdio, env: { ...process.env, ...env } });
+    // With pipes nobody types into it: a session of its own, like the pod's other processes. With a terminal it stays in ours.
+    return spawn(program!, args, { stdio, env: { ...process.env, ...env }, detached: stdio === 'pipe' });
   }
 }
 
