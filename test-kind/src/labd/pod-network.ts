@@ -33,12 +33,23 @@ export function planPodNetwork(params: {
   };
 }
 
+/** All of it or nothing. A namespace that is there already is somebody else's: it is left alone, and that is an error. */
 export async function addPodNetwork(net: PodNetwork): Promise<void> {
-  await ipBatch(`making the namespace of ${net.podNamespace}`, [
-    `netns add ${net.podNamespace}`,
+  await ipBatch('making a pod namespace', [`netns add ${net.podNamespace}`]);
+  try {
+    await connectPod(net);
+  } catch (error) {
+    await removePodNetwork(net).catch(() => {});
+    throw error;
+  }
+}
+
+async function connectPod(net: PodNetwork): Promise<void> {
+  await ipBatch(`making the cable of ${net.podNamespace}`, [
     `link add eth0 address ${net.podMac} mtu ${POD_MTU} netns ${net.podNamespace} type veth peer name ${net.interface} address ${net.hostMac} mtu ${POD_MTU} netns ${net.nodeNamespace}`,
   ]);
-  await Promise.all([
+  // Both to their end, whatever comes of the other: what is taken back after a failure must not be half way.
+  const ends = await Promise.allSettled([
     ipBatch(
       `addressing ${net.podNamespace}`,
       [
@@ -63,6 +74,7 @@ export async function addPodNetwork(net: PodNetwork): Promise<void> {
       net.nodeNamespace,
     ),
   ]);
+  for (const end of ends) if (end.status === 'rejected') throw end.reason;
 }
 
 /** The cable first: a namespace is destroyed in the background, and its end of the cable would linger with it. */

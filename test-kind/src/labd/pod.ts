@@ -34,6 +34,8 @@ export class LabPod {
   readonly process: SupervisedProcess;
   readonly #network: PodNetwork;
   readonly #env: Readonly<Record<string, string>>;
+  /** The namespace and cable of that name are this pod's: until then they may be its predecessor's. */
+  #networkMade = false;
   #created = false;
   #terminating = false;
   #ready = false;
@@ -87,15 +89,15 @@ export class LabPod {
     while (!this.#terminating) {
       try {
         await addPodNetwork(this.#network);
+        this.#networkMade = true;
         break;
       } catch (error) {
         log.warn({ err: error, pod: id }, 'pod network not made, trying again');
         this.setReason(messageOf(error));
-        await removePodNetwork(this.#network).catch(() => {});
         await systemClock.sleep(NETWORK_RETRY_MS);
       }
     }
-    if (this.#terminating) return;
+    if (this.#terminating) return this.#removeNetwork();
     // The agent first: the pod's first socket must already meet the datapath.
     const endpoint = await this.options.agent.ensure({
       id,
@@ -121,8 +123,12 @@ export class LabPod {
     this.options.onChange();
     await this.process.terminate(this.options.desired.template.spec.terminationGracePeriodSeconds * 1000);
     this.options.agent.drop(this.options.id);
-    await removePodNetwork(this.#network);
+    await this.#removeNetwork();
     await removeCgroup(join(cgroupMount(), this.process.spec.cgroup));
+  }
+
+  async #removeNetwork(): Promise<void> {
+    if (this.#networkMade) await removePodNetwork(this.#network);
   }
 
   get probeKey(): string {

@@ -1,6 +1,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { assertInstanceName, namespacePrefix, podCgroup, podInterface, podMacs, podNamespace } from './names.ts';
+import {
+  assertInstanceName,
+  namespacePrefix,
+  nodeNamespace,
+  podCgroup,
+  podInterface,
+  podMacs,
+  podNamespace,
+} from './names.ts';
 
 test('no instance is the prefix of another', () => {
   assert.throws(() => assertInstanceName('a-b'), /must be 1 to 12/);
@@ -11,6 +19,12 @@ test('no instance is the prefix of another', () => {
 
 test('namespace and pod cannot be confused in a cgroup', () => {
   assert.notEqual(podCgroup('t', 'eu', 'n1', 'a-b', 'c'), podCgroup('t', 'eu', 'n1', 'a', 'b-c'));
+});
+
+test('no two pods, and no pod and node, share a network namespace', () => {
+  assert.notEqual(podNamespace('t', 'eu', 'a-b', 'c'), podNamespace('t', 'eu', 'a', 'b-c'));
+  assert.notEqual(podNamespace('t', 'eu', 'a', 'b'), nodeNamespace('t', 'eu', 'a-b'));
+  assert.notEqual(podNamespace('t', 'eu-a', 'b', 'c'), podNamespace('t', 'eu', 'a-b', 'c'));
 });
 
 test('interface names fit the kernel and differ per endpoint', () => {

@@ -92,10 +92,11 @@ export const controlPlaneNamespace = (instance: string, cluster: string): string
   `${namespacePrefix(instance)}${cluster}-cp`;
 export const nodeNamespace = (instance: string, cluster: string, node: string): string =>
   `${namespacePrefix(instance)}${cluster}-${node}`;
+/** "_" occurs in no name of a cluster, node, namespace or pod, so no two pods, and no pod and node, can be confused. */
 export const podNamespace = (instance: string, cluster: string, namespace: string, pod: string): string =>
-  `${namespacePrefix(instance)}${cluster}-${namespace}-${pod}`;
+  `${namespacePrefix(instance)}${cluster}_${namespace}_${pod}`;
 
-/** Cgroups, relative to the cgroup v2 mount. "_" occurs in no Kubernetes name, so namespace and pod cannot be confused. */
+/** Cgroups, relative to the cgroup v2 mount. */
 export const instanceCgroup = (instance: string): string => `cm-${assertInstanceName(instance)}`;
 export const nodeCgroup = (instance: string, cluster: string, node: string): string =>
   `${instanceCgroup(instance)}/${cluster}-${node}`;
