@@ -1,8 +1,8 @@
 /** `clustermesh status`: what is missing, and how it reads. Pure. */
 import { X509Certificate } from 'node:crypto';
 import type { ClusterStatus, FamilyStatus, PeerInfo } from '@clustermesh/contract';
+import { table } from '@clustermesh/runtime';
 import { formatDuration } from './duration.ts';
-import { table } from './table.ts';
 
 /** What `-o json` and `-o yaml` print, per context. Fields are added, never renamed. */
 export interface StatusReport extends Omit<ClusterStatus, 'cluster'> {

@@ -1,7 +1,15 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import fc from 'fast-check';
-import { ipv4Contains, ipv4ToNumber, maskFromBase64, maskToBase64, numberToIpv4, parseCidr } from './net.ts';
+import {
+  ipv4Contains,
+  ipv4RangesOverlap,
+  ipv4ToNumber,
+  maskFromBase64,
+  maskToBase64,
+  numberToIpv4,
+  parseCidr,
+} from './net.ts';
 
 describe('addresses', () => {
   it('go to numbers and back', () => {
@@ -35,6 +43,20 @@ describe('addresses', () => {
     assert.deepEqual(parseCidr('fd00::/64'), { ip: 'fd00::', length: 64 });
     for (const bad of ['10.1.0.0', '10.1.0.0/33', '10.1.0/16', '10.1.0.0/16/2', '10.1.0.0/-1', 'fd00::/129', '/8']) {
       assert.equal(parseCidr(bad), undefined, bad);
+    }
+  });
+
+  it('CIDRs overlap by addresses, not by spelling', () => {
+    for (const [a, b, expected] of [
+      ['10.0.0.0/8', '10.200.0.0/16', true],
+      ['10.1.2.3/16', '10.1.0.0/16', true],
+      ['10.1.0.0/16', '10.2.0.0/16', false],
+      ['0.0.0.0/0', '192.168.0.0/24', true],
+      ['', '10.0.0.0/8', false],
+      ['fd00::/8', '10.0.0.0/8', false],
+    ] as const) {
+      assert.equal(ipv4RangesOverlap(a, b), expected, `${a} ${b}`);
+      assert.equal(ipv4RangesOverlap(b, a), expected, `${b} ${a}`);
     }
   });
 });

@@ -45,6 +45,13 @@ export function ipv4Contains(cidr: Cidr, address: string): boolean {
   return (ipv4ToNumber(cidr.ip) & mask) >>> 0 === (ipv4ToNumber(address) & mask) >>> 0;
 }
 
+/** Whether two IPv4 CIDRs share an address: then one of them contains the other's base. Anything that is no CIDR overlaps nothing. */
+export function ipv4RangesOverlap(a: string, b: string): boolean {
+  const left = parseCidr(a);
+  const right = parseCidr(b);
+  return left !== undefined && right !== undefined && (ipv4Contains(left, right.ip) || ipv4Contains(right, left.ip));
+}
+
 /** Go's net.IPMask as base64: 4 bytes for IPv4, 16 for IPv6. */
 export function maskToBase64(length: number, bytes: 4 | 16): string {
   const mask = Buffer.alloc(bytes);

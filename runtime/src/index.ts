@@ -7,5 +7,6 @@ export * from './http.ts';
 export * from './log.ts';
 export * from './rpc.ts';
 export * from './runner.ts';
+export * from './table.ts';
 export * from './version.ts';
 export * from './wait.ts';

@@ -5,6 +5,7 @@
 import {
   clusterIdProblem,
   clusterNameProblem,
+  ipv4RangesOverlap,
   ipv4ToNumber,
   MeshError,
   numberToIpv4,
@@ -95,12 +96,6 @@ function networkOf(cidr: string): number {
   return Math.floor(ipv4ToNumber(ip) / size) * size;
 }
 
-function overlap(a: string, b: string): boolean {
-  const [first, second] = [parseCidr(a)!, parseCidr(b)!];
-  const size = 2 ** (32 - Math.min(first.length, second.length));
-  return Math.floor(networkOf(a) / size) === Math.floor(networkOf(b) / size);
-}
-
 /** The addresses and names that follow from what was written. */
 function planCluster(raw: z.infer<typeof clusterSchema>): LabCluster {
   const region = raw.region ?? raw.name;
@@ -170,7 +165,7 @@ function crossProblems(clusters: readonly LabCluster[]): string[] {
     for (const other of ranges.slice(0, index)) {
       // Service addresses are translated at the client and never leave its cluster, so two clusters may share them.
       const bothServices = range.owner.startsWith('serviceCIDR') && other.owner.startsWith('serviceCIDR');
-      if (!bothServices && overlap(range.cidr, other.cidr))
+      if (!bothServices && ipv4RangesOverlap(range.cidr, other.cidr))
         problems.push(`${range.owner} (${range.cidr}) overlaps ${other.owner} (${other.cidr})`);
     }
   });

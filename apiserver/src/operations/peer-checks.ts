@@ -3,10 +3,9 @@ import {
   type ClusterInfo,
   clusterIdProblem,
   clusterNameProblem,
-  ipv4Contains,
+  ipv4RangesOverlap,
   type MaxConnectedClusters,
   MeshError,
-  parseCidr,
 } from '@clustermesh/contract';
 
 export interface OwnCluster {
@@ -62,7 +61,7 @@ export function checkPeer(own: OwnCluster, peer: ClusterInfo, known: readonly Kn
       `set advertise.endpoints in the configuration of ${peer.name}'s apiserver`,
     );
   }
-  if (overlap(own.podCidr, peer.podCidr)) {
+  if (ipv4RangesOverlap(own.podCidr, peer.podCidr)) {
     throw refuse(
       'conflict',
       `the pod CIDRs ${own.podCidr} of ${own.name} and ${peer.podCidr} of ${peer.name} overlap`,
@@ -95,7 +94,7 @@ export function checkPeer(own: OwnCluster, peer: ClusterInfo, known: readonly Kn
         'cluster ids must be unique in a mesh: give one of them another id',
       );
     }
-    if (overlap(other.podCidr, peer.podCidr)) {
+    if (ipv4RangesOverlap(other.podCidr, peer.podCidr)) {
       throw refuse(
         'conflict',
         `the pod CIDR ${peer.podCidr} of ${peer.name} overlaps ${other.podCidr} of the connected cluster ${other.name}`,
@@ -103,11 +102,4 @@ export function checkPeer(own: OwnCluster, peer: ClusterInfo, known: readonly Kn
       );
     }
   }
-}
-
-/** Whether two IPv4 ranges share an address: then one of them contains the other's base. Anything that is no CIDR overlaps nothing. */
-export function overlap(a: string, b: string): boolean {
-  const left = parseCidr(a);
-  const right = parseCidr(b);
-  return left !== undefined && right !== undefined && (ipv4Contains(left, right.ip) || ipv4Contains(right, left.ip));
 }

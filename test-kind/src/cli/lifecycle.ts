@@ -7,7 +7,7 @@ import { holderOf, LabClient, startLab } from '../client.ts';
 import type { LabStatus } from '../labd/api.ts';
 import { remains, teardown } from '../netns/instance.ts';
 import { parseTopology, type Topology } from '../topology.ts';
-import { type Format, printJson, table, withProgress } from './output.ts';
+import { type Format, printJson, tableText, withProgress } from './output.ts';
 
 export const defaultTopologyFile = () => join(repoRoot(), 'test-kind', 'topologies', 'two-regions.yaml');
 
@@ -107,7 +107,7 @@ function clusterTable(topology: Topology): string {
     cluster.podCIDR,
     cluster.serviceCIDR,
   ]);
-  return table(['CLUSTER', 'ID', 'REGION', 'NODES', 'PODS', 'SERVICES'], rows);
+  return tableText(['CLUSTER', 'ID', 'REGION', 'NODES', 'PODS', 'SERVICES'], rows);
 }
 
 function statusText(answer: LabStatus): string {
@@ -124,7 +124,7 @@ function statusText(answer: LabStatus): string {
   return [
     `instance ${answer.instance}: ${answer.phase}, since ${answer.upSince}\n\n`,
     answer.topology === undefined ? '' : `${clusterTable(answer.topology)}\n`,
-    `${table(['DAEMON', 'STATE', 'PID', 'RESTARTS', 'LAST EXIT'], daemons)}\n`,
+    `${tableText(['DAEMON', 'STATE', 'PID', 'RESTARTS', 'LAST EXIT'], daemons)}\n`,
     `pods: ${answer.pods.ready} of ${answer.pods.total} ready\n`,
     cuts === '' ? 'partitions: none\n' : `partitions:\n${cuts}`,
   ].join('');

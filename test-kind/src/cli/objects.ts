@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { MeshError, messageOf } from '@clustermesh/contract';
 import { LabClient } from '../client.ts';
 import type { PodStatus } from '../labd/api.ts';
-import { type Format, printJson, table, withProgress } from './output.ts';
+import { type Format, printJson, tableText, withProgress } from './output.ts';
 
 function readManifest(file: string): string {
   try {
@@ -67,7 +67,7 @@ export async function pods(instance: string, output: Format): Promise<void> {
     pod.reason,
   ]);
   process.stdout.write(
-    table(['CLUSTER', 'NAMESPACE', 'POD', 'IP', 'NODE', 'PHASE', 'READY', 'IDENTITY', 'RESTARTS', ''], rows),
+    tableText(['CLUSTER', 'NAMESPACE', 'POD', 'IP', 'NODE', 'PHASE', 'READY', 'IDENTITY', 'RESTARTS', ''], rows),
   );
 }
 
@@ -87,6 +87,6 @@ export async function services(instance: string, output: Format): Promise<void> 
     `${service.endpoints.join(',') || '-'}${service.notReady > 0 ? ` (+${service.notReady} not ready)` : ''}`,
   ]);
   process.stdout.write(
-    table(['CLUSTER', 'NAMESPACE', 'SERVICE', 'CLUSTER-IP', 'PORTS', 'GLOBAL', 'AFFINITY', 'OWN ENDPOINTS'], rows),
+    tableText(['CLUSTER', 'NAMESPACE', 'SERVICE', 'CLUSTER-IP', 'PORTS', 'GLOBAL', 'AFFINITY', 'OWN ENDPOINTS'], rows),
   );
 }

@@ -1,21 +1,11 @@
 /** Tables, JSON, errors and progress of the lab's commands. */
 import { MeshError } from '@clustermesh/contract';
+import { table } from '@clustermesh/runtime';
 
 export type Format = 'table' | 'json';
 
-/** Columns as wide as their widest cell, two spaces between, no trailing blanks. */
-export function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
-  const all = [head, ...rows];
-  const widths = head.map((_, column) => Math.max(...all.map((row) => (row[column] ?? '').length)));
-  return all
-    .map(
-      (row) =>
-        `${row
-          .map((cell, column) => cell.padEnd(widths[column] ?? 0))
-          .join('  ')
-          .trimEnd()}\n`,
-    )
-    .join('');
+export function tableText(head: readonly string[], rows: readonly (readonly string[])[]): string {
+  return `${table(head, rows).join('\n')}\n`;
 }
 
 export function printJson(value: unknown): void {

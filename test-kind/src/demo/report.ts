@@ -1,7 +1,7 @@
 /** What is left of a demonstration: the closing table, the commands to try, and the line of JSON for machines. */
 import { release } from 'node:os';
 import { version } from '@clustermesh/runtime';
-import { table } from '../cli/output.ts';
+import { tableText } from '../cli/output.ts';
 import { capture } from '../netns/exec.ts';
 import type { Topology } from '../topology.ts';
 import { type StepResult, seconds } from './display.ts';
@@ -65,7 +65,7 @@ export function closingTable(report: Report): string {
           ['longest stall in the agent restart', `${restart.throughputDipMs} ms`],
         ]),
   ];
-  return `${table(['', 'STEP', 'TIME', 'WHAT WAS SHOWN'], rows)}\n${figures.length === 0 ? '' : table(['FIGURE', 'VALUE'], figures)}`;
+  return `${tableText(['', 'STEP', 'TIME', 'WHAT WAS SHOWN'], rows)}\n${figures.length === 0 ? '' : tableText(['FIGURE', 'VALUE'], figures)}`;
 }
 
 export function commandsToTry(instance: string): string {
