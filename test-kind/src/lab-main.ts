@@ -3,10 +3,11 @@
 import { version } from '@clustermesh/runtime';
 import { Command, CommanderError, Option } from 'commander';
 import { control, heal, type PartitionOptions, partition } from './cli/faults.ts';
-import { dumpMapHelp, ETCD_ROLES, type EtcdRole, etcdctl, exec, type LogsOptions, logs, map } from './cli/inspect.ts';
+import { dumpMapHelp, etcdctl, exec, type LogsOptions, logs, map } from './cli/inspect.ts';
 import { down, status, up } from './cli/lifecycle.ts';
 import { type ApplyOptions, applyOrDelete, pods, services } from './cli/objects.ts';
 import { errorText, type Format } from './cli/output.ts';
+import { ETCD_ROLES, type EtcdRole } from './labd/etcdctl.ts';
 import { runLabd } from './labd/server.ts';
 import { assertInstanceName } from './netns/names.ts';
 

@@ -4,7 +4,7 @@ import { spawn } from 'node:child_process';
 import { after, before, describe, it } from 'node:test';
 import { identityRange } from '@clustermesh/contract';
 import { systemClock, waitFor } from '@clustermesh/runtime';
-import { shopUrl } from './demo/steps.ts';
+import { shopUrl } from './demo/shop.ts';
 import { inNamespace } from './netns/exec.ts';
 import { nodeNamespace } from './netns/names.ts';
 import {

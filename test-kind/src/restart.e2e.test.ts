@@ -4,7 +4,7 @@ import { readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { waitFor } from '@clustermesh/runtime';
-import { STALL_LIMIT_MS, shopUrl } from './demo/steps.ts';
+import { STALL_LIMIT_MS, shopUrl } from './demo/shop.ts';
 import { cgroupMount } from './netns/cgroup.ts';
 import { capture } from './netns/exec.ts';
 import { clusterPaths, instancePaths, nodeCgroup } from './netns/names.ts';

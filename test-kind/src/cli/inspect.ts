@@ -1,17 +1,15 @@
 /** exec, etcdctl, map, logs: looking into a running instance. */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { existsSync, readdirSync } from 'node:fs';
 import { type AgentMethods, MAP_NAMES, MeshError } from '@clustermesh/contract';
 import { dialRpc } from '@clustermesh/runtime';
-import { parse } from 'yaml';
 import { LabClient } from '../client.ts';
 import { daemonLogFile } from '../labd/daemons.ts';
+import { type EtcdRole, etcdCredentials, etcdctlCommand } from '../labd/etcdctl.ts';
 import { podLogFile } from '../labd/pod.ts';
-import { inNamespace } from '../netns/exec.ts';
-import { clusterPaths, controlPlaneNamespace, instancePaths, nodePaths } from '../netns/names.ts';
+import { instancePaths, nodePaths } from '../netns/names.ts';
 import { findCluster, findNode, type Topology } from '../topology.ts';
-import { type Format, printJson, table } from './output.ts';
+import { type Format, printJson, tableText } from './output.ts';
 
 /** Passes stdio and signals through and ends with the program's own exit code. */
 async function passThrough(child: ChildProcess, what: string): Promise<void> {
@@ -37,67 +35,15 @@ async function topologyOf(instance: string): Promise<Topology> {
 
 export const dumpMapHelp = `maps: ${MAP_NAMES.join(', ')}`;
 
-export const ETCD_ROLES = ['admin', 'local', 'node', 'remote', 'nobody'] as const;
-export type EtcdRole = (typeof ETCD_ROLES)[number];
-
-/** Certificate and key to show to the etcd of `cluster`, or none. */
-export function etcdCredentials(
-  instance: string,
-  topology: Topology,
-  clusterName: string,
-  role: EtcdRole,
-): readonly string[] {
-  const cluster = findCluster(topology, clusterName);
-  const { pki } = clusterPaths(instance, cluster.name);
-  const pair = (cert: string, key: string) => [`--cert=${cert}`, `--key=${key}`];
-  switch (role) {
-    case 'nobody':
-      return [];
-    case 'admin':
-    case 'local':
-      return pair(join(pki, `${role}.crt`), join(pki, `${role}.key`));
-    case 'node': {
-      const node = nodePaths(instance, cluster.name, cluster.nodes[0]!.name);
-      return pair(join(node.pki, 'node.crt'), join(node.pki, 'node.key'));
-    }
-    case 'remote':
-      return pair(...remotePair(instance, topology, clusterName));
-  }
-}
-
-/** The certificate that `cluster` signed for a peer is where that peer keeps it: its config directory, wire-contract §5.1. */
-function remotePair(instance: string, topology: Topology, cluster: string): [string, string] {
-  for (const peer of topology.clusters) {
-    const file = join(clusterPaths(instance, peer.name).peers, cluster);
-    if (peer.name === cluster || !existsSync(file)) continue;
-    const config = parse(readFileSync(file, 'utf8')) as { 'cert-file'?: string; 'key-file'?: string };
-    if (config['cert-file'] !== undefined && config['key-file'] !== undefined)
-      return [config['cert-file'], config['key-file']];
-  }
-  throw new MeshError({
-    code: 'not-found',
-    message: `opening the etcd of ${cluster} as a peer: no other cluster has a certificate for it`,
-    hint: `connect the clusters first: npm run clustermesh -- connect --context ${instance}/${cluster} --destination-context ${instance}/PEER`,
-  });
-}
-
 export async function etcdctl(
   instance: string,
   cluster: string,
   role: EtcdRole,
   args: readonly string[],
 ): Promise<void> {
-  const topology = await topologyOf(instance);
-  const credentials = etcdCredentials(instance, topology, cluster, role);
-  const ca = join(clusterPaths(instance, cluster).pki, 'ca.crt');
-  const [command, ...rest] = inNamespace(controlPlaneNamespace(instance, cluster), [
-    'etcdctl',
-    '--endpoints=https://127.0.0.1:2379',
-    `--cacert=${ca}`,
-    ...credentials,
-    ...args,
-  ]);
-  await passThrough(spawn(command!, rest, { stdio: 'inherit', env: { ...process.env, ETCDCTL_API: '3' } }), 'etcdctl');
+  const credentials = etcdCredentials(instance, await topologyOf(instance), cluster, role);
+  const [command, ...rest] = etcdctlCommand(instance, cluster, credentials, args);
+  await passThrough(spawn(command!, rest, { stdio: 'inherit' }), 'etcdctl');
 }
 
 export async function dumpMap(instance: string, path: string, map: string): Promise<Record<string, unknown>[]> {
@@ -133,7 +79,7 @@ export async function map(instance: string, path: string, name: string, output: 
   if (rows.length === 0) process.stdout.write(`${name} of ${path} is empty\n`);
   else
     process.stdout.write(
-      table(
+      tableText(
         columns.map((column) => column.toUpperCase()),
         rows.map((row) => columns.map((column) => cell(row[column]))),
       ),

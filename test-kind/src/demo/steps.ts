@@ -1,9 +1,7 @@
 /** What the demonstration shows, step by step. Every step checks what it claims and throws when it does not hold. */
 import { spawn } from 'node:child_process';
-import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { MeshError } from '@clustermesh/contract';
-import { repoRoot, systemClock, waitFor } from '@clustermesh/runtime';
+import { systemClock, waitFor } from '@clustermesh/runtime';
 import { type LabClient, startLab } from '../client.ts';
 import { askAgent, bundle } from '../labd/daemons.ts';
 import { nodePaths } from '../netns/names.ts';
@@ -18,6 +16,7 @@ import {
   startLoad,
   startTransfer,
 } from '../traffic.ts';
+import { manifestFile, STALL_LIMIT_MS, shopManifest, shopUrl } from './shop.ts';
 
 export interface FailoverFigures {
   requests: number;
@@ -60,27 +59,10 @@ const AWAY = 'eu';
 const CLIENT = `${HOME}/default/client-0`;
 const SHOP_PODS = `${HOME}/pod/default/shop-*`;
 /** The promise: no request that starts later than this after the kill fails. */
-export const FAILOVER_LIMIT_MS = 3000;
-export const STALL_LIMIT_MS = 200;
+const FAILOVER_LIMIT_MS = 3000;
 const AFFINITY_NONE = 'service.cilium.io/affinity: "none"';
 /** Requests in a row, by start, that have to agree before traffic counts as moved. */
 const STEADY = 50;
-
-export const manifestFile = (cluster: string) => `test-kind/demo/shop-${cluster}.yaml`;
-export const shopManifest = (cluster: string) => readFileSync(join(repoRoot(), manifestFile(cluster)), 'utf8');
-
-export async function shopUrl(lab: LabClient, cluster: string, name = 'shop'): Promise<string> {
-  const find = async () =>
-    (await lab.services()).find(
-      (service) => service.cluster === cluster && service.name === name && service.clusterIP !== '',
-    );
-  const service = await waitFor(find, {
-    what: `the ClusterIP of service ${name} in ${cluster}`,
-    timeoutMs: 15_000,
-    intervalMs: 100,
-  });
-  return `http://${service.clusterIP}:${service.ports[0]?.port}`;
-}
 
 function spread(results: readonly RequestResult[], key = servedBy): string {
   const counts = countBy(results, key);

@@ -1,11 +1,10 @@
 /** The lab daemon's heart: brings an instance up and does what its commands ask. */
 import { existsSync, mkdirSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
-import { decodeLocalService, keyName, localPrefix, MeshError, messageOf } from '@clustermesh/contract';
+import { MeshError, messageOf } from '@clustermesh/contract';
 import { atomicWrite, type Log, systemClock, waitFor } from '@clustermesh/runtime';
 import { makeCgroup } from '../netns/cgroup.ts';
-import { capture, inNamespace, run } from '../netns/exec.ts';
-import { clusterPaths, controlPlaneNamespace, instancePaths, nodeCgroup } from '../netns/names.ts';
+import { run } from '../netns/exec.ts';
+import { instancePaths, nodeCgroup } from '../netns/names.ts';
 import { add, cut, heal, type Partition } from '../netns/partition.ts';
 import { SupervisedProcess } from '../netns/process.ts';
 import { applyPartitions, buildUnderlay } from '../netns/underlay.ts';
@@ -14,6 +13,8 @@ import type { LabMethods, LabStatus, ServiceStatus } from './api.ts';
 import { writeClusterFiles } from './cluster-files.ts';
 import { ClusterRuntime } from './cluster-runtime.ts';
 import { bundle, type DaemonSpec, daemonsOf } from './daemons.ts';
+import { servicesOf } from './services.ts';
+import { chooseTargets } from './targets.ts';
 
 type Progress = (text: string) => void;
 type Request<K extends keyof LabMethods> = LabMethods[K]['request'];
@@ -188,10 +189,11 @@ export class Lab {
 
   async services(): Response<'services'> {
     const problems: string[] = [];
+    const topology = this.#topology ?? { clusters: [] };
     const perCluster = await Promise.all(
-      [...this.#clusters.values()].map((cluster) =>
-        this.#servicesOf(cluster).catch((error): ServiceStatus[] => {
-          problems.push(`${cluster.cluster.name}: ${messageOf(error)}`);
+      topology.clusters.map(({ name }) =>
+        servicesOf({ instance: this.#instance, topology, cluster: name }).catch((error): ServiceStatus[] => {
+          problems.push(`${name}: ${messageOf(error)}`);
           return [];
         }),
       ),
@@ -199,112 +201,17 @@ export class Lab {
     return { services: perCluster.flat(), problems };
   }
 
-  /** From the cluster's own etcd, where its agents read them: ClusterIPs are allocated by the apiserver. */
-  async #servicesOf(runtime: ClusterRuntime): Promise<ServiceStatus[]> {
-    const { name } = runtime.cluster;
-    const [rows, slices] = await Promise.all([
-      this.#etcdRows(name, localPrefix('services')),
-      this.#etcdRows(name, localPrefix('endpointslices')),
-    ]);
-    const endpoints = new Map<string, { ready: string[]; notReady: number }>();
-    for (const [, text] of slices) {
-      const slice = JSON.parse(text) as {
-        namespace: string;
-        service: string;
-        ports: { port: number }[];
-        endpoints: { addresses: string[]; ready: boolean }[];
-      };
-      const key = `${slice.namespace}/${slice.service}`;
-      const entry = endpoints.get(key) ?? { ready: [], notReady: 0 };
-      endpoints.set(key, entry);
-      for (const endpoint of slice.endpoints) {
-        if (!endpoint.ready) entry.notReady++;
-        else
-          for (const { port } of slice.ports)
-            entry.ready.push(...endpoint.addresses.map((address) => `${address}:${port}`));
-      }
-    }
-    return rows.flatMap(([, text]) => {
-      const decoded = decodeLocalService(text);
-      if (!decoded.ok) return [];
-      const service = decoded.value;
-      const own = endpoints.get(`${service.namespace}/${service.name}`);
-      return [
-        {
-          cluster: name,
-          namespace: service.namespace,
-          name: service.name,
-          clusterIP: service.clusterIPs[0] ?? '',
-          ports: service.ports,
-          global: service.global,
-          shared: service.shared,
-          affinity: service.affinity,
-          endpoints: own?.ready.sort() ?? [],
-          notReady: own?.notReady ?? 0,
-        },
-      ];
-    });
-  }
-
-  async #etcdRows(cluster: string, prefix: string): Promise<[string, string][]> {
-    const paths = clusterPaths(this.#instance, cluster);
-    const [command, ...args] = inNamespace(controlPlaneNamespace(this.#instance, cluster), [
-      'env',
-      'ETCDCTL_API=3',
-      'etcdctl',
-      '--endpoints=https://127.0.0.1:2379',
-      `--cacert=${join(paths.pki, 'ca.crt')}`,
-      `--cert=${join(paths.pki, 'admin.crt')}`,
-      `--key=${join(paths.pki, 'admin.key')}`,
-      '--command-timeout=3s',
-      'get',
-      '--prefix',
-      prefix,
-      '--write-out=json',
-    ]);
-    const output = await capture(command!, args, { timeoutMs: 10_000 });
-    if (output.code !== 0) {
-      throw new MeshError({
-        code: 'etcd-unreachable',
-        message: `reading ${prefix} from the etcd of ${cluster}: ${output.stderr.trim().split('\n').at(-1)}`,
-      });
-    }
-    const { kvs = [] } = JSON.parse(output.stdout) as { kvs?: { key: string; value: string }[] };
-    const decode = (text: string) => Buffer.from(text, 'base64').toString();
-    return kvs.map((row) => [keyName(decode(row.key), prefix) ?? '', decode(row.value)]);
-  }
-
   async control({ action, targets }: Request<'control'>): Response<'control'> {
-    const chosen = this.#targets(action, targets);
-    await Promise.all(chosen.map((process) => process[action]()));
-    return { done: chosen.map((process) => process.spec.name) };
-  }
-
-  /** `eu/agent/n1`, `eu/pod/default/shop-*`: every target has to mean something, before anything is done to any. */
-  #targets(action: string, patterns: readonly string[]): SupervisedProcess[] {
+    const daemons = [...this.#daemons.values()].map((daemon) => daemon.process);
     const pods = [...this.#clusters.values()].flatMap((cluster) =>
       [...cluster.pods.values()].map((pod) => pod.process),
     );
-    const all = [...[...this.#daemons.values()].map((daemon) => daemon.process), ...pods];
-    const chosen = new Set<SupervisedProcess>();
-    for (const pattern of patterns) {
-      const regex = new RegExp(
-        `^${pattern
-          .split('*')
-          .map((part) => part.replace(/[.+?^${}()|[\]\\]/g, '\\$&'))
-          .join('[^/]*')}$`,
-      );
-      const found = all.filter((process) => regex.test(process.spec.name));
-      if (found.length === 0) {
-        throw new MeshError({
-          code: 'not-found',
-          message: `${action} ${pattern}: instance ${this.#instance} has nothing of that name`,
-          hint: `there are: ${all.map((process) => process.spec.name).join(', ')}`,
-        });
-      }
-      for (const process of found) chosen.add(process);
-    }
-    return [...chosen];
+    const named = [...daemons, ...pods].map((process) => ({ name: process.spec.name, process }));
+    const chosen = chooseTargets(named, targets, `${action} in instance ${this.#instance}`).map(
+      ({ process }) => process,
+    );
+    await Promise.all(chosen.map((process) => process[action]()));
+    return { done: chosen.map((process) => process.spec.name) };
   }
 
   async partition({ from, to, planes, oneWay }: Request<'partition'>): Response<'partition'> {

@@ -4,14 +4,15 @@ import { cpSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { MeshError, messageOf } from '@clustermesh/contract';
 import { repoRoot, waitFor } from '@clustermesh/runtime';
-import { dumpMap, type EtcdRole, etcdCredentials } from '../cli/inspect.ts';
+import { dumpMap } from '../cli/inspect.ts';
 import { defaultTopologyFile } from '../cli/lifecycle.ts';
 import { holderOf, type LabClient, startLab } from '../client.ts';
-import { manifestFile, shopManifest } from '../demo/steps.ts';
+import { manifestFile, shopManifest } from '../demo/shop.ts';
 import { askAgent, askApiserver, bundle } from '../labd/daemons.ts';
+import { type EtcdRole, etcdCredentials, etcdctlCommand } from '../labd/etcdctl.ts';
 import { capture, inNamespace, type Output } from '../netns/exec.ts';
 import { isOrphan, teardown } from '../netns/instance.ts';
-import { clusterPaths, controlPlaneNamespace, instancePaths, nodeNamespace, nodePaths } from '../netns/names.ts';
+import { clusterPaths, instancePaths, nodeNamespace, nodePaths } from '../netns/names.ts';
 import { parseTopology, type Topology } from '../topology.ts';
 
 const POOL = ['t1', 't2', 't3', 't4', 't5', 't6', 't7', 't8', 't9'] as const;
@@ -162,7 +163,7 @@ export async function inNode(test: TestLab, cluster: string, node: string, ...co
   return capture(name!, args);
 }
 
-/** etcdctl with somebody's certificate, against the etcd of `cluster`. */
+/** etcdctl as the lab's command runs it, or with credentials of the test's own, against the etcd of `cluster`. */
 export async function etcdctl(
   test: TestLab,
   cluster: string,
@@ -171,20 +172,7 @@ export async function etcdctl(
 ): Promise<Output> {
   const credentials =
     typeof role === 'string' ? etcdCredentials(test.instance, test.topology, cluster, role) : role.credentials;
-  const ca = join(clusterPaths(test.instance, cluster).pki, 'ca.crt');
-  const flags = [
-    '--endpoints=https://127.0.0.1:2379',
-    `--cacert=${ca}`,
-    '--command-timeout=2s',
-    '--dial-timeout=2s',
-    ...credentials,
-  ];
-  const [name, ...rest] = inNamespace(controlPlaneNamespace(test.instance, cluster), [
-    'env',
-    'ETCDCTL_API=3',
-    'etcdctl',
-    ...flags,
-    ...args,
-  ]);
-  return capture(name!, rest);
+  const limits = ['--command-timeout=2s', '--dial-timeout=2s'];
+  const [command, ...rest] = etcdctlCommand(test.instance, cluster, credentials, [...limits, ...args]);
+  return capture(command!, rest);
 }
