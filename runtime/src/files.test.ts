@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, describe, it } from 'node:test';
@@ -22,6 +22,21 @@ describe('atomicWrite', () => {
     assert.equal(readFileSync(path, 'utf8'), 'new');
     assert.equal(statSync(path).mode & 0o777, 0o600);
     assert.deepEqual(readdirSync(join(dir, 'sub')), ['key.pem']);
+  });
+
+  it('fails on a full disk, keeps the old file whole, and leaves no temporary file', () => {
+    const small = join(dir, 'small');
+    mkdirSync(small);
+    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=64k', 'cm-files-test', small]);
+    try {
+      const path = join(small, 'state.json');
+      atomicWrite(path, 'old');
+      assert.throws(() => atomicWrite(path, Buffer.alloc(256 * 1024)), { code: 'ENOSPC' });
+      assert.equal(readFileSync(path, 'utf8'), 'old');
+      assert.deepEqual(readdirSync(small), ['state.json']);
+    } finally {
+      execFileSync('umount', [small]);
+    }
   });
 });
 

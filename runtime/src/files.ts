@@ -1,4 +1,14 @@
-import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, renameSync, watch, writeSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  renameSync,
+  rmSync,
+  watch,
+  writeFileSync,
+} from 'node:fs';
 import { createRequire } from 'node:module';
 import { basename, dirname, join } from 'node:path';
 
@@ -12,14 +22,27 @@ export function atomicWrite(path: string, data: string | Buffer, mode = 0o644): 
   mkdirSync(dirname(path), { recursive: true });
   // Two dots: readers of a config directory skip such names (wire-contract §5.1) and never take the half-written file for a peer.
   const temporary = join(dirname(path), `..${basename(path)}.${process.pid}.${sequence++}.tmp`);
-  const fd = openSync(temporary, 'wx', mode);
   try {
-    writeSync(fd, typeof data === 'string' ? Buffer.from(data) : data);
+    // writeFileSync, unlike writeSync, goes on after a short write: a full disk is an error, never a shorter file.
+    withOpen(temporary, 'wx', mode, (fd) => writeFileSync(fd, data));
+    renameSync(temporary, path);
+  } catch (error) {
+    rmSync(temporary, { force: true });
+    throw error;
+  }
+  // The new name is on the disk only with its directory.
+  withOpen(dirname(path), 'r', 0, () => {});
+}
+
+/** What was written through the descriptor is on the disk when this returns. */
+function withOpen(path: string, flags: 'wx' | 'r', mode: number, use: (fd: number) => void): void {
+  const fd = openSync(path, flags, mode);
+  try {
+    use(fd);
     fsyncSync(fd);
   } finally {
     closeSync(fd);
   }
-  renameSync(temporary, path);
 }
 
 /**
