@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync, statSync } from 'node:fs';
+import { once } from 'node:events';
+import { mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, describe, it } from 'node:test';
+import { Worker } from 'node:worker_threads';
 import {
   type AdminMethods,
   type ClusterInfo,
@@ -41,6 +43,19 @@ function event(step: string): OperationEvent {
     hint: '',
   };
 }
+
+/** Looks at a file all the time, in a thread of its own, and tells which modes it has had. */
+const WATCH_MODES = `
+  const { parentPort, workerData, receiveMessageOnPort } = require('node:worker_threads');
+  const { statSync } = require('node:fs');
+  const modes = new Set();
+  parentPort.postMessage('looking');
+  while (receiveMessageOnPort(parentPort) === undefined) {
+    const stat = statSync(workerData, { throwIfNoEntry: false });
+    if (stat !== undefined) modes.add((stat.mode & 0o777).toString(8));
+  }
+  parentPort.postMessage([...modes]);
+`;
 
 let watcherGone = false;
 const handlers: Handlers<AdminMethods> = {
@@ -99,6 +114,26 @@ describe('rpc over a unix socket', async () => {
 
   it('lets only the owner open the socket', () => {
     assert.equal(statSync(socket).mode & 0o777, 0o600);
+  });
+
+  it('is never open to others, not even while it is being made, and leaves nothing behind', async () => {
+    const watched = join(dir, 'watched.sock');
+    const before = process.umask(0);
+    const watcher = new Worker(WATCH_MODES, { eval: true, workerData: watched });
+    try {
+      await once(watcher, 'message');
+      for (let round = 0; round < 20; round++) {
+        const server = await serveRpc<AdminMethods>('admin', watched, handlers);
+        await server.close();
+      }
+      watcher.postMessage('enough');
+      const [modes] = await once(watcher, 'message');
+      assert.deepEqual(modes, ['600']);
+    } finally {
+      process.umask(before);
+      await watcher.terminate();
+    }
+    assert.deepEqual(readdirSync(dir), ['a.sock']);
   });
 
   it('names the address and the likely cause when nobody listens', async () => {

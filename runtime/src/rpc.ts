@@ -1,4 +1,4 @@
-import { chmodSync, mkdirSync, rmSync } from 'node:fs';
+import { chmodSync, mkdirSync, mkdtempSync, renameSync, rmdirSync, rmSync, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { isErrorCode, MeshError } from '@clustermesh/contract';
 import * as grpc from '@grpc/grpc-js';
@@ -99,24 +99,47 @@ export async function serveRpc<M extends Methods<M>>(
       : unaryCall(handler as (r: unknown, c: CallContext) => Promise<unknown>);
   }
   server.addService(service, implementation);
-  mkdirSync(dirname(socket), { recursive: true });
-  rmSync(socket, { force: true });
-  await new Promise<void>((resolve, reject) => {
-    server.bindAsync(`unix:${socket}`, grpc.ServerCredentials.createInsecure(), (error) =>
-      error ? reject(error) : resolve(),
-    );
-  });
-  chmodSync(socket, 0o600);
+  const bound = await bindPrivately(server, socket);
   return {
     close: () =>
       new Promise((resolve) => {
         const force = setTimeout(() => server.forceShutdown(), 1000);
         server.tryShutdown(() => {
           clearTimeout(force);
+          bound.remove();
           resolve();
         });
       }),
   };
+}
+
+/**
+ * bind(2) makes the socket with the rights of the umask, and that one is the whole process's: so it is made in a directory that
+ * nobody else may enter, and gets its name when its rights are right.
+ */
+async function bindPrivately(server: grpc.Server, socket: string): Promise<{ remove(): void }> {
+  mkdirSync(dirname(socket), { recursive: true });
+  const privateDir = mkdtempSync(join(dirname(socket), '.'));
+  const made = join(privateDir, 's');
+  try {
+    await new Promise<void>((resolve, reject) => {
+      server.bindAsync(`unix:${made}`, grpc.ServerCredentials.createInsecure(), (error) =>
+        error ? reject(error) : resolve(),
+      );
+    });
+    chmodSync(made, 0o600);
+    const { ino } = statSync(made);
+    renameSync(made, socket);
+    return {
+      // A successor may have put its own there already.
+      remove: () => {
+        if (statSync(socket, { throwIfNoEntry: false })?.ino === ino) rmSync(socket, { force: true });
+      },
+    };
+  } finally {
+    rmSync(made, { force: true });
+    rmdirSync(privateDir);
+  }
 }
 
 function unaryCall(
