@@ -1,12 +1,16 @@
 /**
  * The service tables: cm_services → cm_slots → cm_backends (see bpf/lib/lb.h for what the programs rely on).
  *
- * Ids belong to this module. They are read back from the kernel when it opens, so that a restart renumbers nothing; an id
- * is freed when no row uses it, and numbers are taken upwards so that a freed one is not used again soon.
+ * Ids belong to this module. They are read back from the kernel when it opens and with every list(), so that neither a restart
+ * nor a repair renumbers what is intact; an id is freed when no row uses it, and numbers are taken upwards so that a freed one
+ * is not used again soon.
  *
  * A change of a service is a swap: new backends, all slots of a new generation, then the service row (this is the moment
  * that clients see), then the old slots, then backends that nobody uses. Whatever is interrupted in between leaves either
- * the old set or the new one in force; open() sweeps what is left over.
+ * the old set or the new one in force; the next reading sweeps what is left over.
+ *
+ * list() replaces all that is remembered here by what the kernel has: rows, slots and backends that were lost, changed or added
+ * behind our back are then seen by the update or remove that mends them.
  */
 import type { CmBackend, CmService, CmServiceKey, CmSlotKey } from '@clustermesh/bpf';
 import { MeshError, numberToIpv4 } from '@clustermesh/contract';
@@ -31,11 +35,19 @@ export interface ServiceMaps {
 
 /** A service as it is in force. */
 interface Programmed {
+  /** As the kernel has it: a foreign row may have a scope or protocol that no frontend of ours stands for. */
+  kernelKey: CmServiceKey;
   id: number;
   generation: number;
   row: ServiceRow;
-  /** Backend id of each slot. */
+  /** Backend id of each slot that leads to one. */
+  backends: number[];
+  /** The slots there are. */
   slots: number[];
+  /** Every slot that the row promises leads to a backend. */
+  isWhole: boolean;
+  /** Another service has this id too: one of the two rows is not ours. */
+  isIdShared: boolean;
 }
 
 /** A swap under way. `error` takes it out of the following steps. */
@@ -51,27 +63,94 @@ export interface ServiceTable extends MapOps<ServiceRow> {
   dumpBackends(): Promise<object[]>;
 }
 
+/** Beyond it only foreign rows have numbers: following them could leave none to take. */
+const MAX_OWN_NUMBER = 0x7fff_ffff;
+
 /** Numbers taken upwards from the highest known. */
-function counter(taken: Iterable<number>): () => number {
+function counter() {
   let last = 0;
-  for (const n of taken) last = Math.max(last, n);
-  return () => ++last;
+  return {
+    next: (): number => ++last,
+    isTaken(n: number): void {
+      if (n > last && n <= MAX_OWN_NUMBER) last = n;
+    },
+  };
 }
+
+/** What a service's slots stand under. */
+const setOf = (id: number, generation: number): string => `${id}/${generation}`;
 
 export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
   const exclusive = serializer();
-  const { services, backendIds, used } = await restore(maps);
-  const nextService = counter([...services.values()].map((s) => s.id));
-  const nextBackend = counter(backendIds.values());
-  const nextGeneration = counter([...services.values()].map((s) => s.generation));
+  let services = new Map<string, Programmed>();
+  /** Backend id by what it leads to. */
+  let backendIds = new Map<string, number>();
+  /** How many services use a backend, and a set of slots (more than one: a foreign row points there). */
+  let used = new Map<number, number>();
+  let usedSets = new Map<string, number>();
+  /** Ids of services whose rows the kernel lost: connections know them by it, so they shall have it again. */
+  let lostIds = new Map<string, number>();
+  const serviceNumbers = counter();
+  const backendNumbers = counter();
+  const generations = counter();
 
-  function slotKeys({ id, generation, slots }: Programmed): CmSlotKey[] {
-    return slots.map((_, slot) => ({ serviceId: id, generation, slot }));
+  const use = ({ id, generation, backends }: Programmed, by: 1 | -1): void => {
+    const set = setOf(id, generation);
+    usedSets.set(set, (usedSets.get(set) ?? 0) + by);
+    if (usedSets.get(set) === 0) usedSets.delete(set);
+    for (const backend of new Set(backends)) used.set(backend, (used.get(backend) ?? 0) + by);
+  };
+
+  /** The slots of those of the sets that no service in force uses. */
+  const idleSlots = (sets: Programmed[]): CmSlotKey[] =>
+    sets
+      .filter(({ id, generation }) => !usedSets.has(setOf(id, generation)))
+      .flatMap(({ id, generation, slots }) => slots.map((slot) => ({ serviceId: id, generation, slot })));
+
+  /** What the kernel has in force is all that counts; what an interrupted swap or a stranger left over is removed. */
+  async function refresh(): Promise<void> {
+    const found = await readServices(maps);
+    const taken = new Set([...found.services.values()].map(({ id }) => id));
+    const before: [string, number][] = [
+      ...lostIds,
+      ...[...services].map(([key, { id }]): [string, number] => [key, id]),
+    ];
+    lostIds = new Map(before.filter(([, id]) => !taken.has(id)));
+    // Where the last service that used it lost its row, a backend stays until the next reading, for the row to be mended.
+    const spared = used;
+    services = found.services;
+    backendIds = new Map();
+    used = new Map();
+    usedSets = new Map();
+    for (const programmed of services.values()) {
+      use(programmed, 1);
+      serviceNumbers.isTaken(programmed.id);
+      generations.isTaken(programmed.generation);
+    }
+    await maps.cm_slots.remove(
+      [...found.slots].flatMap(([set, of]) => {
+        if (usedSets.has(set)) return [];
+        const [serviceId, generation] = set.split('/').map(Number);
+        return [...of.keys()].map((slot) => ({ serviceId: serviceId!, generation: generation!, slot }));
+      }),
+    );
+    const isKept = (id: number): boolean => used.has(id) || (spared.get(id) ?? 0) > 0;
+    await maps.cm_backends.remove([...found.backends.keys()].filter((id) => !isKept(id)));
+    for (const [id, value] of found.backends) {
+      if (!isKept(id)) continue;
+      backendIds.set(backendKey(fromBackend(value), fromProtocol(value.proto)), id);
+      backendNumbers.isTaken(id);
+    }
   }
 
-  const use = (programmed: Programmed, by: 1 | -1): void => {
-    for (const id of new Set(programmed.slots)) used.set(id, (used.get(id) ?? 0) + by);
-  };
+  async function list(): Promise<Map<string, ServiceRow>> {
+    await refresh();
+    // A row that promises more than there is fails every connection that draws the gap: cut down to what is there, at once.
+    // Whether that is also what should be there is for the caller to compare.
+    const torn = [...services].filter(([key, { isWhole, row }]) => !isWhole && key === serviceKey(row.frontend));
+    if (torn.length > 0) await update(torn.map(([, { row }]) => row));
+    return new Map([...services].map(([key, { row }]) => [key, row]));
+  }
 
   /** Writes rows that belong to swaps; the first failure of a swap becomes its error. */
   async function write<K, V>(map: BpfMap<K, V>, swaps: Swap[], rowsOf: (swap: Swap) => [K, V][]): Promise<Swap[]> {
@@ -110,18 +189,28 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
   function plan(row: ServiceRow, fresh: Set<number>): Swap | undefined {
     const key = serviceKey(row.frontend);
     const before = services.get(key);
-    if (before !== undefined && sameRow(before.row, row)) return undefined;
-    const slots = row.backends.map((backend) => {
+    if (before?.isWhole && sameRow(before.row, row)) return undefined;
+    const backends = row.backends.map((backend) => {
       const name = backendKey(backend, row.frontend.protocol);
       let id = backendIds.get(name);
       if (id === undefined) {
-        id = nextBackend();
+        id = backendNumbers.next();
         backendIds.set(name, id);
         fresh.add(id);
       }
       return id;
     });
-    return { key, before, after: { id: before?.id ?? nextService(), generation: nextGeneration(), row, slots } };
+    const after: Programmed = {
+      kernelKey: toServiceKey(row.frontend),
+      id: lostIds.get(key) ?? (before === undefined || before.isIdShared ? serviceNumbers.next() : before.id),
+      generation: generations.next(),
+      row,
+      backends,
+      slots: [...backends.keys()],
+      isWhole: true,
+      isIdShared: false,
+    };
+    return { key, before, after };
   }
 
   async function update(rows: ServiceRow[]): Promise<OpResult[]> {
@@ -142,12 +231,14 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
 
     // Backends are written also where known: a row lost from the kernel heals here.
     let live = await write(maps.cm_backends, swaps, ({ after }) =>
-      after.row.backends.map((backend, i) => [after.slots[i]!, toBackend(backend, after.row.frontend.protocol)]),
+      after.row.backends.map((backend, i) => [after.backends[i]!, toBackend(backend, after.row.frontend.protocol)]),
     );
-    live = await write(maps.cm_slots, live, ({ after }) => slotKeys(after).map((key, i) => [key, after.slots[i]!]));
+    live = await write(maps.cm_slots, live, ({ after: { id, generation, backends } }) =>
+      backends.map((backend, slot) => [{ serviceId: id, generation, slot }, backend]),
+    );
     live = await write(maps.cm_services, live, ({ after }) => [
       [
-        toServiceKey(after.row.frontend),
+        after.kernelKey,
         { id: after.id, generation: after.generation, count: after.slots.length, flags: after.row.flags },
       ],
     ]);
@@ -155,27 +246,28 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
     // Now the new sets are in force: what is left are the old slots of those, and the new slots of the failed.
     for (const { key, before, after } of live) {
       services.set(key, after);
+      lostIds.delete(key);
       use(after, 1);
       if (before !== undefined) use(before, -1);
     }
     const failed = swaps.filter((swap) => swap.error !== undefined);
     for (const { key, error } of failed) errors.set(key, error!);
-    await maps.cm_slots.remove([
-      ...live.flatMap(({ before }) => (before === undefined ? [] : slotKeys(before))),
-      ...failed.flatMap(({ after }) => slotKeys(after)),
-    ]);
-    await sweepBackends([...fresh, ...live.flatMap(({ before }) => before?.slots ?? [])]);
+    await maps.cm_slots.remove(
+      idleSlots([...live.flatMap(({ before }) => before ?? []), ...failed.map(({ after }) => after)]),
+    );
+    await sweepBackends([...fresh, ...live.flatMap(({ before }) => before?.backends ?? [])]);
 
     return rows.map(({ frontend }) => outcome(serviceKey(frontend), errors));
   }
 
   async function remove(keys: string[]): Promise<OpResult[]> {
     const errors = new Map<string, MeshError>();
+    for (const key of keys) lostIds.delete(key);
     const gone = [...new Set(keys)].flatMap((key) => {
       const programmed = services.get(key);
       return programmed === undefined ? [] : [{ key, programmed }];
     });
-    const results = await maps.cm_services.remove(gone.map(({ programmed }) => toServiceKey(programmed.row.frontend)));
+    const results = await maps.cm_services.remove(gone.map(({ programmed }) => programmed.kernelKey));
     results.forEach((error, i) => {
       if (error !== undefined) errors.set(gone[i]!.key, error);
     });
@@ -184,25 +276,25 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
       services.delete(key);
       use(programmed, -1);
     }
-    await maps.cm_slots.remove(removed.flatMap(({ programmed }) => slotKeys(programmed)));
-    await sweepBackends(removed.flatMap(({ programmed }) => programmed.slots));
+    await maps.cm_slots.remove(idleSlots(removed.map(({ programmed }) => programmed)));
+    await sweepBackends(removed.flatMap(({ programmed }) => programmed.backends));
     return keys.map((key) => outcome(key, errors));
   }
 
+  await refresh();
   return {
-    list: () =>
-      exclusive(async () => new Map([...(await readServices(maps)).services].map(([key, { row }]) => [key, row]))),
+    list: () => exclusive(list),
     update: (rows) => exclusive(() => update(rows)),
     remove: (keys) => exclusive(() => remove(keys)),
 
     dump: () =>
       exclusive(async () =>
-        [...(await readServices(maps)).services].map(([key, { id, generation, row, slots }]) => ({
+        [...(await readServices(maps)).services].map(([key, { id, generation, row, backends }]) => ({
           service: key,
           id,
           generation,
           flags: row.flags,
-          backends: row.backends.map((backend, i) => ({ id: slots[i], ...backend })),
+          backends: row.backends.map((backend, i) => ({ id: backends[i], ...backend })),
         })),
       ),
     dumpBackends: () =>
@@ -244,50 +336,44 @@ const toBackend = ({ ip, port, clusterId }: Backend, protocol: Protocol): CmBack
 
 const fromBackend = ({ addr, port, clusterId }: CmBackend): Backend => ({ ip: numberToIpv4(addr), port, clusterId });
 
-/** Slots by "service id/generation". */
+/** Slots by set: backend id by slot number. */
 type Slots = Map<string, Map<number, number>>;
 
 async function readServices(maps: ServiceMaps) {
   const backends = new Map(await maps.cm_backends.entries());
   const slots: Slots = new Map();
   for (const [{ serviceId, generation, slot }, id] of await maps.cm_slots.entries()) {
-    const set = `${serviceId}/${generation}`;
+    const set = setOf(serviceId, generation);
     const of = slots.get(set) ?? new Map<number, number>();
     slots.set(set, of.set(slot, id));
   }
   const services = new Map<string, Programmed>();
-  for (const [key, { id, generation, count, flags }] of await maps.cm_services.entries()) {
-    const frontend = { ip: numberToIpv4(key.addr), port: key.port, protocol: fromProtocol(key.proto) as Protocol };
-    const of = slots.get(`${id}/${generation}`);
-    const ids = Array.from({ length: count }, (_, slot) => of?.get(slot)).filter(
-      (b) => b !== undefined && backends.has(b),
+  const byId = new Map<number, Programmed>();
+  for (const [kernelKey, { id, generation, count, flags }] of await maps.cm_services.entries()) {
+    const frontend = {
+      ip: numberToIpv4(kernelKey.addr),
+      port: kernelKey.port,
+      protocol: fromProtocol(kernelKey.proto) as Protocol,
+    };
+    // Not by counting up to `count`: in a foreign row it may be any number.
+    const there = [...(slots.get(setOf(id, generation)) ?? [])].sort(([a], [b]) => a - b);
+    const ids = there.flatMap(([slot, backend]) =>
+      slot < count && backends.get(backend)?.proto === kernelKey.proto ? [backend] : [],
     );
-    const row = { frontend, flags, backends: ids.map((b) => fromBackend(backends.get(b!)!)) };
-    services.set(serviceKey(frontend), { id, generation, row, slots: ids as number[] });
+    const programmed: Programmed = {
+      kernelKey,
+      id,
+      generation,
+      row: { frontend, flags, backends: ids.map((backend) => fromBackend(backends.get(backend)!)) },
+      backends: ids,
+      slots: there.map(([slot]) => slot),
+      isWhole: ids.length === count,
+      isIdShared: false,
+    };
+    const twin = byId.get(id);
+    if (twin !== undefined) twin.isIdShared = programmed.isIdShared = true;
+    byId.set(id, programmed);
+    services.set(serviceKey(frontend) + (kernelKey.scope === 0 ? '' : `/${kernelKey.scope}`), programmed);
   }
   return { services, slots, backends };
-}
-
-/** What an earlier agent left in force; what it left over is removed. */
-async function restore(maps: ServiceMaps) {
-  const { services, slots, backends } = await readServices(maps);
-  const used = new Map<number, number>();
-  const inForce = new Set<string>();
-  for (const { id, generation, slots: ids } of services.values()) {
-    inForce.add(`${id}/${generation}`);
-    for (const backend of new Set(ids)) used.set(backend, (used.get(backend) ?? 0) + 1);
-  }
-  await maps.cm_slots.remove(
-    [...slots].flatMap(([set, of]) => {
-      if (inForce.has(set)) return [];
-      const [serviceId, generation] = set.split('/').map(Number);
-      return [...of.keys()].map((slot) => ({ serviceId: serviceId!, generation: generation!, slot }));
-    }),
-  );
-  await maps.cm_backends.remove([...backends.keys()].filter((id) => !used.has(id)));
-  const backendIds = new Map<string, number>();
-  for (const [id, value] of backends) {
-    if (used.has(id)) backendIds.set(backendKey(fromBackend(value), fromProtocol(value.proto)), id);
-  }
-  return { services, backendIds, used };
 }

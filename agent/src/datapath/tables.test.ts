@@ -6,14 +6,15 @@ import { readdirSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { afterEach, beforeEach, describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { isDeepStrictEqual } from 'node:util';
 import type { MeshError } from '@clustermesh/contract';
 import * as libbpf from './libbpf.ts';
 import { type Loaded, loadPrograms } from './loader.ts';
-import { toAddr, toMac } from './rows.ts';
+import { toAddr, toIpv4, toMac } from './rows.ts';
 import { openServices, type ServiceTable } from './services.ts';
 import { ipcacheTable, nodeTable } from './tables.ts';
 import { openSandbox, type Sandbox, sh } from './testing/sandbox.ts';
-import type { IpcacheRow, MapOps, ServiceRow } from './types.ts';
+import { type IpcacheRow, type MapOps, type ServiceRow, serviceKey } from './types.ts';
 
 const settings = { nodeIp: 1, gatewayIp: 2, podNet: 3, podMask: 0xffffffff, vxlanIfindex: 1, identityShift: 16 };
 
@@ -195,6 +196,104 @@ describe('services', () => {
     const services = await openServices(loaded.maps);
     assert.deepEqual(await counts(loaded), [1, 1, 1]);
     assert.deepEqual([...(await services.list()).values()], [service('10.96.0.1', ['10.1.1.1'])]);
+  });
+
+  describe('changed behind our back are right again after list() and the update or removal that it leads to', () => {
+    const shop = service('10.96.0.1', ['10.1.1.1', '10.1.1.2']);
+    const other = service('10.96.0.2', ['10.1.1.2']);
+    const shopKey = { addr: toIpv4('10.96.0.1'), port: 80, proto: 6, scope: 0 };
+    const foreignKey = { ...shopKey, addr: toIpv4('10.96.0.9') };
+    const addForeign =
+      (key: typeof shopKey, row: { id: number; generation: number; count: number }) =>
+      async ({ maps }: Loaded): Promise<void> => {
+        await maps.cm_services.update([[key, { ...row, flags: 0 }]]);
+      };
+
+    const cases: [what: string, harm: (loaded: Loaded) => Promise<unknown>][] = [
+      ['a service row that is lost', ({ maps }) => maps.cm_services.remove([shopKey])],
+      ['a slot that is lost', ({ maps }) => maps.cm_slots.remove([{ serviceId: 1, generation: 1, slot: 0 }])],
+      ['all slots lost', async ({ maps }) => maps.cm_slots.remove((await maps.cm_slots.entries()).map(([key]) => key))],
+      ['a backend that is lost', ({ maps }) => maps.cm_backends.remove([1])],
+      ['a backend that two services have', ({ maps }) => maps.cm_backends.remove([2])],
+      [
+        'a backend that leads elsewhere',
+        ({ maps }) => maps.cm_backends.update([[1, { addr: 1, port: 2, clusterId: 3, proto: 6, state: 0 }]]),
+      ],
+      [
+        'a slot that leads elsewhere',
+        ({ maps }) => maps.cm_slots.update([[{ serviceId: 1, generation: 1, slot: 0 }, 2]]),
+      ],
+      [
+        'a row that promises more slots than there are',
+        addForeign(shopKey, { id: 1, generation: 1, count: 4_000_000_000 }),
+      ],
+      ["a row that points to another service's slots", addForeign(shopKey, { id: 2, generation: 2, count: 1 })],
+      ['a foreign row', addForeign(foreignKey, { id: 77, generation: 77, count: 0 })],
+      ['a foreign row with the id and slots of ours', addForeign(foreignKey, { id: 1, generation: 1, count: 2 })],
+      ['a foreign row with the numbers that come next', addForeign(foreignKey, { id: 3, generation: 3, count: 0 })],
+      [
+        'a foreign row with the last numbers',
+        addForeign(foreignKey, { id: 2 ** 32 - 1, generation: 2 ** 32 - 1, count: 1 }),
+      ],
+      [
+        'a foreign row of another protocol',
+        addForeign({ ...foreignKey, proto: 132 }, { id: 77, generation: 77, count: 0 }),
+      ],
+      ['a foreign row of another scope', addForeign({ ...shopKey, scope: 1 }, { id: 77, generation: 77, count: 0 })],
+      ['a foreign slot', ({ maps }) => maps.cm_slots.update([[{ serviceId: 9, generation: 9, slot: 0 }, 1]])],
+      [
+        'a foreign backend',
+        ({ maps }) => maps.cm_backends.update([[77, { addr: 1, port: 2, clusterId: 3, proto: 6, state: 0 }]]),
+      ],
+    ];
+    for (const [what, harm] of cases) {
+      it(what, async () => {
+        const loaded = load();
+        const services = await openServices(loaded.maps);
+        await services.update([shop, other]);
+        const [before] = await idsOf(services);
+        await harm(loaded);
+
+        const wanted = new Map([shop, other].map((row) => [serviceKey(row.frontend), row]));
+        /** As the reconciler does it: what differs is written, what nobody wants is removed. */
+        const mend = async () => {
+          const held = await services.list();
+          const differs = [...wanted].filter(([key, row]) => !isDeepStrictEqual(held.get(key), row));
+          assert.deepEqual(failed(await services.update(differs.map(([, row]) => row))), []);
+          const unwanted = [...held.keys()].filter((key) => !wanted.has(key));
+          assert.deepEqual(failed(await services.remove(unwanted)), []);
+        };
+        await mend();
+        assert.deepEqual(await services.list(), wanted);
+        assert.deepEqual(await counts(loaded), [2, 3, 2], 'nothing is left over');
+        for (const [, { id, generation, count }] of await loaded.maps.cm_services.entries()) {
+          for (let slot = 0; slot < count; slot++) {
+            const backend = loaded.maps.cm_slots.lookup({ serviceId: id, generation, slot });
+            assert.ok(backend !== undefined && loaded.maps.cm_backends.lookup(backend), `slot ${slot} of ${id}`);
+          }
+        }
+        const [after] = await idsOf(services);
+        assert.deepEqual(after?.slice(0, 2), before?.slice(0, 2), 'the service keeps its id');
+
+        // What comes later is not in the way of what is there.
+        const more = service('10.96.0.3', ['10.1.1.3']);
+        wanted.set(serviceKey(more.frontend), more);
+        await mend();
+        assert.deepEqual(await services.list(), wanted);
+        await services.remove([...wanted.keys()]);
+        assert.deepEqual(await counts(loaded), [0, 0, 0]);
+      });
+    }
+
+    it('what is intact keeps its ids and is not written', async () => {
+      const loaded = load();
+      const services = await openServices(loaded.maps);
+      await services.update([shop, other]);
+      const before = await services.dump();
+      await services.list();
+      await services.update([shop, other]);
+      assert.deepEqual(await services.dump(), before);
+    });
   });
 
   it('one that does not fit keeps its old backends; others are unaffected; it recovers with room', async () => {
