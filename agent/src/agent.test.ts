@@ -283,6 +283,22 @@ test('an endpoint gets an identity, its rows and programs, and is published', as
   await node.agent.removeEndpoint(info.id);
 });
 
+test('an endpoint that is added again with other labels is published with them, also when their identity is known', async () => {
+  await using cluster = await startCluster();
+  const node = await cluster.node('n1');
+  const { id } = await node.agent.addEndpoint(endpointRequest());
+  const twin = await node.agent.addEndpoint(
+    endpointRequest({ id: 'default.b.x', pod: 'b', labels: { app: 'b' }, interface: 'cmp2', ipv4: '10.1.1.6' }),
+  );
+  const key = endpointRecordKey('n1', id);
+  await eventually('the record', () => cluster.etcd.get(key));
+  await node.agent.addEndpoint(endpointRequest({ labels: { app: 'b' } }));
+  await eventually('the new labels in the record', async () => {
+    const decoded = decodeEndpointRecord((await cluster.etcd.get(key))?.value.toString() ?? '');
+    return decoded.ok && decoded.value.labels === twin.labels && decoded.value.identity === twin.identity;
+  });
+});
+
 test('endpoints of another node are reached through its tunnel, with one identity per label set', async () => {
   await using cluster = await startCluster();
   const [n1, n2] = [await cluster.node('n1'), await cluster.node('n2')];

@@ -291,6 +291,8 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
         endpointId: before?.endpointId ?? freeEndpointId(),
         identity: identities.known(facts.labels) ?? null,
       });
+      // What was published of it may say something else: onPass does it again once the kernel has the new facts.
+      published.delete(facts.id);
       // Perhaps only the programs on its veth are missing: the caller wants them now, not at the next check.
       options.touch(facts.ipv4);
       save();
