@@ -92,7 +92,7 @@ test('changes come and go in either order, and the end is empty', async () => {
   await eventually('the service to go', () => node.kernel.services.rows.size === 0);
 });
 
-test('an event in etcd is in the kernel within 100 ms', async () => {
+test('an event in etcd is in the kernel at once, not at the next check', async () => {
   await using cluster = await startCluster();
   const node = await settled(cluster);
   const times: number[] = [];
@@ -104,7 +104,8 @@ test('an event in etcd is in the kernel within 100 ms', async () => {
     times.push(performance.now() - startedAt);
   }
   times.sort((a, b) => a - b);
-  assert.ok((times[5] ?? 0) < 100, `median ${times[5]?.toFixed(1)} ms`);
+  // Some milliseconds on a machine of its own, which the benchmark measures; here other tests run beside. Checks are 60 s apart.
+  assert.ok((times[5] ?? Number.POSITIVE_INFINITY) < 5_000, `median ${times[5]?.toFixed(1)} ms`);
 });
 
 test('a peer that has not been heard out in a family contributes nothing of it yet', async () => {
