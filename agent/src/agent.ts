@@ -91,7 +91,6 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     }),
     publisher,
     rows: tables.endpoints,
-    touch: tables.endpoints.touch,
     ipcache: desired.ownEndpoint,
     kernelEndpoints: [...(await datapath.endpoints.list()).values()],
     unknown: desired.unknownEndpoint,

@@ -18,7 +18,7 @@ import type { Clock, Log } from '@clustermesh/runtime';
 import type { EndpointRow } from '../datapath/types.ts';
 import type { IdentityAllocator } from '../identity/allocator.ts';
 import { startIdentityKeeper } from '../identity/keeper.ts';
-import type { RowSink } from '../reconcile/table.ts';
+import type { Table } from '../reconcile/table.ts';
 import type { EndpointPublisher } from './publisher.ts';
 import { checkEndpointRequest, type EndpointFacts } from './request.ts';
 import type { EndpointStore, StoredEndpoint } from './store.ts';
@@ -32,9 +32,7 @@ export interface EndpointManagerOptions {
   readonly allocator: IdentityAllocator;
   readonly publisher: EndpointPublisher;
   /** Desired rows of the endpoints table, by address. */
-  readonly rows: RowSink<EndpointRow>;
-  /** Asks for the row of an address to be programmed again. */
-  readonly touch: (ipv4: string) => void;
+  readonly rows: Pick<Table<EndpointRow>, 'set' | 'delete' | 'touch'>;
   readonly ipcache: (id: string, endpoint: { readonly ipv4: string; readonly identity: number } | undefined) => void;
   /** What the kernel held when the agent started. */
   readonly kernelEndpoints: readonly EndpointRow[];
@@ -87,12 +85,15 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
     for (const wake of woken) wake();
   }
 
-  /** Until something happened, or `maxMs` passed. */
+  // Whoever waits does so on a signal of its own: AbortSignal.any would keep each of them reachable from this long-lived one.
+  options.signal.addEventListener('abort', announce, { once: true });
+
+  /** Until something happened, the agent stops, or `maxMs` passed. */
   async function news(maxMs: number): Promise<void> {
     const woken = new AbortController();
     const wake = () => woken.abort();
     waiters.push(wake);
-    await clock.sleep(maxMs, AbortSignal.any([woken.signal, options.signal]));
+    await clock.sleep(maxMs, woken.signal);
     waiters = waiters.filter((waiter) => waiter !== wake);
   }
 
@@ -282,7 +283,12 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
 
   return {
     async add(request) {
-      const facts = checkEndpointRequest(request, options.own);
+      const { ignoredLabels, ...facts } = checkEndpointRequest(request, options.own);
+      if (ignoredLabels.length > 0)
+        log.warn(
+          { id: facts.id, labels: ignoredLabels },
+          'reserved labels of a pod are ignored: they are not its to set',
+        );
       const before = endpoints.get(facts.id);
       evictRivals(facts);
       if (before !== undefined && before.ipv4 !== facts.ipv4) drop(before);
@@ -294,7 +300,7 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
       // What was published of it may say something else: onPass does it again once the kernel has the new facts.
       published.delete(facts.id);
       // Perhaps only the programs on its veth are missing: the caller wants them now, not at the next check.
-      options.touch(facts.ipv4);
+      rows.touch(facts.ipv4);
       save();
       identities.want(facts.labels);
       log.info({ id: facts.id, pod: `${facts.namespace}/${facts.pod}`, ipv4: facts.ipv4 }, 'endpoint added');

@@ -108,7 +108,7 @@ export function startMesh(options: MeshOptions): Mesh {
   const onLocal: { [F in LocalFamily]: (name: string, value: never) => void } = {
     services: (name: string, value: LocalService | undefined) => sink.service(name, value),
     endpointslices: (name: string, value: LocalSlice | undefined) => sink.slice(name, value),
-    // Held for what will need namespace labels; the apiserver has already judged which services are global.
+    // Counted and reported; no consumer before policy. The apiserver has already judged which services are global.
     namespaces: (_name: string, _value: LocalNamespace | undefined) => {},
   };
   const local = Object.fromEntries(

@@ -95,7 +95,7 @@ export function startPeer(options: PeerOptions): Peer {
       (name, text) => then(decodeIpEntry(text), (entry) => validateIpEntry(entry, { ...expected, name })),
       onIp,
     ),
-    // Checked and counted; nothing in the kernel needs the labels until there is policy.
+    // Checked, counted and reported; no consumer before policy.
     identities: family(
       'identities',
       (name, text) => decodeIdentityEntry(name, text, expected),
