@@ -81,7 +81,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
   };
   const publisher = startPublisher({ etcd, node: nodeRecord, clock, log: log.child({ subsystem: 'publish' }), signal });
   const endpoints = startEndpointManager({
-    own: { cluster: cluster.name, podCidr: node.podCIDR },
+    own: { cluster: cluster.name, podCidr: node.podCIDR, gatewayIp: node.gatewayIP },
     store: createEndpointStore(config.stateDir, log),
     allocator: createAllocator({
       etcd,

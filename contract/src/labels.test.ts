@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import fc from 'fast-check';
-import { formatLabels, parseLabels, podIdentityLabels } from './labels.ts';
+import { CLUSTER_LABEL, formatLabels, NAMESPACE_LABEL, parseLabels, podIdentityLabels } from './labels.ts';
 
 describe('label strings', () => {
   it('are sorted by key in byte order and closed by a semicolon', () => {
@@ -50,4 +50,20 @@ describe('label strings', () => {
         'k8s:io.kubernetes.pod.namespace=shop;',
     );
   });
+
+  for (const key of [
+    CLUSTER_LABEL,
+    NAMESPACE_LABEL,
+    'io.cilium.k8s.policy.serviceaccount',
+    'io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name',
+    'io.cilium.k8s.namespace.labels.team',
+  ]) {
+    it(`of a pod that sets ${key} itself are those of a pod that does not`, () => {
+      const pod = { cluster: 'eu', namespace: 'shop' };
+      assert.deepEqual(
+        podIdentityLabels({ ...pod, podLabels: { app: 'web', [key]: 'admin' } }),
+        podIdentityLabels({ ...pod, podLabels: { app: 'web' } }),
+      );
+    });
+  }
 });

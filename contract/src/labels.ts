@@ -4,6 +4,7 @@ export const CLUSTER_LABEL = 'io.cilium.k8s.policy.cluster';
 export const NAMESPACE_LABEL = 'io.kubernetes.pod.namespace';
 export const SERVICE_ACCOUNT_LABEL = 'io.cilium.k8s.policy.serviceaccount';
 export const NAMESPACE_LABELS_PREFIX = 'io.cilium.k8s.namespace.labels.';
+const RESERVED_PREFIX = 'io.cilium.k8s.';
 
 export interface Label {
   readonly source: string;
@@ -46,9 +47,18 @@ export interface PodLabelInput {
   readonly podLabels: Readonly<Record<string, string>>;
 }
 
-/** The security labels of a pod: its own, plus cluster, namespace and service account (wire-contract §2.2). */
+/** Whether a key says where a pod is and whose it is: never the pod's to set, or it could pass for another one. */
+export function isReservedLabel(key: string): boolean {
+  return key.startsWith(RESERVED_PREFIX) || key === NAMESPACE_LABEL;
+}
+
+/**
+ * The security labels of a pod: its own, but for reserved ones, plus cluster, namespace and service account (wire-contract §2.2).
+ */
 export function podIdentityLabels(input: PodLabelInput): Label[] {
-  const own = Object.entries(input.podLabels).map(([key, value]) => ({ source: 'k8s', key, value }));
+  const own = Object.entries(input.podLabels)
+    .filter(([key]) => !isReservedLabel(key))
+    .map(([key, value]) => ({ source: 'k8s', key, value }));
   return [
     ...own,
     { source: 'k8s', key: CLUSTER_LABEL, value: input.cluster },

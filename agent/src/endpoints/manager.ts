@@ -27,7 +27,7 @@ import type { EndpointStore, StoredEndpoint } from './store.ts';
 export type Programmed = 'done' | 'pending' | MeshError;
 
 export interface EndpointManagerOptions {
-  readonly own: { readonly cluster: string; readonly podCidr: string };
+  readonly own: { readonly cluster: string; readonly podCidr: string; readonly gatewayIp: string };
   readonly store: EndpointStore;
   readonly allocator: IdentityAllocator;
   readonly publisher: EndpointPublisher;
@@ -195,7 +195,7 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
 
   // ---- life
 
-  function evictRivals(facts: EndpointFacts): void {
+  function evictRivals(facts: Pick<EndpointFacts, 'id' | 'ipv4' | 'interface'>): void {
     for (const other of [...endpoints.values()]) {
       if (other.id === facts.id || (other.ipv4 !== facts.ipv4 && other.interface !== facts.interface)) continue;
       // An address and an interface have one owner; whoever was told of last is alive, the other's removal got lost.

@@ -1,10 +1,13 @@
 /** Checks an EndpointAdd before anything is done for it: all that is wrong is said at once. */
 import {
+  type Cidr,
   type EndpointAddRequest,
   formatLabels,
   ipv4Contains,
+  ipv4ToNumber,
   isDnsSubdomain,
   isIpv4,
+  isReservedLabel,
   MeshError,
   parseCidr,
   podIdentityLabels,
@@ -26,11 +29,13 @@ export interface EndpointFacts {
   readonly hostMac: string;
   readonly podMac: string;
   readonly ipv4: string;
+  /** Keys of the request that no pod may set: not part of `labels`. */
+  readonly ignoredLabels: readonly string[];
 }
 
 export function checkEndpointRequest(
   request: EndpointAddRequest,
-  own: { readonly cluster: string; readonly podCidr: string },
+  own: { readonly cluster: string; readonly podCidr: string; readonly gatewayIp: string },
 ): EndpointFacts {
   const problems: string[] = [];
   const demand = (holds: boolean, problem: string) => {
@@ -46,7 +51,11 @@ export function checkEndpointRequest(
   demand(MAC.test(request.podMac), `podMac ${shown(request.podMac)} is no MAC address`);
   const isOwnAddress = isIpv4(request.ipv4) && cidr !== undefined && ipv4Contains(cidr, request.ipv4);
   demand(isOwnAddress, `ipv4 ${shown(request.ipv4)} is no address of this node's pod CIDR ${own.podCidr}`);
+  const takenFor = isOwnAddress ? purposeOf(request.ipv4, cidr, own.gatewayIp) : undefined;
+  demand(takenFor === undefined, `ipv4 ${shown(request.ipv4)} is ${takenFor} of this node's pod CIDR ${own.podCidr}`);
+  const ignoredLabels = Object.keys(request.labels).filter(isReservedLabel);
   for (const [key, value] of Object.entries(request.labels)) {
+    if (isReservedLabel(key)) continue;
     demand(
       key !== '' && !/[=;:]/.test(key) && !value.includes(';'),
       `label ${shown(key)}=${shown(value)} cannot be part of an identity`,
@@ -76,5 +85,16 @@ export function checkEndpointRequest(
     hostMac: request.hostMac.toLowerCase(),
     podMac: request.podMac.toLowerCase(),
     ipv4: request.ipv4,
+    ignoredLabels,
   };
+}
+
+/** What an address of a pod CIDR is there for, if not for pods. */
+function purposeOf(ip: string, cidr: Cidr, gatewayIp: string): string | undefined {
+  if (ip === gatewayIp) return 'the gateway address';
+  // Two addresses or one (RFC 3021): all of them are for hosts.
+  if (cidr.length > 30) return undefined;
+  const host = (ipv4ToNumber(ip) << cidr.length) >>> cidr.length;
+  if (host === 0) return 'the network address';
+  return host === 2 ** (32 - cidr.length) - 1 ? 'the broadcast address' : undefined;
 }
