@@ -11,7 +11,7 @@ node: { name: n1, ip: 172.31.1.11, zone: eu-west-a, region: eu-west, podCIDR: 10
 etcd: { endpoints: ["https://172.31.1.2:2379"], caFile: ca.crt, certFile: node.crt, keyFile: node.key, hostAliases: [{ hostname: eu.mesh.cilium.io, ips: [172.31.1.2] }] }
 socket: /run/agent.sock
 stateDir: /run/state
-datapath: { bpffs: /run/bpf, cgroup: /sys/fs/cgroup/unified/x, vxlanDevice: cm_vxlan, underlayDevice: eth0 }
+datapath: { bpffs: /run/bpf, cgroup: /sys/fs/cgroup/unified/x, vxlanDevice: cm_vxlan }
 `;
 
 function load(t: TestContext, text: string) {

@@ -62,8 +62,6 @@ const schema = z
       cgroup: z.string().min(1),
       /** VXLAN device, made if absent. */
       vxlanDevice: z.string().min(1).max(15).default('cm_vxlan'),
-      /** The node's uplink. */
-      underlayDevice: z.string().min(1).max(15).default('eth0'),
       /** Rows per map; holds when a map is first made. */
       mapSizes: z.record(z.string(), z.number().int().positive()).optional(),
     }),

@@ -76,7 +76,6 @@ function agentConfig(instance: string, cluster: LabCluster, node: LabNode) {
       bpffs: instancePaths(instance).bpffs,
       cgroup: join(cgroupMount(), nodeCgroup(instance, cluster.name, node.name)),
       vxlanDevice: 'cm_vxlan',
-      underlayDevice: 'eth0',
     },
     http: { host: '127.0.0.1', port: 9879 },
   };
