@@ -97,6 +97,7 @@ export function createDesired(options: DesiredOptions): Desired {
   });
   const services = createServicesProjection({
     clusterId: own.clusterId,
+    podCidr,
     sources: { isSettled: (id) => view.isSettled(id, 'services'), isGone: (id) => view.isGone(id) },
   });
 
@@ -170,9 +171,12 @@ export function createDesired(options: DesiredOptions): Desired {
     },
     problems() {
       const count = ipcache.refusedCount();
-      return count === 0
-        ? []
-        : [`${count} addresses in this cluster's pod CIDRs are claimed by other clusters: ignored`];
+      return [
+        ...(count === 0
+          ? []
+          : [`${count} addresses in this cluster's pod CIDRs are claimed by other clusters: ignored`]),
+        ...services.problems(),
+      ];
     },
     restoredCount: () => ipcache.restoredCount() + nodes.restoredCount() + services.restoredCount(),
   };

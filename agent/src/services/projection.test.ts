@@ -16,6 +16,7 @@ function rig() {
   const rows = new Map<string, ServiceRow>();
   const projection = createServicesProjection({
     clusterId: OWN_ID,
+    podCidr: { ip: '10.1.1.0', length: 24 },
     sources: { isSettled: (id) => settled.has(id), isGone: (id) => gone.has(id) },
   });
   const sink = {
@@ -126,6 +127,32 @@ test('of two services with one address the same one wins in any order, and the o
     r.flush();
     assert.deepEqual(r.backends(), ['10.1.1.2']);
   }
+});
+
+describe('backends of a peer', () => {
+  for (const ip of ['127.0.0.1', '0.0.0.0', '0.1.2.3', '224.0.0.1', '255.255.255.255', '10.1.1.7']) {
+    test(`at ${ip} are ignored and counted, until the peer takes them back`, () => {
+      const r = rig();
+      r.projection.setService(NAME, localService());
+      r.projection.setRemote('us', 2, NAME, remoteService('us', 2, ['10.2.1.1', ip]));
+      r.flush();
+      assert.deepEqual(r.backends(), ['10.2.1.1']);
+      assert.deepEqual(r.projection.problems(), [
+        `1 service backends of us cannot be another cluster's: ignored; e.g. ${ip} of ${NAME}`,
+      ]);
+      r.projection.setRemote('us', 2, NAME, remoteService('us', 2, ['10.2.1.1']));
+      assert.deepEqual(r.projection.problems(), []);
+    });
+  }
+
+  test('outside of the pod CIDR of this node are taken, also next to it', () => {
+    const r = rig();
+    r.projection.setService(NAME, localService());
+    r.projection.setRemote('us', 2, NAME, remoteService('us', 2, ['10.1.0.255', '10.1.2.0', '223.255.255.255']));
+    r.flush();
+    assert.deepEqual(r.backends(), ['10.1.0.255', '10.1.2.0', '223.255.255.255']);
+    assert.deepEqual(r.projection.problems(), []);
+  });
 });
 
 describe('restored rows', () => {

@@ -8,10 +8,11 @@
  *   - once claimed, the restored backends of cluster R stay contributions of R until R has synced.
  * So no source that has not spoken can shrink a service.
  */
-import type { GlobalService, LocalService, LocalSlice } from '@clustermesh/contract';
+import type { Cidr, GlobalService, LocalService, LocalSlice } from '@clustermesh/contract';
 import { type Backend, type ServiceRow, serviceKey } from '../datapath/types.ts';
 import type { RowSink } from '../reconcile/table.ts';
 import { mergeService } from './merge.ts';
+import { type AcceptedService, withoutRefusedBackends } from './refused.ts';
 
 /** What is known of the sources of services. Cluster ids as in backends. */
 export interface ServiceSources {
@@ -29,19 +30,23 @@ export interface ServicesProjection {
   /** What `sources` answers may have changed: look at restored rows again. */
   sourcesChanged(): void;
   flush(into: RowSink<ServiceRow>): void;
+  /** Backends of other clusters that are ignored, one text per cluster. */
+  problems(): string[];
   /** Restored rows that some source may still confirm. */
   restoredCount(): number;
 }
 
 export function createServicesProjection(options: {
   readonly clusterId: number;
+  /** Pod addresses of this node: none of them is a backend of another cluster. */
+  readonly podCidr?: Cidr | undefined;
   readonly sources: ServiceSources;
 }): ServicesProjection {
   const { clusterId, sources } = options;
   const services = new Map<string, LocalService>();
   const slices = new Map<string, LocalSlice>();
   const slicesOf = new Map<string, Set<string>>();
-  const remotesOf = new Map<string, Map<string, { clusterId: number; service: GlobalService }>>();
+  const remotesOf = new Map<string, Map<string, AcceptedService & { readonly clusterId: number }>>();
   let restored = new Map<string, ServiceRow>();
 
   /** Rows per service as last computed; `claims` is its inverse: frontend → services that have it. */
@@ -124,7 +129,7 @@ export function createServicesProjection(options: {
     setRemote(cluster, remoteId, name, service) {
       const remotes = remotesOf.get(name) ?? new Map();
       if (service === undefined) remotes.delete(cluster);
-      else remotes.set(cluster, { clusterId: remoteId, service });
+      else remotes.set(cluster, { clusterId: remoteId, ...withoutRefusedBackends(service, options.podCidr) });
       if (remotes.size > 0) remotesOf.set(name, remotes);
       else remotesOf.delete(name);
       dirtyServices.add(name);
@@ -150,6 +155,20 @@ export function createServicesProjection(options: {
         if (sources.isSettled(clusterId) && row.backends.every((backend) => isDecided(backend.clusterId)))
           restored.delete(frontend);
       }
+    },
+    problems() {
+      const refused = new Map<string, string[]>();
+      for (const [name, remotes] of remotesOf) {
+        for (const [cluster, remote] of remotes) {
+          if (remote.refused.length === 0) continue;
+          const before = refused.get(cluster) ?? [];
+          refused.set(cluster, [...before, ...remote.refused.map((ip) => `${ip} of ${name}`)]);
+        }
+      }
+      return [...refused].map(
+        ([cluster, ips]) =>
+          `${ips.length} service backends of ${cluster} cannot be another cluster's: ignored; e.g. ${ips[0]}`,
+      );
     },
     restoredCount: () => restored.size,
   };
