@@ -65,7 +65,7 @@ export function createAllocator(options: AllocatorOptions): IdentityAllocator {
     throw new MeshError({
       code: 'exhausted',
       message: `allocating an identity: all ${size} numbers of cluster ${options.clusterId} (${first}…${range.last}) are taken`,
-      hint: 'identities that no endpoint uses are freed by the apiserver after a grace period',
+      hint: 'identities are never freed by themselves: delete those of label sets that no pod has, under clustermesh/identities/ (both id/<n> and value/<labels>)',
     });
   }
 

@@ -90,7 +90,7 @@ export function startIdentityKeeper(options: {
     known: (labels) => identities.get(labels),
     restore: (labels, identity) => void identities.set(labels, identity),
     want(labels) {
-      // While nothing here used it, the number may have been freed and given to other labels.
+      // While nothing here used it, the number may have been deleted by hand, or lost with etcd, and given to other labels.
       verified.delete(labels);
       runner.trigger();
     },
