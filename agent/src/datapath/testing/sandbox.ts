@@ -1,15 +1,17 @@
 /**
  * What a test makes in the kernel: a bpffs, a cgroup, network namespaces. All of it is called cm-dpt-<pid>…, and each new
- * sandbox first removes what test runs that were killed have left.
+ * sandbox first removes what test runs that were killed have left. Test files run side by side: one of them at a time cleans.
  */
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { waitFor } from '@clustermesh/runtime';
+import { tryLock, waitFor } from '@clustermesh/runtime';
 
 const PREFIX = 'cm-dpt-';
 const RUN = '/run';
 const NETNS = '/run/netns';
+const CLEANING = join(tmpdir(), 'cm-dpt-cleaning.lock');
 
 export interface Sandbox {
   name: string;
@@ -48,16 +50,34 @@ function treeOf(path: string): string[] {
 
 const listOf = (dir: string): string[] => (existsSync(dir) ? readdirSync(dir) : []);
 
+/** Does what takes something away; that it is gone already is as good. */
+function ignoringMissing(remove: () => void, isThere: () => boolean): void {
+  try {
+    remove();
+  } catch (error) {
+    if (isThere()) throw error;
+  }
+}
+
+async function removeCgroup(cgroup: string): Promise<void> {
+  const isThere = () => existsSync(cgroup);
+  ignoringMissing(() => writeFileSync(join(cgroup, 'cgroup.kill'), '1'), isThere);
+  const isEmpty = () => !isThere() || readFileSync(join(cgroup, 'cgroup.events'), 'utf8').includes('populated 0');
+  await waitFor(isEmpty, { what: `the processes of ${cgroup} to end`, timeoutMs: 10_000 });
+  ignoringMissing(() => {
+    for (const dir of treeOf(cgroup)) rmdirSync(dir);
+  }, isThere);
+}
+
 async function remove(name: string): Promise<void> {
   const cgroup = join(cgroupRoot(), name);
-  if (existsSync(cgroup)) {
-    writeFileSync(join(cgroup, 'cgroup.kill'), '1');
-    const empty = () => readFileSync(join(cgroup, 'cgroup.events'), 'utf8').includes('populated 0');
-    await waitFor(empty, { what: `the processes of ${cgroup} to end`, timeoutMs: 10_000 });
-    for (const dir of treeOf(cgroup)) rmdirSync(dir);
-  }
+  if (existsSync(cgroup)) await removeCgroup(cgroup);
   for (const netns of listOf(NETNS)) {
-    if (netns.startsWith(`${name}-`)) sh('ip', 'netns', 'del', netns);
+    if (!netns.startsWith(`${name}-`)) continue;
+    ignoringMissing(
+      () => sh('ip', 'netns', 'del', netns),
+      () => existsSync(netnsPath(netns)),
+    );
   }
   const dir = join(RUN, name);
   if (existsSync(dir)) {
@@ -71,11 +91,22 @@ async function remove(name: string): Promise<void> {
 }
 
 async function removeLeftovers(): Promise<void> {
-  const names = [...listOf(RUN), ...listOf(NETNS), ...listOf(cgroupRoot())].flatMap((name) => {
-    const match = /^cm-dpt-(\d+)(-|$)/.exec(name);
-    return match !== null && !existsSync(`/proc/${match[1]}`) ? [`${PREFIX}${match[1]}`] : [];
-  });
-  for (const name of new Set(names)) await remove(name);
+  const lock = await waitFor(
+    () => {
+      const held = tryLock(CLEANING, String(process.pid));
+      return 'release' in held ? held : undefined;
+    },
+    { what: `${CLEANING}, held by another test that cleans up`, timeoutMs: 60_000, intervalMs: 20 },
+  );
+  try {
+    const names = [...listOf(RUN), ...listOf(NETNS), ...listOf(cgroupRoot())].flatMap((name) => {
+      const match = /^cm-dpt-(\d+)(-|$)/.exec(name);
+      return match !== null && !existsSync(`/proc/${match[1]}`) ? [`${PREFIX}${match[1]}`] : [];
+    });
+    for (const name of new Set(names)) await remove(name);
+  } finally {
+    lock.release();
+  }
 }
 
 export async function openSandbox(): Promise<Sandbox> {
