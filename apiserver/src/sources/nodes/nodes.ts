@@ -50,18 +50,19 @@ export function startNodeSource(options: NodeSourceOptions): NodeSource {
     persisted = now;
   };
 
+  // Not AbortSignal.any per sleep: it would keep each one reachable from this long-lived signal.
+  options.signal.addEventListener('abort', () => deadline?.abort(), { once: true });
+
   /** The grace period of a missing node ends without any event: wake up for it. */
   const armDeadline = () => {
     deadline?.abort();
     const at = table.nextDeadlineMs();
-    if (at === undefined) return;
+    if (at === undefined || options.signal.aborted) return;
     const current = new AbortController();
     deadline = current;
-    void clock
-      .sleep(Math.max(0, at - clock.nowMs()) + 1, AbortSignal.any([current.signal, options.signal]))
-      .then(() => {
-        if (!current.signal.aborted && !options.signal.aborted) changed();
-      });
+    void clock.sleep(Math.max(0, at - clock.nowMs()) + 1, current.signal).then(() => {
+      if (!current.signal.aborted) changed();
+    });
   };
 
   const changed = () => {
