@@ -58,6 +58,8 @@ describe('etcd client', { timeout: 60_000 }, () => {
       assert.equal(no.gets[0]!.value.toString(), 'two');
     }
     assert.ok(await etcd.get('txn/a'));
+    await etcd.txn({ success: [{ deletePrefix: 'txn/' }] });
+    assert.equal(await etcd.count('txn/'), 0);
   });
 
   it('two clients that race to allocate one label set end with one number', async () => {
@@ -252,10 +254,19 @@ describe('etcd client', { timeout: 60_000 }, () => {
     await using own = await startEtcd();
     const client = own.client();
     const regranted: string[] = [];
-    const lease = await client.lease({ ttlSeconds: 1, onRegranted: (id) => regranted.push(id) });
+    const lease = await client.lease({ ttlSeconds: 5, onRegranted: (id) => regranted.push(id) });
     const before = lease.id;
     await client.put('leased', 'x', { lease: lease.id });
-    await new Promise((resolve) => setTimeout(resolve, 2000)); // Longer than the TTL: only keepalives can explain the key.
+    const left = async () => {
+      const response = await fetch(`${own.endpoint}/v3/lease/timetolive`, {
+        method: 'POST',
+        body: JSON.stringify({ ID: lease.id }),
+      });
+      return Number(((await response.json()) as { TTL?: string }).TTL ?? -1);
+    };
+    // Its time goes down by itself; only a keepalive can bring it up again.
+    await eventually('its time to pass', async () => (await left()) <= 3);
+    await eventually('a keepalive', async () => (await left()) >= 4);
     assert.ok(await client.get('leased'));
     await own.wipe();
     await eventually('another lease', () => regranted.length === 1);
@@ -264,6 +275,29 @@ describe('etcd client', { timeout: 60_000 }, () => {
     await client.put('leased', 'x', { lease: lease.id });
     await lease.close();
     assert.equal(await client.get('leased'), undefined);
+  });
+
+  it('a keepalive whose stream etcd ends without an answer is made again', async () => {
+    const fake = new Server();
+    let keepalives = 0;
+    const header = { cluster_id: '1', revision: '1' };
+    fake.addService(
+      { grant: rpc('Lease.LeaseGrant'), keepAlive: rpc('Lease.LeaseKeepAlive') },
+      {
+        grant: (_: unknown, answer: (error: null, response: object) => void) =>
+          answer(null, { header, ID: '7', TTL: '60' }),
+        keepAlive: (call: ServerDuplexStream<unknown, unknown>) => {
+          keepalives++;
+          call.on('data', () => call.end());
+        },
+      },
+    );
+    const port = await promisify(fake.bindAsync.bind(fake))('127.0.0.1:0', ServerCredentials.createInsecure());
+    const client = server.client({ endpoints: [`http://127.0.0.1:${port}`] });
+    const lease = await client.lease({ ttlSeconds: 60 });
+    await eventually('another keepalive', () => keepalives > 1);
+    await lease.close({ revoke: false });
+    fake.forceShutdown();
   });
 
   it('asks for a leader on every watch, so that a cut-off member refuses it instead of staying silent', async () => {

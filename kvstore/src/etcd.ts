@@ -128,8 +128,7 @@ export function openEtcd(options: EtcdOptions): Etcd {
       failure: (request.failure ?? []).map(toWireOp),
     };
     const first = request.success[0] ?? request.failure?.[0];
-    const name =
-      first === undefined ? 'nothing' : 'put' in first ? first.put : 'delete' in first ? first.delete : first.get;
+    const name = first === undefined ? 'nothing' : 'put' in first ? first.put : Object.values(first)[0];
     const attempted = `a transaction of ${request.success.length} operations (first: ${name})`;
     const response = await call<WireTxnResponse>('KV.Txn', wire, attempted, callOptions);
     const ran = response.succeeded ? request.success : (request.failure ?? []);

@@ -44,6 +44,14 @@ async function keepAliveOnce(ports: LeasePorts, id: string, timeoutMs: number): 
       clearTimeout(timer);
       reject(toMeshError(error, `keeping lease ${id} alive`));
     });
+    // A server that stops may end the stream without an answer and without an error. Behind an answer this is nothing new.
+    const ended = () => {
+      clearTimeout(timer);
+      const message = `keeping lease ${id} alive: etcd ended the stream without an answer`;
+      reject(new MeshError({ code: 'etcd-unreachable', message, retryable: true }));
+    };
+    stream.once('end', ended);
+    stream.once('close', ended);
     stream.write({ ID: id });
   });
 }

@@ -77,6 +77,7 @@ export type Compare =
 export type TxnOp =
   | { readonly put: string; readonly value: string | Buffer; readonly lease?: string | undefined }
   | { readonly delete: string }
+  | { readonly deletePrefix: string }
   | { readonly get: string };
 
 export interface TxnRequest {

@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { MeshError } from '@clustermesh/contract';
+import { MeshError, messageOf } from '@clustermesh/contract';
 import { silentLog } from '@clustermesh/runtime';
 import { openEtcd } from '../etcd.ts';
 import type { Etcd, EtcdOptions } from '../types.ts';
@@ -60,6 +60,17 @@ process.once('exit', () => {
 
 /** A real etcd on free loopback ports in a directory of its own. Close it (or `await using`) when the test ends. */
 export async function startEtcd(options: EtcdServerOptions = {}): Promise<EtcdServer> {
+  // Nothing reserves a free port until etcd listens on it, so somebody else may have been quicker.
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await startOnFreePorts(options);
+    } catch (error) {
+      if (attempt === 3 || !/address already in use/.test(messageOf(error))) throw error;
+    }
+  }
+}
+
+async function startOnFreePorts(options: EtcdServerOptions): Promise<EtcdServer> {
   const directory = mkdtempSync(join(tmpdir(), 'cm-etcd-'));
   const [port, peerPort] = (await freePorts(2)) as [number, number];
   const scheme = options.tls === undefined ? 'http' : 'https';
