@@ -63,6 +63,7 @@ export function keyName(key: string, prefix: string): string | undefined {
 
 /* Keys of our own, in the local etcd only. */
 
+export const OWN_PREFIX = 'clustermesh/';
 export const LOCAL_PREFIX = 'clustermesh/local/';
 export const NODES_PREFIX = 'clustermesh/nodes/';
 export const IDENTITIES_PREFIX = 'clustermesh/identities/';
@@ -135,7 +136,11 @@ export function peerKey(cluster: string): string {
   return `${PEERS_PREFIX}${cluster}`;
 }
 
+export function healthPrefix(node: string): string {
+  return `${HEALTH_PREFIX}${node}/`;
+}
+
 /** A node's mark in its etcd: still there, it is the etcd that the node knew; an etcd that was wiped or rebuilt lacks it. */
 export function storeMarkKey(node: string): string {
-  return `${HEALTH_PREFIX}${node}/store`;
+  return `${healthPrefix(node)}store`;
 }

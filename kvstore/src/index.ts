@@ -1,4 +1,5 @@
 export { openEtcd } from './etcd.ts';
+export { prefixEnd } from './ranges.ts';
 export { startReflector } from './reflector.ts';
 export type * from './types.ts';
 export { startWriter } from './writer.ts';

@@ -1,17 +1,19 @@
 /** Users and roles of this cluster's etcd: what should be, and the steps from what is (wire-contract §1.12). Pure. */
 import {
-  AGENTS_PREFIX,
+  agentKey,
   CACHE_PREFIX,
   CLUSTER_CONFIG_PREFIX,
   clusterConfigKey,
   HEARTBEAT_KEY,
+  healthPrefix,
   IDENTITIES_PREFIX,
   nodeRecordPrefix,
+  OWN_PREFIX,
   STATE_PREFIX,
   SYNCED_PREFIX,
   syncedPrefix,
 } from '@clustermesh/contract';
-import type { Permission } from '@clustermesh/kvstore';
+import { type Permission, prefixEnd } from '@clustermesh/kvstore';
 
 export interface Grant {
   readonly permission: Permission;
@@ -48,10 +50,10 @@ export function desiredAuth({ cluster, nodes, remoteUsers }: AuthInput): AuthSpe
     read(CACHE_PREFIX),
     read(CLUSTER_CONFIG_PREFIX),
     read(SYNCED_PREFIX),
-    read('clustermesh/'),
+    read(OWN_PREFIX),
     write(nodeRecordPrefix(node)),
-    write(`${AGENTS_PREFIX}${node}`, 'key'),
-    write(`clustermesh/health/${node}/`),
+    write(agentKey(node), 'key'),
+    write(healthPrefix(node)),
     write(IDENTITIES_PREFIX),
   ];
   return {
@@ -96,18 +98,13 @@ export type AuthStep =
   | { readonly do: 'grantRole' | 'revokeRole'; readonly user: string; readonly role: string }
   | { readonly do: 'grantPermission' | 'revokePermission'; readonly role: string; readonly grant: Grant };
 
-/** End of the range that a prefix covers: its last byte plus one. Our keys are ASCII, so there is no carry. */
-function prefixEnd(prefix: string): string {
-  return prefix.slice(0, -1) + String.fromCharCode(prefix.charCodeAt(prefix.length - 1) + 1);
-}
-
 function grantOf(actual: {
   readonly permission: Permission;
   readonly key: string;
   readonly rangeEnd: string;
 }): Grant | undefined {
   if (actual.rangeEnd === '') return { permission: actual.permission, key: actual.key, scope: 'key' };
-  if (actual.rangeEnd === prefixEnd(actual.key))
+  if (actual.rangeEnd === prefixEnd(Buffer.from(actual.key)).toString())
     return { permission: actual.permission, key: actual.key, scope: 'prefix' };
   return undefined;
 }
