@@ -1,7 +1,8 @@
 /** `clustermesh connect`: one operation on each side, and a courier that carries the certificates between them. */
 import { type ClusterInfo, type ClusterStatus, MeshError, messageOf, type OperationEvent } from '@clustermesh/contract';
 import { formatDuration } from './duration.ts';
-import { follow, type Side, whenPossible } from './side.ts';
+import { OutOfTime } from './exit-codes.ts';
+import { deliver, follow, type Side, whenPossible } from './side.ts';
 import { createStepLines, type StepLines } from './step-lines.ts';
 import type { Terminal } from './terminal.ts';
 
@@ -47,8 +48,7 @@ export async function connect(options: PairOptions): Promise<void> {
 
   const outOfTime = () => {
     if (options.signal.aborted) throw new MeshError({ code: 'cancelled', message: 'interrupted' });
-    return new MeshError({
-      code: 'timeout',
+    return new OutOfTime({
       message: `connecting ${a.side.name} and ${b.side.name}: not done within ${formatDuration(options.timeoutMs)} (${a.side.name}: ${a.lines.current()}; ${b.side.name}: ${b.lines.current()})`,
       hint: 'what was started goes on in the clusters; run the same command again to follow it, or clustermesh disconnect to end it',
     });
@@ -76,20 +76,32 @@ export async function connect(options: PairOptions): Promise<void> {
   // One side's failure ends the other's waiting for a certificate that will not come.
   const failure = new AbortController();
   const following = AbortSignal.any([signal, failure.signal]);
+  let undelivered: MeshError | undefined;
   const run = async (own: Half, peer: Half): Promise<OperationEvent | undefined> => {
-    let carried = '';
+    let certificate = '';
+    // Beside the following, so that the peer's absence is never taken for this side's.
+    let courier = Promise.resolve();
+    const bring = (certificatePem: string) =>
+      deliver(() => peer.side.call('SupplyCertificate', { peer: own.info.name, certificatePem }), following).catch(
+        (error: unknown) => {
+          const { code, message, hint } = MeshError.from(error, 'bringing the certificate');
+          undelivered = new MeshError({ code, message: `${peer.side.name}: ${message}`, hint });
+          failure.abort();
+        },
+      );
     const end = await follow(own.side, own.operation!, {
       signal: following,
       terminal,
-      onEvent: async (event) => {
+      onEvent: (event) => {
         own.lines.onEvent(event);
         const certificatePem = event.certificateForPeerPem;
-        if (certificatePem === '' || certificatePem === carried) return;
-        await peer.side.call('SupplyCertificate', { peer: own.info.name, certificatePem });
-        carried = certificatePem;
+        if (certificatePem === '' || certificatePem === certificate) return;
+        certificate = certificatePem;
+        courier = courier.then(() => bring(certificatePem));
       },
     });
     if (end?.state === 'failed') failure.abort();
+    await courier;
     return end;
   };
   const ends = await Promise.all([run(a, b), run(b, a)]);
@@ -98,6 +110,10 @@ export async function connect(options: PairOptions): Promise<void> {
   if (failed !== undefined) {
     if (failed.step !== 'await-sync') await undo(a, b, terminal);
     throw failureOf(failed, ends[0] === failed ? a.side : b.side);
+  }
+  if (undelivered !== undefined) {
+    await undo(a, b, terminal);
+    throw undelivered;
   }
   if (ends.some((event) => event === undefined)) throw outOfTime();
   terminal.out(`connected ${a.side.name} and ${b.side.name} in ${formatDuration(now() - startedAt)}`);

@@ -2,6 +2,7 @@
 import { MeshError, type OperationEvent } from '@clustermesh/contract';
 import { failureOf } from './connect.ts';
 import { formatDuration } from './duration.ts';
+import { OutOfTime } from './exit-codes.ts';
 import { follow, isLost, type Side, whenPossible } from './side.ts';
 import { createStepLines } from './step-lines.ts';
 import type { Terminal } from './terminal.ts';
@@ -62,8 +63,7 @@ export async function disconnect(options: DisconnectOptions): Promise<void> {
     if (event === 'unreachable') continue;
     if (event === undefined) {
       if (options.signal.aborted) throw new MeshError({ code: 'cancelled', message: 'interrupted' });
-      throw new MeshError({
-        code: 'timeout',
+      throw new OutOfTime({
         message: `disconnecting ${source.name} and ${peer}: not done within ${formatDuration(options.timeoutMs)}`,
         hint: 'what was started goes on; run the same command again to follow it',
       });

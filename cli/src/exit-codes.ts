@@ -13,8 +13,15 @@ export const EXIT_CODES_HELP = `Exit codes:
 /** A mistake on the command line, or in what it names. */
 export class UsageError extends MeshError {}
 
+/** The time that --timeout or --wait-duration gave is over. A cluster's own time-outs are failures like any other. */
+export class OutOfTime extends MeshError {
+  constructor(init: { readonly message: string; readonly hint?: string | undefined }) {
+    super({ code: 'timeout', ...init });
+  }
+}
+
 export function exitCodeOf(error: unknown): number {
   if (error instanceof UsageError) return EXIT.usage;
-  if (error instanceof MeshError && error.code === 'timeout') return EXIT.notReady;
+  if (error instanceof OutOfTime) return EXIT.notReady;
   return EXIT.failed;
 }

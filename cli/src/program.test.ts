@@ -19,6 +19,8 @@ interface Scripted {
   events: readonly Partial<OperationEvent>[];
   peers: ClusterStatus['peers'];
   startError: MeshError | undefined;
+  /** Thrown by the next SupplyCertificate, once. */
+  supplyError: MeshError | undefined;
   readonly calls: string[];
   server: RpcServer;
 }
@@ -65,6 +67,9 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
       return { id: `disconnect-${peer}-1` };
     },
     SupplyCertificate: async ({ peer, certificatePem }) => {
+      const error = scripted.supplyError;
+      scripted.supplyError = undefined;
+      if (error !== undefined) throw error;
       scripted.calls.push(`certificate of ${peer}: ${certificatePem}`);
       return {};
     },
@@ -80,6 +85,8 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
         errorCode: '',
         hint: '',
       };
+      // Events are the connect's; to disconnect is always possible, and ends at once.
+      if (operation.startsWith('disconnect')) return yield { ...blank, state: 'done' };
       for (const event of scripted.events) yield { ...blank, ...event };
       if (!scripted.events.some((event) => event.state === 'done' || event.state === 'failed'))
         await new Promise(() => {});
@@ -90,6 +97,7 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
     events: [{ state: 'done' }],
     peers: [],
     startError: undefined,
+    supplyError: undefined,
     calls: [],
     server: await serveRpc<AdminMethods>('admin', socket, handlers),
   };
@@ -121,7 +129,12 @@ describe('the clustermesh command', () => {
     return { code, out: out.join('\n'), err: err.join('\n') };
   }
   const script = (side: Scripted, more: Partial<Scripted>) =>
-    Object.assign(side, { events: [{ state: 'done' }], peers: [], startError: undefined }, more, { calls: [] });
+    Object.assign(
+      side,
+      { events: [{ state: 'done' }], peers: [], startError: undefined, supplyError: undefined },
+      more,
+      { calls: [] },
+    );
   const pair = () => ['--context', eu.context, '--destination-context', us.context];
 
   it('carries each certificate to the other side, once', async () => {
@@ -143,6 +156,32 @@ describe('the clustermesh command', () => {
     assert.match(result.out, /eu {2}authorize-peer {6}ok {2}\(\d/);
     assert.match(result.out, /us {2}await-sync {10}here {2}\(\d/);
     assert.match(result.out, /connected eu and us in/);
+  });
+
+  const withCertificate: readonly Partial<OperationEvent>[] = [
+    { step: 'authorize-peer', message: 'ok', certificateForPeerPem: 'PEM' },
+    { state: 'done', step: '' },
+  ];
+
+  it('brings a certificate to a side that is away for a moment, and blames nobody else for it', async () => {
+    script(eu, { events: withCertificate });
+    script(us, { supplyError: new MeshError({ code: 'unreachable', message: 'no such socket' }) });
+    const result = await run(['connect', ...pair()]);
+    assert.equal(result.code, 0, result.err);
+    assert.ok(us.calls.includes('certificate of eu: PEM'));
+    assert.equal(result.err, '', 'eu is there, and was never away');
+  });
+
+  it('names the side that refuses a certificate, and takes back what was begun', async () => {
+    script(eu, { events: withCertificate });
+    script(us, {
+      events: [{ step: 'install-credentials' }],
+      supplyError: new MeshError({ code: 'invalid-argument', message: 'the certificate is for another', hint: 'see' }),
+    });
+    const result = await run(['connect', ...pair()]);
+    assert.equal(result.code, 1);
+    assert.equal(result.err, 'error: us: the certificate is for another\nhint: see');
+    assert.ok(eu.calls.includes('disconnect us') && us.calls.includes('disconnect eu'));
   });
 
   it('fails with code 1, error and hint when a side refuses, and takes back what the other began', async () => {
@@ -202,6 +241,14 @@ describe('the clustermesh command', () => {
     assert.equal(waited.code, 3);
     assert.match(waited.err, /error: waiting for the mesh: not ready after 0\.3 s: eu: not connected/);
     assert.match(waited.out, /cluster us \(id 2\)/, 'the last status is shown all the same');
+  });
+
+  it('ends with code 1 when a cluster ran out of its own time: that is no answer to --timeout', async () => {
+    script(eu, { events: [{ state: 'failed', step: 'await-sync', errorCode: 'timeout', message: 'no data of us' }] });
+    script(us, {});
+    const result = await run(['connect', ...pair()]);
+    assert.equal(result.code, 1, result.err);
+    assert.equal(result.err, 'error: eu: no data of us');
   });
 
   it('ends with code 130 when it is interrupted', async () => {

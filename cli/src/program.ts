@@ -1,5 +1,5 @@
 /** The command line: options, and which function serves them. */
-import { MeshError } from '@clustermesh/contract';
+import type { MeshError } from '@clustermesh/contract';
 import { systemClock, version } from '@clustermesh/runtime';
 import { Command, CommanderError, Option } from 'commander';
 import { stringify } from 'yaml';
@@ -7,7 +7,7 @@ import { connect } from './connect.ts';
 import { type Context, type ContextPlaces, listContexts, resolveContext } from './contexts.ts';
 import { disconnect } from './disconnect.ts';
 import { formatDuration, parseDuration } from './duration.ts';
-import { EXIT, EXIT_CODES_HELP, exitCodeOf, UsageError } from './exit-codes.ts';
+import { EXIT, EXIT_CODES_HELP, exitCodeOf, OutOfTime, UsageError } from './exit-codes.ts';
 import { isLost, openSide, type Side } from './side.ts';
 import { report, type StatusReport, statusTable } from './status.ts';
 import { printError, type Terminal } from './terminal.ts';
@@ -132,8 +132,7 @@ function buildProgram(options: ProgramOptions): Command {
             one.waitingFor.map((text) => (last.length === 1 ? text : `${one.context}: ${text}`)),
           );
           if (missing.length > 0) {
-            throw new MeshError({
-              code: 'timeout',
+            throw new OutOfTime({
               message: `waiting for the mesh: not ready after ${formatDuration(waitMs)}: ${missing.join('; ')}`,
             });
           }
@@ -224,8 +223,7 @@ async function waitReady(
     if (performance.now() >= end) {
       options.terminal.progress('');
       if (away !== undefined)
-        throw new MeshError({
-          code: 'timeout',
+        throw new OutOfTime({
           message: `waiting for the mesh: after ${formatDuration(options.waitMs)} ${away.message}`,
           hint: away.hint,
         });

@@ -119,3 +119,16 @@ export async function whenPossible<T>(
   }
   return undefined;
 }
+
+/** Brings something to a side until it is there; an apiserver that is away is waited for, silently: whoever follows it says so. */
+export async function deliver(work: () => Promise<unknown>, signal: AbortSignal): Promise<void> {
+  while (!signal.aborted) {
+    try {
+      await work();
+      return;
+    } catch (error) {
+      if (!isLost(error) && !(error instanceof MeshError && error.retryable)) throw error;
+    }
+    await systemClock.sleep(RETRY_MS, signal);
+  }
+}
