@@ -12,5 +12,3 @@ export const extensionSchema = z.looseObject({
   /** Wall-clock time of the last semantic change, RFC3339. */
   changedAt: z.string().optional(),
 });
-
-export type Extension = z.infer<typeof extensionSchema>;

@@ -1,5 +1,3 @@
-import { MeshError } from './errors.ts';
-
 /** Cluster names: at most 32 characters, wire-contract §2.4. */
 const CLUSTER_NAME = /^([a-z0-9][-a-z0-9]*)?[a-z0-9]$/;
 /** RFC 1123 subdomain, as Kubernetes names nodes, namespaces (a label there) and services. */
@@ -26,9 +24,4 @@ export function clusterIdProblem(id: number, max: MaxConnectedClusters): string 
 
 export function isDnsSubdomain(name: string): boolean {
   return name.length <= 253 && DNS_SUBDOMAIN.test(name);
-}
-
-export function assertClusterIdentity(name: string, id: number, max: MaxConnectedClusters): void {
-  const problem = clusterNameProblem(name) ?? clusterIdProblem(id, max);
-  if (problem !== undefined) throw new MeshError({ code: 'invalid-config', message: problem });
 }

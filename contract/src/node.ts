@@ -5,15 +5,6 @@ import { EXTENSION_FIELD, extensionSchema } from './extension.ts';
 import { decodeJson } from './json.ts';
 import { type Cidr, cidrFromGo, formatCidr, isIpAddress, maskToBase64, parseCidr } from './net.ts';
 
-export const NODE_ADDRESS_TYPES = [
-  'Hostname',
-  'InternalIP',
-  'ExternalIP',
-  'InternalDNS',
-  'ExternalDNS',
-  'CiliumInternalIP',
-] as const;
-
 /** Go's net.IPNet as JSON, or from 1.22 on the text form; read both, write the object (wire-contract §12.1). */
 const cidrSchema = z
   .union([
