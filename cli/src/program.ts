@@ -8,6 +8,7 @@ import { type Context, type ContextPlaces, listContexts, resolveContext } from '
 import { disconnect } from './disconnect.ts';
 import { formatDuration, parseDuration } from './duration.ts';
 import { EXIT, EXIT_CODES_HELP, exitCodeOf, OutOfTime, UsageError } from './exit-codes.ts';
+import { type PkiInitOptions, pkiInit } from './pki.ts';
 import { isLost, openSide, type Side } from './side.ts';
 import { report, type StatusReport, statusTable } from './status.ts';
 import { printError, type Terminal } from './terminal.ts';
@@ -150,6 +151,21 @@ function buildProgram(options: ProgramOptions): Command {
         terminal.out(`apiserver ${cluster.version} (cluster ${cluster.name})`);
       });
     });
+
+  const pki = command('pki', 'certificates of a standalone cluster');
+  const several = (value: string, previous: readonly string[]) => [...previous, value];
+  pki
+    .command('init')
+    .description(
+      'make the CA and the certificates a cluster starts with; run again, it issues what is missing or ran out',
+    )
+    .requiredOption('--dir <directory>', 'where they are kept: pki.dir of apiserver.yaml')
+    .requiredOption('--cluster <name>', 'name of the cluster')
+    .option('--server-ip <address>', 'address of etcd beyond 127.0.0.1 and ::1; may be repeated', several, [])
+    .option('--server-name <name>', 'name of etcd beyond *.mesh.cilium.io and localhost; may be repeated', several, [])
+    .option('--node <name>', 'node whose agent gets a certificate in nodes/<name>; may be repeated', several, [])
+    .addHelpText('after', `\n${EXIT_CODES_HELP}`)
+    .action((given: PkiInitOptions) => pkiInit(given, terminal));
 
   return program;
 }
