@@ -151,6 +151,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
       return { node: node.name, version: version(), applied, problems: problems() };
     },
     minIntervalMs: timers.statusIntervalMs,
+    leaseSeconds: timers.leaseSeconds,
     clock,
     log: log.child({ subsystem: 'status' }),
   });

@@ -79,6 +79,8 @@ const schema = z
         endpointAddTimeoutMs: milliseconds.default(20_000),
         /** Least time between two publications of the agent's status. */
         statusIntervalMs: milliseconds.default(500),
+        /** How long the agent's status stays in etcd when the agent is gone. */
+        leaseSeconds: z.number().int().min(1).default(30),
       })
       .prefault({}),
   })

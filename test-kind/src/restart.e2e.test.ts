@@ -1,9 +1,10 @@
 /** Any process of the control plane may die, for as long as it likes: traffic does not notice, and all converges again. */
 import assert from 'node:assert/strict';
-import { readdirSync, rmSync } from 'node:fs';
+import { readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { waitFor } from '@clustermesh/runtime';
+import { defaultTopologyFile } from './cli/lifecycle.ts';
 import { STALL_LIMIT_MS, shopUrl } from './demo/shop.ts';
 import { cgroupMount } from './netns/cgroup.ts';
 import { capture } from './netns/exec.ts';
@@ -13,19 +14,26 @@ import {
   connect,
   converged,
   deployShop,
+  etcdctl,
   inNode,
   mapOf,
   openLab,
   statusOf,
   type TestLab,
 } from './testing/e2e.ts';
-import { startLoad, startTransfer, type Transfer } from './traffic.ts';
+import { type Load, startLoad, startTransfer, type Transfer } from './traffic.ts';
 
 let test: TestLab;
 const CLIENT = 'us/default/client-0';
 
+// Shortened, so that an outage can outlast them.
+const AGENT_LEASE_SECONDS = 5;
+const NODE_GRACE_MS = 5_000;
+
 before(async () => {
-  test = await openLab();
+  const topology = readFileSync(defaultTopologyFile(), 'utf8');
+  const timers = `timers: { agentLeaseSeconds: ${AGENT_LEASE_SECONDS}, nodeGraceMs: ${NODE_GRACE_MS} }`;
+  test = await openLab({ topology: `${topology}\n${timers}\n` });
   await deployShop(test);
   await connect(test);
 });
@@ -170,59 +178,77 @@ describe('kill -9 of an agent under a transfer across clusters', () => {
   });
 });
 
+/** Convergence shows in a change that happens now: `whileAway` is over when a new pod of eu has arrived at a node of us. */
+async function noticedByNobody(probe: string, whileAway: (load: Load) => Promise<void>): Promise<void> {
+  const load = await startLoad(test.lab, CLIENT, `${await shopUrl(test.lab, 'us')}/`);
+  await lasts(load, 1_000);
+  await whileAway(load);
+  const manifest = `kind: Pod\nmetadata: { name: ${probe}, labels: { app: ${probe} } }\nspec: { containers: [{ command: [sleep, infinity] }] }\n`;
+  await test.lab.apply('eu', manifest);
+  const [pod] = await test.lab.podsReady((candidate) => candidate.name === probe, 60_000);
+  const rowOfPod = async () => (await mapOf(test, 'us/n1', 'ipcache')).find((row) => row['prefix'] === `${pod!.ip}/32`);
+  await waitFor(async () => (await rowOfPod())?.['identity'] === pod!.identity, {
+    what: `the new pod ${pod!.ip} in the ipcache of us/n1`,
+    timeoutMs: 60_000,
+  });
+  await converged(test);
+  await waitFor(async () => (await statusOf(test, 'us')).redisConnected, {
+    what: 'Redis to be connected',
+    timeoutMs: 30_000,
+  });
+  const results = await load.stop();
+  const failed = results.filter((result) => result.error !== undefined);
+  assert.deepEqual(failed, [], `${failed.length} of ${results.length} requests failed`);
+  await test.lab.call('delete', { cluster: 'eu', text: manifest, source: 'inline' });
+  await waitFor(async () => (await rowOfPod()) === undefined, {
+    what: `the deleted pod ${pod!.ip} to leave the ipcache of us/n1`,
+    timeoutMs: 30_000,
+  });
+}
+
+/** A request starts every 20 ms: time is counted in what traffic did meanwhile. */
+function lasts(load: Load, ms: number): Promise<boolean> {
+  const target = load.results.length + ms / 20;
+  return waitFor(() => load.results.length >= target, { what: 'the load to go on', timeoutMs: ms + 60_000 });
+}
+
 describe('the control plane', () => {
-  // The last outage is longer than every timer that could end something by itself: the agents' leases (30 s), the heartbeat.
   for (const [what, outageMs, targets] of [
     ['both apiservers', 3_000, ['eu/apiserver', 'us/apiserver']],
     ['both etcds', 3_000, ['eu/etcd', 'us/etcd']],
     ['both Redis', 3_000, ['eu/redis', 'us/redis']],
     [
       'everything that is no pod',
-      40_000,
+      20_000,
       ['eu/apiserver', 'us/apiserver', 'eu/etcd', 'us/etcd', 'eu/redis', 'us/redis', 'eu/agent/*', 'us/agent/*'],
     ],
   ] as const) {
     it(`${what} killed for ${outageMs / 1000} s and started again: no request notices, and changes arrive again`, async () => {
-      const load = await startLoad(test.lab, CLIENT, `${await shopUrl(test.lab, 'us')}/`);
-      const more = (count: number) => {
-        const target = load.results.length + count;
-        return waitFor(() => load.results.length >= target, { what: 'the load to go on', timeoutMs: 90_000 });
-      };
-      await more(50);
-      await test.lab.kill(...targets);
-      await more(outageMs / 20);
-      await test.lab.start(...targets);
-      // Convergence shows in a change that happens now: it has to arrive at the other cluster's nodes.
-      const name = `probe-${what.replaceAll(/[^a-z]/gi, '').toLowerCase()}`;
-      const manifest = `kind: Pod\nmetadata: { name: ${name}, labels: { app: ${name} } }\nspec: { containers: [{ command: [sleep, infinity] }] }\n`;
-      await test.lab.apply('eu', manifest);
-      const [pod] = await test.lab.podsReady((candidate) => candidate.name === name, 60_000);
-      await waitFor(
-        async () =>
-          (await mapOf(test, 'us/n1', 'ipcache')).some(
-            (row) => row['prefix'] === `${pod!.ip}/32` && row['identity'] === pod!.identity,
-          ),
-        {
-          what: `the new pod ${pod!.ip} in the ipcache of us/n1`,
-          timeoutMs: 60_000,
-        },
-      );
-      await converged(test);
-      await waitFor(async () => (await statusOf(test, 'us')).redisConnected, {
-        what: 'Redis to be connected',
-        timeoutMs: 30_000,
+      await noticedByNobody(`probe-${what.replaceAll(/[^a-z]/gi, '').toLowerCase()}`, async (load) => {
+        await test.lab.kill(...targets);
+        await lasts(load, outageMs);
+        await test.lab.start(...targets);
       });
-      const results = await load.stop();
-      const failed = results.filter((result) => result.error !== undefined);
-      assert.deepEqual(failed, [], `${failed.length} of ${results.length} requests failed`);
-      await test.lab.call('delete', { cluster: 'eu', text: manifest, source: 'inline' });
-      await waitFor(
-        async () => !(await mapOf(test, 'us/n1', 'ipcache')).some((row) => row['prefix'] === `${pod!.ip}/32`),
-        {
-          what: `the deleted pod ${pod!.ip} to leave the ipcache of us/n1`,
-          timeoutMs: 30_000,
-        },
-      );
     });
   }
+
+  // With etcd down nothing expires. With etcd up and everybody else gone, whatever is under a lease does.
+  it('nobody but etcd left, until leases and grace are over: no request notices, and changes arrive again', async () => {
+    const agents = ['eu/agent/*'];
+    const apiservers = ['eu/apiserver', 'us/apiserver'];
+    const agentStatuses = async () =>
+      (await etcdctl(test, 'eu', 'admin', 'get', '--prefix', '--keys-only', 'clustermesh/agents/')).stdout.trim();
+    assert.notEqual(await agentStatuses(), '');
+    await noticedByNobody('probe-leases', async (load) => {
+      await test.lab.kill(...agents, ...apiservers);
+      await waitFor(async () => (await agentStatuses()) === '', {
+        what: "the agents' statuses to expire",
+        timeoutMs: AGENT_LEASE_SECONDS * 1000 + 10_000,
+      });
+      // The apiservers alone, for longer than their grace: what is published of absent agents' nodes has to stay.
+      await test.lab.start(...apiservers);
+      await lasts(load, NODE_GRACE_MS + 3_000);
+      await test.lab.start(...agents);
+    });
+  });
 });

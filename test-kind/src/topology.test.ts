@@ -28,6 +28,14 @@ test('fills in what is left out', () => {
   );
 });
 
+test('timers are those of any cluster unless they are given', () => {
+  assert.deepEqual(parseTopology('clusters: [{ name: solo, id: 3 }]', 'x').clusters[0]?.timers, {});
+  const text =
+    'clusters: [{ name: eu, id: 1 }, { name: us, id: 2 }]\ntimers: { agentLeaseSeconds: 5, nodeGraceMs: 6000 }';
+  for (const { timers } of parseTopology(text, 'x').clusters)
+    assert.deepEqual(timers, { agentLeaseSeconds: 5, nodeGraceMs: 6000 });
+});
+
 test('reports all problems of the fields at once', () => {
   const bad = 'clusters: [{ name: EU, id: 0, podCIDR: 10.1.2.3/16 }, { name: us, id: 2, colour: red }]';
   assert.throws(

@@ -61,8 +61,17 @@ const clusterSchema = z.strictObject({
   defaultGlobalNamespace: z.boolean().default(true),
 });
 
+const timersSchema = z.strictObject({
+  /** How long an agent's status outlives it in etcd. */
+  agentLeaseSeconds: z.number().int().min(1).optional(),
+  /** How long the apiserver keeps publishing what a node said that is missing from etcd. */
+  nodeGraceMs: z.number().int().min(0).optional(),
+});
+
 const topologySchema = z.strictObject({
   clusters: z.array(clusterSchema).min(1, 'a topology needs at least one cluster'),
+  /** Shortened by tests; what is left out is as in any cluster. */
+  timers: timersSchema.optional(),
 });
 
 export interface LabNode {
@@ -84,7 +93,10 @@ export interface LabCluster {
   readonly controlPlaneIP: string;
   readonly routerIP: string;
   readonly nodes: readonly LabNode[];
+  readonly timers: LabTimers;
 }
+
+export type LabTimers = z.infer<typeof timersSchema>;
 
 export interface Topology {
   readonly clusters: readonly LabCluster[];
@@ -97,7 +109,7 @@ function networkOf(cidr: string): number {
 }
 
 /** The addresses and names that follow from what was written. */
-function planCluster(raw: z.infer<typeof clusterSchema>): LabCluster {
+function planCluster(raw: z.infer<typeof clusterSchema>, timers: LabTimers): LabCluster {
   const region = raw.region ?? raw.name;
   const zones = raw.zones ?? [`${region}-a`, `${region}-b`];
   const podCIDR = raw.podCIDR ?? `10.${raw.id}.0.0/16`;
@@ -114,6 +126,7 @@ function planCluster(raw: z.infer<typeof clusterSchema>): LabCluster {
     defaultGlobalNamespace: raw.defaultGlobalNamespace,
     controlPlaneIP: `172.31.${raw.id}.2`,
     routerIP: `172.31.${raw.id}.1`,
+    timers,
     nodes: nodes.map((node, index) => {
       const network = networkOf(podCIDR) + (index + 1) * 256;
       return {
@@ -189,7 +202,7 @@ export function parseTopology(text: string, source: string): Topology {
   const parsed = topologySchema.safeParse(raw);
   if (!parsed.success)
     throw fail(parsed.error.issues.map((issue) => `${issue.path.join('.') || '(file)'}: ${issue.message}`));
-  const clusters = parsed.data.clusters.map(planCluster);
+  const clusters = parsed.data.clusters.map((cluster) => planCluster(cluster, parsed.data.timers ?? {}));
   const problems = crossProblems(clusters);
   if (problems.length > 0) throw fail(problems);
   return { clusters };

@@ -11,7 +11,6 @@ export interface StatusPublisher {
   close(): Promise<void>;
 }
 
-const LEASE_TTL_SECONDS = 30;
 /** An unchanged status is written again after this long. */
 const REFRESH_MS = 10_000;
 const REQUEST_TIMEOUT_MS = 3_000;
@@ -21,6 +20,8 @@ export function startStatusPublisher(options: {
   readonly node: string;
   readonly status: () => Omit<AgentStatus, 'updatedAt'>;
   readonly minIntervalMs: number;
+  /** How long the status outlives an agent that is gone. */
+  readonly leaseSeconds: number;
   readonly clock: Clock;
   readonly log: Log;
 }): StatusPublisher {
@@ -33,7 +34,7 @@ export function startStatusPublisher(options: {
   async function publish(): Promise<void> {
     lease ??= await etcd.lease(
       {
-        ttlSeconds: LEASE_TTL_SECONDS,
+        ttlSeconds: options.leaseSeconds,
         onRegranted() {
           published = undefined;
           runner.trigger();

@@ -48,7 +48,7 @@ function apiserverConfig(instance: string, cluster: LabCluster) {
     admin: { socket: paths.socket },
     http: { host: '127.0.0.1', port: 9880 },
     nodes: cluster.nodes.map((node) => node.name),
-    timers: { heartbeatMs: 2_000, peerStatusMs: 2_000 },
+    timers: { heartbeatMs: 2_000, peerStatusMs: 2_000, nodeGraceMs: cluster.timers.nodeGraceMs },
   };
 }
 
@@ -78,6 +78,7 @@ function agentConfig(instance: string, cluster: LabCluster, node: LabNode) {
       vxlanDevice: 'cm_vxlan',
     },
     http: { host: '127.0.0.1', port: 9879 },
+    timers: { leaseSeconds: cluster.timers.agentLeaseSeconds },
   };
 }
 
