@@ -18,8 +18,13 @@ const { values: options, positionals: words } = parseArgs({
 // The time limits hold per file, not per test: Node 20 treats a file as the outermost test.
 const groups = [
   { name: 'tests', accepts: (file) => !file.endsWith('.e2e.test.ts'), concurrency: 2, timeoutMs: 300_000 },
-  { name: 'whole-mesh tests', accepts: (file) => file.endsWith('.e2e.test.ts'), concurrency: 1, timeoutMs: 1_200_000 },
+  { name: 'whole-mesh tests', accepts: (file) => file.endsWith('.e2e.test.ts'), concurrency: 1, timeoutMs: 480_000 },
 ];
+
+const DEADLINE_MINUTES = Number(process.env.CM_TEST_DEADLINE_MINUTES ?? 35);
+
+/** For tests to clean up after themselves. */
+const LAST_WORDS_MS = 30_000;
 
 const total = { passed: 0, failed: 0, skipped: 0 };
 
@@ -62,6 +67,7 @@ async function runGroup(group, files) {
   total.passed += counts.pass ?? 0;
   total.failed += failed;
   total.skipped += (counts.skipped ?? 0) + (counts.todo ?? 0);
+  if (late) return;
   // Node 20 reports success when it found nothing to run, and a crashed runner prints no counts at all.
   if (!counts.tests) fail(`${group.name}: no test ran in ${files.length} files (${ending})`);
   else if (!ok && failed === 0) fail(`${group.name}: the test runner ended with ${ending}`);
@@ -70,12 +76,30 @@ async function runGroup(group, files) {
 // A test run leaves nothing running: an interrupt is passed on, and the runner's own ending is waited for.
 let runner = null;
 let interrupted = false;
+let late = false;
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
   process.on(signal, () => {
     interrupted = true;
     if (runner === null) process.exit(1);
     runner.kill(signal);
   });
+}
+
+// Whoever waits for the run gets an answer, even when something hangs that no limit of its own ends.
+setTimeout(() => {
+  late = true;
+  fail(`the run took longer than ${DEADLINE_MINUTES} minutes; what was running is ended, the rest is left out`);
+  if (runner === null) finish();
+  runner.kill('SIGTERM');
+  setTimeout(finish, LAST_WORDS_MS).unref();
+}, DEADLINE_MINUTES * 60_000).unref();
+
+function finish() {
+  runner?.kill('SIGKILL');
+  console.log(
+    `\n${total.passed} passed, ${total.failed} failed${total.skipped > 0 ? `, ${total.skipped} skipped` : ''}`,
+  );
+  process.exit(total.failed > 0 ? 1 : 0);
 }
 
 if (words.length === 0) {
@@ -97,10 +121,10 @@ for (const group of groups) {
   const files = chosen.filter(group.accepts);
   if (files.length === 0) continue;
   if (group.concurrency === 1 && options.quick) console.log(`\n${group.name}: left out (--quick)`);
+  else if (late) break;
   else if (interrupted) fail(`${group.name}: not run, because of an interrupt`);
   else if (group.concurrency === 1 && !built) fail(`${group.name}: not run, because the build failed`);
   else await runGroup(group, files);
 }
 
-console.log(`\n${total.passed} passed, ${total.failed} failed${total.skipped > 0 ? `, ${total.skipped} skipped` : ''}`);
-process.exit(total.failed > 0 ? 1 : 0);
+finish();
