@@ -1,4 +1,5 @@
 /** What the apiserver does without being asked: bootstrap, sources, export, mirror. Operations and the admin interface use it. */
+import { CANARY_FAMILIES } from '@clustermesh/contract';
 import { type Etcd, openEtcd } from '@clustermesh/kvstore';
 import { type Clock, type Log, systemClock } from '@clustermesh/runtime';
 import { type Bootstrap, startBootstrap } from './bootstrap/bootstrap.ts';
@@ -101,8 +102,9 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     notReady() {
       if (!bootstrap.ready()) return `etcd: ${bootstrap.lastError() || 'users and roles are not in place yet'}`;
       const waitingFor = nodes.snapshot().waitingFor;
-      if (!exporter.synced().has('nodes'))
-        return `export: not written yet${waitingFor.length > 0 ? `, waiting for nodes ${waitingFor.join(', ')}` : ''}`;
+      const unwritten = CANARY_FAMILIES.filter((family) => !exporter.synced().has(family));
+      if (unwritten.length > 0)
+        return `export: ${unwritten.join(', ')} not written yet${waitingFor.length > 0 ? `, waiting for nodes ${waitingFor.join(', ')}` : ''}`;
       if (clock.nowMs() - startedAt > PEER_READY_CAP_MS) return undefined;
       const missing = mirror.peers().filter((peer) => !peer.ready);
       return missing.length === 0
