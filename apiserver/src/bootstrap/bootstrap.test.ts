@@ -213,8 +213,36 @@ test('users.yaml is followed: added, removed, malformed', async (t) => {
   await eu.plane.bootstrap.removePeer('us');
   await eu.plane.bootstrap.removePeer('us');
   assert.equal(await remotes(), 'remote-sa');
-  rmSync(file);
+  writeFileSync(file, 'users: []\n');
   await eu.eventually('no user', async () => (await remotes()) === '');
+});
+
+test('a users.yaml that vanishes takes nobody their access, is reported, and is made again whole by the next change', async (t) => {
+  const eu = await startCluster(t, { name: 'eu', id: 1 });
+  const file = join(eu.root, 'users.yaml');
+  const remotes = async () =>
+    (await eu.admin.auth.listUsers())
+      .filter((user) => user.startsWith('remote-'))
+      .sort()
+      .join(' ');
+  await eu.eventually('bootstrap', () => eu.plane.bootstrap.ready());
+  assert.deepEqual(eu.plane.bootstrap.problems(), [], 'before the first peer there is none');
+  await eu.plane.bootstrap.addPeer('us');
+  rmSync(file);
+  await eu.eventually('the problem', () =>
+    /users\.yaml is missing.*remote-us/.test(eu.plane.bootstrap.problems().join()),
+  );
+  await eu.server.wipe();
+  await eu.eventually('the user again', async () => (await remotes()) === 'remote-us');
+
+  await eu.stop();
+  await eu.start();
+  await eu.eventually('bootstrap again', () => eu.plane.bootstrap.ready());
+  assert.equal(await remotes(), 'remote-us', 'also across a restart');
+  await eu.plane.bootstrap.addPeer('ap');
+  assert.match(readFileSync(file, 'utf8'), /remote-us[\s\S]*remote-ap/);
+  await eu.eventually('no problem', () => eu.plane.bootstrap.problems().length === 0);
+  assert.equal(await remotes(), 'remote-ap remote-us');
 });
 
 test('a right that somebody changed by hand is put right', () => {

@@ -10,7 +10,7 @@ import { type Clock, type Log, startRunner, systemClock } from '@clustermesh/run
 import type { EtcdView, UserDirectory } from '../ports.ts';
 import { watchedDirectory } from '../watched-dir.ts';
 import { type AuthActual, type AuthStep, desiredAuth, planAuth, REMOTE_USER_PREFIX } from './plan.ts';
-import { editUsersFile, readUsersFile } from './users.ts';
+import { editUsersFile, readUsersFile, type UsersRead } from './users.ts';
 
 export interface BootstrapOptions {
   readonly etcd: Etcd;
@@ -82,9 +82,24 @@ export function startBootstrap(options: BootstrapOptions): Bootstrap {
   let tookMs: number | undefined;
   let lastError = '';
 
-  /** A malformed file keeps the users it named last. */
-  const readUsers = () => {
+  const readFile = (): UsersRead => {
+    try {
+      directory.arm();
+    } catch (error) {
+      return { users: undefined, problems: [messageOf(error)] };
+    }
     const result = readUsersFile(usersFile);
+    // Before the first peer there is no file.
+    if (result.isMissing !== true || users === undefined || users.length === 0) return result;
+    return {
+      users: undefined,
+      problems: [`${usersFile} is missing; the users it named last keep their access: ${users.join(', ')}`],
+    };
+  };
+
+  /** A missing or malformed file keeps the users it named last. */
+  const readUsers = () => {
+    const result = readFile();
     const fresh = result.problems.filter((problem) => !problems.includes(problem));
     for (const problem of fresh) log.warn(problem);
     problems = result.problems;
@@ -92,7 +107,6 @@ export function startBootstrap(options: BootstrapOptions): Bootstrap {
   };
 
   const pass = async () => {
-    directory.arm();
     readUsers();
     const input = { cluster: options.cluster, nodes: options.nodes, remoteUsers: users };
     const inputs = JSON.stringify(input);
@@ -113,7 +127,10 @@ export function startBootstrap(options: BootstrapOptions): Bootstrap {
   };
 
   const compareAll = async (input: Parameters<typeof desiredAuth>[0], isMarked: boolean) => {
-    const steps = planAuth(desiredAuth(input), await readAuth(etcd));
+    const actual = await readAuth(etcd);
+    // Nothing has named them yet: those that are there stay, and are known when the file is written.
+    users ??= [...actual.users.keys()].filter((user) => user.startsWith(REMOTE_USER_PREFIX));
+    const steps = planAuth(desiredAuth(input), actual);
     for (const step of steps) {
       log.debug({ ...step }, 'changing etcd users and roles');
       await apply(etcd, step);
@@ -155,14 +172,16 @@ export function startBootstrap(options: BootstrapOptions): Bootstrap {
     ended: runner.ended,
     async addPeer(peer) {
       const user = `${REMOTE_USER_PREFIX}${peer}`;
-      editUsersFile(usersFile, user, 'add');
+      editUsersFile(usersFile, user, 'add', users);
+      readUsers();
       if (!isReady) throw notReady(`adding etcd user ${user}`, lastError);
       await etcd.auth.addUser(user);
       await etcd.auth.grantRole(user, 'remote');
     },
     async removePeer(peer) {
       const user = `${REMOTE_USER_PREFIX}${peer}`;
-      editUsersFile(usersFile, user, 'remove');
+      editUsersFile(usersFile, user, 'remove', users);
+      readUsers();
       runner.trigger();
       // The file is the truth: when etcd does not answer now, the next pass removes the user.
       await etcd.auth

@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { clusterNameProblem, MeshError, messageOf } from '@clustermesh/contract';
 import { atomicWrite } from '@clustermesh/runtime';
-import { isSeq, parse, parseDocument } from 'yaml';
+import { isSeq, parse, parseDocument, stringify } from 'yaml';
 import { z } from 'zod';
 import { REMOTE_USER_PREFIX } from './plan.ts';
 
@@ -14,8 +14,9 @@ const fileSchema = z.looseObject({
 });
 
 export interface UsersRead {
-  /** Undefined: the file is malformed and says nothing. */
+  /** Undefined: the file is missing or malformed and says nothing. */
   readonly users: readonly string[] | undefined;
+  readonly isMissing?: boolean;
   readonly problems: readonly string[];
 }
 
@@ -45,33 +46,39 @@ export function parseUsers(file: string, text: string): UsersRead {
   return { users: [...users].sort(), problems };
 }
 
-/** A missing file means that there are no peers. */
+/** A missing file says nothing: that all peers were disconnected is an empty list in it. */
 export function readUsersFile(file: string): UsersRead {
   try {
     return parseUsers(file, readFileSync(file, 'utf8'));
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return { users: [], problems: [] };
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return { users: undefined, problems: [], isMissing: true };
     return { users: undefined, problems: [`${file} cannot be read: ${messageOf(error)}`] };
   }
 }
 
-/** Changes the file for one user and leaves everything else in it, comments included, as it is. Returns whether it changed. */
-export function editUsersFile(file: string, user: string, action: 'add' | 'remove'): boolean {
+/**
+ * Changes the file for one user and leaves everything else in it, comments included, as it is. A missing one is made with the users
+ * `known` so far. Returns whether it changed.
+ */
+export function editUsersFile(
+  file: string,
+  user: string,
+  action: 'add' | 'remove',
+  known: readonly string[] = [],
+): boolean {
   const current = readUsersFile(file);
-  if (current.users === undefined) {
+  if (current.users === undefined && current.isMissing !== true) {
     throw new MeshError({
       code: 'invalid-config',
       message: `${action === 'add' ? 'adding' : 'removing'} user ${user}: ${current.problems.join('; ')}`,
       hint: 'mend the file; it is not overwritten while it is unreadable',
     });
   }
-  if (current.users.includes(user) === (action === 'add')) return false;
-  let text = '';
-  try {
-    text = readFileSync(file, 'utf8');
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
-  }
+  if ((current.users ?? known).includes(user) === (action === 'add')) return false;
+  const text =
+    current.isMissing === true
+      ? stringify({ users: known.map((name) => ({ name, role: 'remote' })) })
+      : readFileSync(file, 'utf8');
   const document = parseDocument(text.trim() === '' ? 'users: []\n' : text);
   if (!isSeq(document.get('users'))) document.set('users', document.createNode([]));
   const users = document.get('users');

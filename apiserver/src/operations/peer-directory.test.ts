@@ -148,6 +148,15 @@ describe('the config directory', () => {
     assert.match(warnings[0] ?? '', /endpoints: .*; trusted-ca-file: /);
   });
 
+  it('gone, is neither taken for empty nor made again with one peer in it', async () => {
+    const directory = open();
+    await directory.write(us);
+    rmSync(dir, { recursive: true });
+    await assert.rejects(directory.list(), /clustermesh is gone/);
+    await assert.rejects(directory.write(us), /configuring us: the directory .*clustermesh is gone/);
+    assert.equal(existsSync(dir), false);
+  });
+
   it('takes no name that leads out of it', async () => {
     const directory = open();
     for (const name of ['../us', 'us/..', '', 'eu', 'US']) {

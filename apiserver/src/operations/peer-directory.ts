@@ -2,10 +2,9 @@
  * The config directory of wire-contract §5.1: one YAML file per peer, named as the cluster, its certificates beside it. It is
  * the durable truth of who is peered, and laid out so that a Cilium agent could read it too.
  */
-import { existsSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
-import { mkdir } from 'node:fs/promises';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { clusterNameProblem, MeshError, messageOf } from '@clustermesh/contract';
+import { clusterNameProblem, MeshError, messageOf, parseCidr } from '@clustermesh/contract';
 import { atomicWrite, type Log } from '@clustermesh/runtime';
 import { parse, stringify } from 'yaml';
 import { z } from 'zod';
@@ -21,7 +20,15 @@ const fileSchema = z.looseObject({
     .array(z.looseObject({ hostname: z.string().min(1), ips: z.array(z.string().min(1)) }))
     .default([]),
   /** Ours; Cilium's reader ignores it. */
-  'x-clustermesh': z.looseObject({ id: z.number().int(), podCIDR: z.string().default('') }).optional(),
+  'x-clustermesh': z
+    .looseObject({
+      id: z.number().int(),
+      podCIDR: z
+        .string()
+        .refine((text) => text === '' || parseCidr(text) !== undefined, 'is no CIDR')
+        .default(''),
+    })
+    .optional(),
 });
 
 export interface PeerDirectoryOptions {
@@ -31,7 +38,9 @@ export interface PeerDirectoryOptions {
   readonly log: Log;
 }
 
+/** Makes the directory, once: gone later, it is not taken for an empty one. */
 export function createPeerDirectory({ dir, ownName, log }: PeerDirectoryOptions): PeerDirectory {
+  mkdirSync(dir, { recursive: true, mode: 0o700 });
   const files = (peer: string) => ({
     config: join(dir, peer),
     cert: join(dir, `${peer}.etcd-client.crt`),
@@ -60,9 +69,18 @@ export function createPeerDirectory({ dir, ownName, log }: PeerDirectoryOptions)
     }
   }
 
+  const checkPresent = (attempted: string) => {
+    if (existsSync(dir)) return;
+    throw new MeshError({
+      code: 'not-found',
+      message: `${attempted}: the directory ${dir} is gone`,
+      hint: 'put it back with its content',
+    });
+  };
+
   return {
     list: async () => {
-      if (!existsSync(dir)) return [];
+      checkPresent('listing the peers');
       const names = readdirSync(dir).filter((name) => !name.startsWith('..') && name !== ownName);
       return names
         .sort()
@@ -80,7 +98,8 @@ export function createPeerDirectory({ dir, ownName, log }: PeerDirectoryOptions)
 
     write: async (peer) => {
       checkName(peer.name, ownName);
-      await mkdir(dir, { recursive: true, mode: 0o700 });
+      // One that held nothing but this peer would mean that all others are to go.
+      checkPresent(`configuring ${peer.name}`);
       const paths = files(peer.name);
       atomicWrite(paths.ca, peer.caPem, 0o600);
       atomicWrite(paths.cert, peer.certPem, 0o600);

@@ -239,3 +239,18 @@ test('a directory that is replaced whole is watched again', async (t) => {
   renameSync(join(root, 'next'), dir);
   await waitFor(() => names(source) === 'shop/b', { what: 'the other directory', timeoutMs: 8000 });
 });
+
+test('a directory that vanishes withdraws nothing, is reported, and is followed again when it is back', async (t) => {
+  const { dir, root, put, start } = fixture(t);
+  put('web.yaml', service('web'));
+  const source = start();
+  await eventually('the service', () => names(source) === 'shop/web');
+  renameSync(dir, join(root, 'away'));
+  await eventually('the problem', () => /manifests: the directory is gone/.test(source.problems().join()));
+  assert.equal(names(source), 'shop/web');
+  renameSync(join(root, 'away'), dir);
+  await eventually('no problem', () => source.problems().length === 0);
+  assert.equal(names(source), 'shop/web');
+  put('api.yaml', service('api'));
+  await eventually('a change', () => names(source) === 'shop/api shop/web');
+});
