@@ -110,6 +110,13 @@ export function nodeInternalIp(node: MeshNode, family: 4 | 6 = 4): string | unde
   return node.IPAddresses.find((address) => address.Type === 'InternalIP' && isFamily(address.IP))?.IP;
 }
 
+/** Every IP address of the node itself, of either family. */
+export function nodeAddresses(node: MeshNode): string[] {
+  const listed = node.IPAddresses.filter((address) => IP_TYPES.has(address.Type)).map((address) => address.IP);
+  const { IPv4HealthIP, IPv6HealthIP, IPv4IngressIP, IPv6IngressIP } = node;
+  return [...listed, IPv4HealthIP, IPv6HealthIP, IPv4IngressIP, IPv6IngressIP].filter(isIpAddress);
+}
+
 export function nodePodCidrs(node: MeshNode): string[] {
   return [
     node.IPv4AllocCIDR,

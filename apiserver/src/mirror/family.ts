@@ -5,11 +5,14 @@
 import { type CanaryFamily, canaryKey, dataPrefix, keyName, rfc3339 } from '@clustermesh/contract';
 import { type Etcd, type Reflector, startReflector, type Writer } from '@clustermesh/kvstore';
 import type { Clock, Log } from '@clustermesh/runtime';
+import type { AddressFacts } from './addresses.ts';
 import { objectProblem, type PeerFacts } from './validate.ts';
 
 export interface FamilyOptions {
   readonly family: CanaryFamily;
   readonly peer: PeerFacts;
+  /** Where the peer's addresses may lie, as far as is known now. */
+  readonly addresses: () => AddressFacts;
   readonly hasCanaries: boolean;
   readonly remote: Etcd;
   readonly local: Etcd;
@@ -23,11 +26,17 @@ export interface FamilyOptions {
   /** A complete list has arrived: `announce` has work to do. */
   readonly onListed: () => void;
   readonly onQuarantine: () => void;
+  /** An object was taken over, or (undefined) is gone. */
+  readonly onMirrored: (name: string, value: Buffer | undefined) => void;
 }
 
 export interface FamilyMirror {
   /** After the first complete list: leftovers go, the canary is written. Level-triggered; throws when the local etcd is away. */
   announce(): Promise<void>;
+  /** Looks at what is in quarantine again: the facts that it was held against have changed. */
+  judgeAgain(): void;
+  /** The complete list has been read. */
+  listed(): boolean;
   /** The complete list is in the local etcd. */
   synced(): boolean;
   count(): number;
@@ -47,26 +56,30 @@ export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
   const log = options.log.child({ family });
   /** Names whose good value the writer has. */
   const mirrored = new Set<string>();
-  const quarantine = new Map<string, string>();
+  const quarantine = new Map<string, { readonly problem: string; readonly value: Buffer }>();
   let lastReason: string | undefined;
   let isListed = false;
   let isAnnounced = false;
   let isFlushed = false;
   let flushing = false;
 
-  const upsert = (name: string, value: Buffer) => {
-    const problem = objectProblem(family, name, value, peer);
+  const mirror = (name: string, value: Buffer) => {
+    mirrored.add(name);
+    writer.set(`${target}${name}`, value);
+    options.onMirrored(name, value);
+  };
+
+  const upsert = (name: string, value: Buffer, addresses: AddressFacts) => {
+    const problem = objectProblem(family, name, value, peer, addresses);
     if (problem === undefined) {
       quarantine.delete(name);
-      mirrored.add(name);
-      writer.set(`${target}${name}`, value);
-      return;
+      return mirror(name, value);
     }
-    if (quarantine.get(name) !== problem) {
+    if (quarantine.get(name)?.problem !== problem) {
       log.warn({ name, reason: problem, keepsLastGood: mirrored.has(name) }, 'object quarantined');
       options.onQuarantine();
     }
-    quarantine.set(name, problem);
+    quarantine.set(name, { problem, value });
     lastReason = problem;
   };
 
@@ -100,10 +113,12 @@ export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
           quarantine.delete(name);
           mirrored.delete(name);
           writer.delete(`${target}${name}`);
+          options.onMirrored(name, undefined);
         }
+        const addresses = options.addresses();
         for (const { key, value } of upserts) {
           const name = keyName(key, source);
-          if (name !== undefined) upsert(name, value);
+          if (name !== undefined) upsert(name, value, addresses);
         }
         reportFlush();
       },
@@ -119,9 +134,9 @@ export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
     for (const name of quarantine.keys()) {
       if (mirrored.has(name)) continue;
       const there = await local.get(`${target}${name}`, { signal });
-      if (there === undefined || objectProblem(family, name, there.value, peer) !== undefined) continue;
-      mirrored.add(name);
-      writer.set(`${target}${name}`, there.value);
+      if (there === undefined || objectProblem(family, name, there.value, peer, options.addresses()) !== undefined)
+        continue;
+      mirror(name, there.value);
     }
   };
 
@@ -140,6 +155,13 @@ export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
         () => {}, // rejects only when the writer has ended
       );
     },
+    judgeAgain() {
+      if (quarantine.size === 0) return;
+      const addresses = options.addresses();
+      for (const [name, { value }] of [...quarantine]) upsert(name, value, addresses);
+      reportFlush();
+    },
+    listed: () => isListed,
     synced: () => isFlushed,
     count: () => mirrored.size,
     quarantined: () => quarantine.size,

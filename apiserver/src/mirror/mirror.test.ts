@@ -3,7 +3,9 @@ import { readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'no
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { agentKey, decodePeerStatus, type PeerStatus } from '@clustermesh/contract';
+import { silentLog, systemClock } from '@clustermesh/runtime';
 import { connect, disconnect, shopManifest, startCluster, type TestCluster } from '../testing/control-plane.ts';
+import { drainPeer } from './drain.ts';
 
 /** `eu` mirrors `us`; `us` has a node, a pod and a global service. */
 async function mesh(
@@ -200,6 +202,55 @@ test('a bad object is quarantined with its reason, its last good version stays, 
   await eu.eventually('the count', async () => (await recordOf(eu, 'us'))?.families['ip']?.quarantined === 2);
 });
 
+test('what lies outside the agreed pod CIDR is quarantined, and what is at a node waits for that node', async (t) => {
+  const { eu, us } = await mesh(t);
+  await us.publishNode('n9', 9, []);
+  await us.admin.put(
+    'clustermesh/nodes/n9/node',
+    JSON.stringify({ name: 'n9', internalIp: '172.31.2.19', gatewayIp: '10.3.9.1', podCidr: '10.3.9.0/24' }),
+  );
+  us.manifest('shop.yaml', shopManifest(['172.31.2.77']));
+  const record = await eu.eventually('the quarantine', async () => {
+    const status = await recordOf(eu, 'us');
+    return status?.families['services']?.quarantined === 1 && status.families['nodes']?.quarantined === 1
+      ? status
+      : undefined;
+  });
+  assert.match(
+    record.families['nodes']?.lastQuarantineReason ?? '',
+    /node n9: its pod CIDR 10\.3\.9\.0\/24 lies outside/,
+  );
+  assert.match(
+    record.families['services']?.lastQuarantineReason ?? '',
+    /backend 172\.31\.2\.77\/32 lies outside 10\.2/,
+  );
+  // Node 67 has that address.
+  await us.publishNode('n67', 67, []);
+  const atNode = () =>
+    eu.eventually('the service', async () =>
+      (await eu.dump('cilium/cache/services/'))[MIRRORED[3] ?? '']?.includes('172.31.2.77'),
+    );
+  await atNode();
+
+  await eu.stop();
+  let withdrawn = false;
+  const stop = new AbortController();
+  const watching = eu.admin.watch({
+    prefix: 'cilium/cache/services/',
+    startRevision: 0,
+    signal: stop.signal,
+    onEvents: (events) => {
+      withdrawn ||= events.some((event) => event.type === 'delete');
+    },
+  });
+  await eu.start();
+  await ready(eu, 'us');
+  await atNode();
+  stop.abort();
+  await watching;
+  assert.equal(withdrawn, false, 'a restart does not withdraw it');
+});
+
 test('a removed peer is drained in order: config, then the agents, then canaries and data', async (t) => {
   const { eu } = await mesh(t, { drainWaitMs: 60_000 });
   await eu.publishAgent({ node: 'n1', applied: { us: { ip: 1 } } });
@@ -216,6 +267,57 @@ test('a removed peer is drained in order: config, then the agents, then canaries
   );
   assert.deepEqual(left, []);
   await eu.admin.delete(agentKey('n1'));
+});
+
+test('as long as anything of a removed peer is left, it is shown as draining', async (t) => {
+  const { eu } = await mesh(t, { drainWaitMs: 60_000 });
+  await eu.publishAgent({ node: 'n1', applied: { us: { ip: 1 } } });
+  await eu.eventually('the agent', () => eu.plane.agents.agents().length === 1);
+  disconnect(eu, 'us');
+  for (;;) {
+    const status = statusOf(eu, 'us');
+    assert.ok(status !== undefined, 'shown all the time');
+    if (status.error?.includes('waiting for n1')) break;
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  await eu.admin.delete(agentKey('n1'));
+  await eu.eventually('the end', () => statusOf(eu, 'us') === undefined);
+});
+
+test('a drain writes nothing into an etcd that has not been bootstrapped', async (t) => {
+  const { eu } = await mesh(t);
+  await assert.rejects(
+    drainPeer({
+      cluster: 'us',
+      local: eu.admin,
+      agents: () => [],
+      fence: () => [{ key: 'no/such/marker', value: '1' }],
+      waitMs: 0,
+      status: () => '{}',
+      clock: systemClock,
+      log: silentLog(),
+      signal: new AbortController().signal,
+      onStep: () => {},
+    }),
+    { code: 'conflict', message: /not been bootstrapped/ },
+  );
+  assert.deepEqual(await cacheKeys(eu), MIRRORED);
+});
+
+test('a config directory that vanishes drains nobody, is reported, and is followed again when it is back', async (t) => {
+  const { eu, us } = await mesh(t);
+  const [dir, away] = [join(eu.root, 'clustermesh'), join(eu.root, 'away')];
+  renameSync(dir, away);
+  await eu.eventually('the problem', () => /clustermesh: the directory is gone/.test(eu.plane.local.problems().join()));
+  us.manifest('shop.yaml', shopManifest(['10.2.1.8']));
+  await eu.eventually('a change meanwhile', async () =>
+    (await eu.dump('cilium/cache/services/'))[MIRRORED[3] ?? '']?.includes('10.2.1.8'),
+  );
+  renameSync(away, dir);
+  await eu.eventually('no problem', () => eu.plane.local.problems().length === 0);
+  assert.deepEqual(await cacheKeys(eu), MIRRORED);
+  disconnect(eu, 'us');
+  await eu.eventually('the end', () => statusOf(eu, 'us') === undefined);
 });
 
 test('a drain waits no longer than its limit for an agent that does not let go', async (t) => {

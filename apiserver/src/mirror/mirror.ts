@@ -8,15 +8,22 @@ import { join } from 'node:path';
 import { FAMILIES, type MaxConnectedClusters, messageOf, type PeerStatus, rfc3339 } from '@clustermesh/contract';
 import type { Compare, Etcd } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
+import { oncePending } from '../once-pending.ts';
 import type { AgentView, MirrorView, PeerConfig, PeerDirectory } from '../ports.ts';
 import { watchedDirectory } from '../watched-dir.ts';
+import type { TakenCidr } from './addresses.ts';
 import { ClusterIds } from './cluster-ids.ts';
 import { drainPeer, findMirrored } from './drain.ts';
 import { type Peer, startPeer } from './peer.ts';
 import { startStatusLoop } from './status-loop.ts';
 
 export interface MirrorOptions {
-  readonly own: { readonly name: string; readonly id: number; readonly maxConnectedClusters: MaxConnectedClusters };
+  readonly own: {
+    readonly name: string;
+    readonly id: number;
+    readonly maxConnectedClusters: MaxConnectedClusters;
+    readonly podCIDR: string;
+  };
   readonly local: Etcd;
   readonly directory: PeerDirectory;
   readonly peersDir: string;
@@ -54,15 +61,32 @@ export function startMirror(options: MirrorOptions): Mirror {
   const goneSince = new Map<string, number>();
   /** Configured peers that cannot even be tried, with the reason. */
   const unusable = new Map<string, string>();
+  let agreedCidrs: readonly (TakenCidr & { readonly cluster: string })[] = [];
   let problems: readonly string[] = [];
+  /** Why the directory cannot be read; all that runs goes on meanwhile. */
+  let readProblem: string | undefined;
 
   const onChange = () => statusLoop.trigger();
-  const again = (ms: number) => void clock.sleep(ms, signal).then(() => signal.aborted || runner.trigger());
+  const again = oncePending({ clock, signal, trigger: () => runner.trigger() });
 
   /** One peer's unusable file must not keep the others from being mirrored. */
   const start = (config: PeerConfig) => {
     try {
-      const peer = startPeer({ config, own, local, ids, fence: options.fence, log: options.log, clock, onChange });
+      const taken = () => [
+        { cidr: own.podCIDR, owner: 'this cluster' },
+        ...agreedCidrs.filter((agreed) => agreed.cluster !== config.name),
+      ];
+      const peer = startPeer({
+        config,
+        own,
+        local,
+        ids,
+        taken,
+        fence: options.fence,
+        log: options.log,
+        clock,
+        onChange,
+      });
       running.set(config.name, peer);
       unusable.delete(config.name);
     } catch (error) {
@@ -73,16 +97,19 @@ export function startMirror(options: MirrorOptions): Mirror {
     onChange();
   };
 
-  const startDrain = (cluster: string) => {
+  /** `closing`: the end of the peer that has written the data so far. From this call on, the cluster counts as draining. */
+  const startDrain = (cluster: string, closing: Promise<void> = Promise.resolve()) => {
     const drain: Drain = { step: 'beginning', clusterId: ids.idOf(cluster) ?? 0, done: Promise.resolve() };
     const finished = new AbortController();
     const drainRunner = startRunner({
       run: async () => {
+        await closing;
         await drainPeer({
           cluster,
           local,
           agents: () => options.agents.agents(),
           waitMs: options.timers.drainWaitMs,
+          fence: options.fence,
           status: () => JSON.stringify(drainingStatus(cluster, drain, clock.wallMs())),
           clock,
           log,
@@ -108,7 +135,7 @@ export function startMirror(options: MirrorOptions): Mirror {
         drain.step = `waiting for this cluster's etcd (${messageOf(error)})`;
       },
     });
-    draining.set(cluster, Object.assign(drain, { done: drainRunner.ended }));
+    draining.set(cluster, Object.assign(drain, { done: Promise.all([closing, drainRunner.ended]).then(() => {}) }));
     drainRunner.trigger();
     onChange();
   };
@@ -131,28 +158,48 @@ export function startMirror(options: MirrorOptions): Mirror {
     return false;
   };
 
-  const drainAfterClose = async (cluster: string, peer: Peer) => {
+  const closeAndDrain = (cluster: string, peer: Peer) => {
+    const closing = peer
+      .close()
+      .catch((error) => log.error({ cluster, reason: messageOf(error) }, 'peer not closed cleanly'));
+    startDrain(cluster, closing);
     running.delete(cluster);
-    await peer.close();
-    startDrain(cluster);
+  };
+
+  const readDirectory = async () => {
+    try {
+      directoryWatch.arm();
+      const configs = await options.directory.list();
+      readProblem = undefined;
+      return configs;
+    } catch (error) {
+      readProblem = `reading the peers in ${options.peersDir}: ${messageOf(error)}`;
+      throw error;
+    }
   };
 
   const pass = async () => {
-    directoryWatch.arm();
     const configs = new Map(
-      (await options.directory.list()).filter((peer) => peer.name !== own.name).map((peer) => [peer.name, peer]),
+      (await readDirectory()).filter((peer) => peer.name !== own.name).map((peer) => [peer.name, peer]),
     );
+    // A running peer whose file is malformed now is held to its last good one.
+    const inForce = new Map([...[...running].map(([name, peer]) => [name, peer.config] as const), ...configs]);
+    agreedCidrs = [...inForce.values()].map(({ name, agreed }) => ({
+      ...{ cluster: name, owner: `cluster ${name}` },
+      cidr: agreed?.podCidr ?? '',
+    }));
     for (const name of [...unusable.keys()]) if (!configs.has(name)) unusable.delete(name);
 
     for (const [name, peer] of [...running]) {
       const config = configs.get(name);
-      if (peer.isReplaced()) await drainAfterClose(name, peer);
+      if (peer.isReplaced()) closeAndDrain(name, peer);
       else if (config === undefined) {
-        if (isGone(name)) await drainAfterClose(name, peer);
+        if (isGone(name)) closeAndDrain(name, peer);
       } else if (JSON.stringify(config) !== JSON.stringify(peer.config)) {
         log.info({ peer: name }, 'peer file changed: connecting anew');
-        running.delete(name);
+        // It is shown until its successor is: whoever waits for the end of a drain must not take the gap for it.
         await peer.close();
+        running.delete(name);
       }
     }
     for (const [name, config] of configs) {
@@ -218,7 +265,7 @@ export function startMirror(options: MirrorOptions): Mirror {
   return {
     peers: statuses,
     refresh: runner.trigger,
-    problems: () => problems,
+    problems: () => (readProblem === undefined ? problems : [readProblem, ...problems]),
     counters: () => new Map([...running].map(([name, peer]) => [name, peer.counters()])),
     ended: end(),
   };

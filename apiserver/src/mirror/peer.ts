@@ -15,18 +15,22 @@ import {
   type CanaryFamily,
   clusterConfigKey,
   dataPrefix,
+  decodeNode,
   FAMILIES,
   HEARTBEAT_KEY,
   type MaxConnectedClusters,
   MeshError,
   messageOf,
   type PeerStatus,
+  parseCidr,
   peerKey,
   rfc3339,
 } from '@clustermesh/contract';
 import { type Compare, type Etcd, openEtcd, startReflector, startWriter } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner } from '@clustermesh/runtime';
+import { oncePending } from '../once-pending.ts';
 import type { PeerConfig } from '../ports.ts';
+import { NodeIps, type TakenCidr } from './addresses.ts';
 import type { ClusterIds } from './cluster-ids.ts';
 import { type FamilyMirror, startFamilyMirror } from './family.ts';
 import { type AcceptedConfig, acceptConfig } from './validate.ts';
@@ -36,6 +40,8 @@ export interface PeerOptions {
   readonly own: { readonly name: string; readonly id: number; readonly maxConnectedClusters: MaxConnectedClusters };
   readonly local: Etcd;
   readonly ids: ClusterIds;
+  /** Pod CIDRs that are not this peer's. */
+  readonly taken: () => readonly TakenCidr[];
   readonly fence: () => readonly Compare[];
   readonly log: Log;
   readonly clock: Clock;
@@ -150,7 +156,7 @@ export function startPeer(options: PeerOptions): Peer {
     },
   });
 
-  const again = (ms: number) => void clock.sleep(ms, signal).then(() => signal.aborted || runner.trigger());
+  const again = oncePending({ clock, signal, trigger: () => runner.trigger() });
 
   const handshake = async (): Promise<{ readonly accepted: AcceptedConfig } | { readonly refused: string }> => {
     try {
@@ -171,8 +177,23 @@ export function startPeer(options: PeerOptions): Peer {
     const onQuarantine = () => {
       quarantined++;
     };
+    const agreed = config.agreed === undefined ? undefined : parseCidr(config.agreed.podCidr);
+    const nodeIps = new NodeIps();
+    const started = new Map<CanaryFamily, FamilyMirror>();
+    let judging = false;
+    /** Entries and backends may be at nodes, which may have been told later than they. Once per batch of nodes. */
+    const onNode = (node: string, value: Buffer | undefined) => {
+      const decoded = value === undefined ? undefined : decodeNode(value.toString('utf8'));
+      if (!nodeIps.set(node, decoded?.ok ? decoded.value : undefined) || judging) return;
+      judging = true;
+      queueMicrotask(() => {
+        judging = false;
+        for (const [family, mirror] of started) if (family !== 'nodes') mirror.judgeAgain();
+      });
+    };
     const shared = {
       peer,
+      addresses: () => ({ agreed, nodeIps, taken: options.taken() }),
       hasCanaries: accepted.hasCanaries,
       remote,
       local,
@@ -184,7 +205,11 @@ export function startPeer(options: PeerOptions): Peer {
       onQuarantine,
       onListed: () => runner.trigger(),
     };
-    return new Map(accepted.families.map((family) => [family, startFamilyMirror({ ...shared, family })]));
+    for (const family of accepted.families) {
+      const onMirrored = family === 'nodes' ? onNode : () => {};
+      started.set(family, startFamilyMirror({ ...shared, family, onMirrored }));
+    }
+    return started;
   };
 
   const pass = async () => {
@@ -210,7 +235,11 @@ export function startPeer(options: PeerOptions): Peer {
     writer.set(clusterConfigKey(name), accepted.cachedValue);
     if (state.name !== 'mirroring' || state.complaint !== undefined)
       setState({ name: 'mirroring', id: accepted.id, families, complaint: undefined });
-    for (const family of families.values()) await family.announce();
+    for (const [name, family] of families) {
+      await family.announce();
+      // Before the nodes are known, what is at their addresses is in quarantine, and its last good version would be removed.
+      if (name === 'nodes' && !family.listed()) break;
+    }
     localError = '';
   };
 

@@ -22,6 +22,7 @@ import {
   validateNode,
   validatePeerConfig,
 } from '@clustermesh/contract';
+import { type AddressFacts, ipAddressProblem, nodeAddressProblem, serviceAddressProblem } from './addresses.ts';
 
 export interface PeerFacts {
   readonly cluster: string;
@@ -61,36 +62,61 @@ function checkServiceExport(name: string, text: string, peer: PeerFacts): Decode
 }
 
 /** Why the object under `name` (its key behind the family's prefix) must not be taken over; undefined when it is fine. */
-export function objectProblem(family: CanaryFamily, name: string, value: Buffer, peer: PeerFacts): string | undefined {
+export function objectProblem(
+  family: CanaryFamily,
+  name: string,
+  value: Buffer,
+  peer: PeerFacts,
+  addresses: AddressFacts,
+): string | undefined {
   const text = decodeText(value);
   if (text === undefined) return `${family} ${JSON.stringify(name)} is not UTF-8`;
-  const result = checkObject(family, name, text, peer);
+  const result = checkObject(family, name, text, peer, addresses);
   return result.ok ? undefined : result.reason;
 }
 
-function checkObject(family: CanaryFamily, name: string, text: string, peer: PeerFacts): Decoded<unknown> {
+function checkObject(
+  family: CanaryFamily,
+  name: string,
+  text: string,
+  peer: PeerFacts,
+  addresses: AddressFacts,
+): Decoded<unknown> {
+  const expected = { ...peer, name };
   switch (family) {
     case 'nodes': {
       if (!isDnsSubdomain(name)) return reject(`${JSON.stringify(name)} is no node name`);
       const decoded = decodeNode(text);
-      return decoded.ok ? validateNode(decoded.value, { ...peer, name }) : decoded;
+      return checked(decoded, (node) => validateNode(node, expected), addresses, nodeAddressProblem);
     }
     case 'services': {
       if (!isNamespacedName(name)) return reject(`${JSON.stringify(name)} is no namespace/name`);
       const decoded = decodeGlobalService(text);
-      return decoded.ok ? validateGlobalService(decoded.value, { ...peer, name }) : decoded;
+      return checked(decoded, (service) => validateGlobalService(service, expected), addresses, serviceAddressProblem);
     }
     case 'identities':
       return decodeIdentityEntry(name, text, peer);
     case 'ip': {
       const decoded = decodeIpEntry(text);
-      return decoded.ok ? validateIpEntry(decoded.value, { ...peer, name }) : decoded;
+      return checked(decoded, (entry) => validateIpEntry(entry, expected), addresses, ipAddressProblem);
     }
     case 'serviceexports':
       return isNamespacedName(name)
         ? checkServiceExport(name, text, peer)
         : reject(`${JSON.stringify(name)} is no namespace/name`);
   }
+}
+
+/** Well-formed, then held against its key and the peer's config, then against where the peer's addresses may lie. */
+function checked<T>(
+  decoded: Decoded<T>,
+  validate: (value: T) => Decoded<T>,
+  addresses: AddressFacts,
+  addressProblem: (value: T, addresses: AddressFacts) => string | undefined,
+): Decoded<T> {
+  const valid = decoded.ok ? validate(decoded.value) : decoded;
+  const problem = valid.ok ? addressProblem(valid.value, addresses) : undefined;
+  return problem === undefined ? valid : reject(problem);
 }
 
 export interface AcceptedConfig {

@@ -195,7 +195,7 @@ export async function startCluster(t: TestContext, options: TestClusterOptions):
 export async function connect(
   from: TestCluster,
   to: TestCluster,
-  overrides: { readonly endpoint?: string; readonly as?: string } = {},
+  overrides: { readonly endpoint?: string; readonly as?: string; readonly podCidr?: string } = {},
 ): Promise<void> {
   const pair = await clientCertificate(to.name, `remote-${from.name}`);
   await to.eventually('bootstrap', () => to.plane.bootstrap.ready());
@@ -212,7 +212,7 @@ export async function connect(
     caPem: loadCa(join(to.root, 'pki')).certPem,
     certPem: pair.certPem,
     keyPem: pair.keyPem,
-    agreed: { id: 0, podCidr: '' },
+    agreed: { id: 0, podCidr: overrides.podCidr ?? `10.${to.id}.0.0/16` },
   });
 }
 

@@ -1,0 +1,148 @@
+/**
+ * Where a peer's addresses may lie. Whoever may name any address here could draw the traffic of another cluster, of this one or of
+ * its hosts to itself, so a peer is held to the pod CIDR that was agreed at connect and to its own nodes. Pure.
+ */
+import { BlockList } from 'node:net';
+import {
+  type Cidr,
+  formatCidr,
+  type GlobalService,
+  type IpEntry,
+  ipEntryName,
+  ipv4Contains,
+  ipv4RangesOverlap,
+  isIpv4,
+  isReservedIdentity,
+  type MeshNode,
+  nodeAddresses,
+  nodePodCidrs,
+  parseCidr,
+} from '@clustermesh/contract';
+
+export interface TakenCidr {
+  readonly cidr: string;
+  /** As it reads in "overlaps 10.1.0.0/16 of …". */
+  readonly owner: string;
+}
+
+export interface AddressFacts {
+  /** The pod CIDR that was agreed; undefined for a peer that was configured by hand (a plain Cilium cluster). */
+  readonly agreed: Cidr | undefined;
+  /** The addresses of the peer's nodes. */
+  readonly nodeIps: { has(ip: string): boolean };
+  /** This cluster's pods, and those that were agreed with other peers. */
+  readonly taken: readonly TakenCidr[];
+}
+
+/** Wider ones would swallow whole networks. */
+const SHORTEST = { 4: 8, 6: 16 } as const;
+
+/** None of them can be a pod or a node that is reached through the mesh. */
+const SPECIAL_V4: readonly (readonly [cidr: string, what: string])[] = [
+  ['0.0.0.0/8', 'unspecified'],
+  ['127.0.0.0/8', 'loopback'],
+  ['169.254.0.0/16', 'link-local'],
+  ['224.0.0.0/4', 'multicast'],
+  ['240.0.0.0/4', 'reserved'],
+];
+/** Each is as long as SHORTEST or shorter, so a prefix that is long enough lies in it or apart from it. */
+const SPECIAL_V6: readonly (readonly [cidr: Cidr, what: string])[] = [
+  [{ ip: '::', length: 16 }, 'unspecified, loopback or IPv4 in disguise'],
+  [{ ip: 'fe80::', length: 10 }, 'link-local'],
+  [{ ip: 'ff00::', length: 8 }, 'multicast'],
+];
+
+const host = (ip: string): Cidr => ({ ip, length: isIpv4(ip) ? 32 : 128 });
+
+function contains(outer: Cidr, inner: Cidr): boolean {
+  if (inner.length < outer.length || isIpv4(outer.ip) !== isIpv4(inner.ip)) return false;
+  if (isIpv4(outer.ip)) return ipv4Contains(outer, inner.ip);
+  const list = new BlockList();
+  list.addSubnet(outer.ip, outer.length, 'ipv6');
+  return list.check(inner.ip, 'ipv6');
+}
+
+/** Holds for everything of a peer that nothing more precise was agreed about. */
+function freeProblem(cidr: Cidr, taken: readonly TakenCidr[]): string | undefined {
+  const text = formatCidr(cidr);
+  const family = isIpv4(cidr.ip) ? 4 : 6;
+  if (cidr.ip.includes('%')) return `${text} has a zone`;
+  if (cidr.length < SHORTEST[family]) return `${text} is wider than a /${SHORTEST[family]}`;
+  const special =
+    family === 4
+      ? SPECIAL_V4.find(([range]) => ipv4RangesOverlap(range, text))
+      : SPECIAL_V6.find(([range]) => contains(range, cidr));
+  if (special !== undefined) return `${text} is ${special[1]}`;
+  const other = taken.find((range) => ipv4RangesOverlap(range.cidr, text));
+  return other === undefined ? undefined : `${text} overlaps ${other.cidr} of ${other.owner}`;
+}
+
+function podProblem(cidr: Cidr, { agreed, taken }: AddressFacts): string | undefined {
+  if (agreed === undefined) return freeProblem(cidr, taken);
+  if (contains(agreed, cidr)) return undefined;
+  return `${formatCidr(cidr)} lies outside ${formatCidr(agreed)}, which was agreed when the cluster was connected`;
+}
+
+/** First problem of many, with what it is a problem of. */
+function firstProblem<T>(items: Iterable<T>, problemOf: (item: T) => string | undefined): string | undefined {
+  for (const item of items) {
+    const problem = problemOf(item);
+    if (problem !== undefined) return problem;
+  }
+  return undefined;
+}
+
+/** A node's pods are where pods may be; its own addresses are anywhere but at somebody else's. */
+export function nodeAddressProblem(node: MeshNode, facts: AddressFacts): string | undefined {
+  const { agreed, taken } = facts;
+  const pods = firstProblem(nodePodCidrs(node), (text) => {
+    const cidr = parseCidr(text);
+    return cidr === undefined ? `${text} is no CIDR` : podProblem(cidr, facts);
+  });
+  if (pods !== undefined) return `node ${node.Name}: its pod CIDR ${pods}`;
+  const own = firstProblem(nodeAddresses(node), (ip) =>
+    agreed !== undefined && contains(agreed, host(ip)) ? undefined : freeProblem(host(ip), taken),
+  );
+  return own === undefined ? undefined : `node ${node.Name}: its address ${own}`;
+}
+
+/** Reserved identities (host, remote-node, health) are for single addresses, which may be those of nodes. */
+export function ipAddressProblem(entry: IpEntry, facts: AddressFacts): string | undefined {
+  const name = ipEntryName(entry) ?? entry.IP;
+  const cidr = parseCidr(name) ?? host(entry.IP);
+  if (isReservedIdentity(entry.ID)) {
+    if (cidr.length !== host(cidr.ip).length)
+      return `ip entry ${name} has the reserved identity ${entry.ID} for more than one address`;
+    if (facts.nodeIps.has(cidr.ip)) return undefined;
+  }
+  const problem = podProblem(cidr, facts);
+  return problem === undefined ? undefined : `ip entry ${problem}`;
+}
+
+export function serviceAddressProblem(service: GlobalService, facts: AddressFacts): string | undefined {
+  const problem = firstProblem(Object.keys(service.backends), (ip) =>
+    facts.nodeIps.has(ip) ? undefined : podProblem(host(ip), facts),
+  );
+  return problem === undefined ? undefined : `service ${service.namespace}/${service.name}: its backend ${problem}`;
+}
+
+/** The addresses of a peer's accepted nodes. */
+export class NodeIps {
+  readonly #byNode = new Map<string, readonly string[]>();
+  #all: ReadonlySet<string> | undefined;
+
+  has(ip: string): boolean {
+    this.#all ??= new Set([...this.#byNode.values()].flat());
+    return this.#all.has(ip);
+  }
+
+  /** Undefined: the node is gone. Returns whether anything changed. */
+  set(name: string, node: MeshNode | undefined): boolean {
+    const ips = node === undefined ? [] : nodeAddresses(node);
+    if (ips.join() === (this.#byNode.get(name) ?? []).join()) return false;
+    if (ips.length === 0) this.#byNode.delete(name);
+    else this.#byNode.set(name, ips);
+    this.#all = undefined;
+    return true;
+  }
+}
