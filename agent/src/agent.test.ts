@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { readFileSync, rmSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import {
@@ -43,6 +43,8 @@ async function settled(cluster: TestCluster): Promise<TestNode> {
   await node.agent.addEndpoint(endpointRequest());
   await applied(node);
   assert.deepEqual(node.backends(), ALL_BACKENDS);
+  // An agent that dies before it knows its store again takes nothing for gone at its next start, and rightly so.
+  await eventually('its store to be remembered', () => existsSync(join(node.stateDir, 'etcd-mark')));
   return node;
 }
 

@@ -79,7 +79,7 @@ export async function eventually<T>(
   condition: () => T | Promise<T>,
   options: Partial<WaitOptions> = {},
 ): Promise<NonNullable<T>> {
-  return waitFor(condition, { what, timeoutMs: 10_000, intervalMs: 5, ...options });
+  return waitFor(condition, { what, timeoutMs: 60_000, intervalMs: 5, ...options });
 }
 
 export function endpointRequest(overrides: Partial<EndpointAddRequest> = {}): EndpointAddRequest {
