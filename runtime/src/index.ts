@@ -9,3 +9,4 @@ export * from './rpc.ts';
 export * from './runner.ts';
 export * from './version.ts';
 export * from './wait.ts';
+export * from './zstd.ts';
