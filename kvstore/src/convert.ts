@@ -1,6 +1,7 @@
 /** Between etcd's wire messages and the shapes of types.ts: pure. */
 
 import type { WireCompare, WireHeader, WireKeyValue, WireRequestOp } from './proto.ts';
+import { prefixRange } from './ranges.ts';
 import type { Compare, Header, KeyValue, TxnOp } from './types.ts';
 
 /** What `call` adds to every answer. */
@@ -35,5 +36,12 @@ export function toWireCompare(compare: Compare): WireCompare {
 export function toWireOp(op: TxnOp): WireRequestOp {
   if ('put' in op) return { request_put: { key: Buffer.from(op.put), value: Buffer.from(op.value), lease: op.lease } };
   if ('delete' in op) return { request_delete_range: { key: Buffer.from(op.delete) } };
+  if ('deletePrefix' in op) return { request_delete_range: prefixRange(op.deletePrefix) };
   return { request_range: { key: Buffer.from(op.get) } };
+}
+
+export function keyOf(op: TxnOp): string {
+  if ('put' in op) return op.put;
+  if ('delete' in op) return op.delete;
+  return 'get' in op ? op.get : op.deletePrefix;
 }

@@ -3,7 +3,7 @@ import { systemClock } from '@clustermesh/runtime';
 import { createAuth } from './auth.ts';
 import type { Connection, ConnectionSettings } from './connection.ts';
 import { Connections } from './connections.ts';
-import { type Answer, toHeader, toKeyValue, toWireCompare, toWireOp } from './convert.ts';
+import { type Answer, keyOf, toHeader, toKeyValue, toWireCompare, toWireOp } from './convert.ts';
 import { resolveTargets } from './endpoints.ts';
 import { openLease } from './leases.ts';
 import type { WireHeader, WireRangeResponse, WireTxnResponse } from './proto.ts';
@@ -128,9 +128,7 @@ export function openEtcd(options: EtcdOptions): Etcd {
       failure: (request.failure ?? []).map(toWireOp),
     };
     const first = request.success[0] ?? request.failure?.[0];
-    const name =
-      first === undefined ? 'nothing' : 'put' in first ? first.put : 'delete' in first ? first.delete : first.get;
-    const attempted = `a transaction of ${request.success.length} operations (first: ${name})`;
+    const attempted = `a transaction of ${request.success.length} operations (first: ${first === undefined ? 'nothing' : keyOf(first)})`;
     const response = await call<WireTxnResponse>('KV.Txn', wire, attempted, callOptions);
     const ran = response.succeeded ? request.success : (request.failure ?? []);
     const gets = ran.flatMap((op, index) => {

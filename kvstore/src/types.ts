@@ -77,6 +77,7 @@ export type Compare =
 export type TxnOp =
   | { readonly put: string; readonly value: string | Buffer; readonly lease?: string | undefined }
   | { readonly delete: string }
+  | { readonly deletePrefix: string }
   | { readonly get: string };
 
 export interface TxnRequest {
@@ -139,6 +140,8 @@ export interface Lease {
   /** Changes when the lease was lost and granted again. */
   readonly id: string;
   readonly ttlSeconds: number;
+  /** Renews now instead of at the next third of the TTL; a lease that turns out to be lost is granted again. */
+  renew(): Promise<void>;
   /** Ends the keepalive and revokes the lease (best effort), unless told to let it run out. */
   close(options?: { readonly revoke?: boolean }): Promise<void>;
 }
@@ -309,14 +312,42 @@ export interface WriterOptions {
   readonly log: Log;
   readonly clock?: Clock | undefined;
   readonly signal: AbortSignal;
-  /** Every key of this writer hangs on one lease (at most 1000 keys). */
-  readonly lease?: { readonly ttlSeconds: number } | undefined;
+  /** Keys of this writer hang on leases, as many as are needed; without it, on none. */
+  readonly lease?: LeasedMode | undefined;
+  /** Default: as fast as etcd takes it. */
+  readonly rate?: WriteRate | undefined;
   /** Periodic full compare (default 60 s; 0: only on reconnect). */
   readonly auditIntervalMs?: number | undefined;
   /** Default 100 ms to 5 s. */
   readonly backoff?: Backoff | undefined;
   /** Added to every transaction; if they do not hold nothing is written, and the writer says so in its status. */
   readonly fence?: (() => readonly Compare[]) | undefined;
+  /** Writes only while leading, fenced by the election; stands by otherwise. */
+  readonly leadership?: Leadership | undefined;
+}
+
+export interface LeasedMode {
+  /** Default 900 s, as Cilium's. */
+  readonly ttlSeconds?: number | undefined;
+  /** Default 1000: etcd gets slow with more (etcd#15993). */
+  readonly maxKeysPerLease?: number | undefined;
+}
+
+/** Keys put or deleted a second. */
+export interface WriteRate {
+  readonly keysPerSecond: number;
+  /** Until everything has been written once, and again after another etcd has taken the place of this one. Default: unlimited. */
+  readonly bootstrapKeysPerSecond?: number | undefined;
+}
+
+/** Who may write, by an election (or a stand-in of a test). */
+export interface Leadership {
+  /** To be part of every transaction; undefined while somebody else leads. */
+  fence(): readonly Compare[] | undefined;
+  /** Called when leadership was won or lost. Returns the function that stops listening. */
+  onChange(listener: () => void): () => void;
+  /** For people: who leads. */
+  readonly holder: string | undefined;
 }
 
 export interface FlushResult {
@@ -348,6 +379,8 @@ export interface WriterStatus {
   readonly compares: number;
   /** Keys that were found changed or missing without this writer having done it. */
   readonly repairs: number;
+  /** Leases held, of the leased mode. */
+  readonly leases: number;
 }
 
 export interface Writer {
