@@ -80,6 +80,7 @@ export function startElection(options: ElectionOptions): Election {
   let lease: Lease | undefined;
   let terms = 0;
   let campaigns = 0;
+  let lastValue: string | undefined;
 
   function setState(next: State): void {
     if (state.name === 'closed') return;
@@ -99,6 +100,7 @@ export function startElection(options: ElectionOptions): Election {
   async function campaign(): Promise<void> {
     lease ??= await etcd.lease({ ttlSeconds, onRegranted: () => runner.trigger() }, { signal });
     const value = JSON.stringify({ ...self, campaign: ++campaigns } satisfies Candidate);
+    lastValue = value;
     const result = await etcd.txn(
       {
         compare: [{ key, absent: true }, ...(options.fence?.() ?? [])],
@@ -111,17 +113,19 @@ export function startElection(options: ElectionOptions): Election {
     const [there] = result.gets;
     if (there === undefined) return setState({ name: 'waiting', reason: 'this etcd is not ready for writers yet' });
     const holder = readCandidate(there);
-    if (holder.session === self.session && there.lease === lease.id)
-      return setState({ name: 'leading', createRevision: there.createRevision, value: there.value.toString() });
+    if (holder.session === self.session && there.lease === lease.id) {
+      lastValue = there.value.toString();
+      return setState({ name: 'leading', createRevision: there.createRevision, value: lastValue });
+    }
     if (holder.replica !== self.replica) return setState({ name: 'following', holder: holder.replica });
     // This replica's process before this one, or this process's lease before this one.
-    await removeTerm(there.createRevision);
+    await removeTerm({ key, createRevision: there.createRevision });
     runner.trigger();
   }
 
   /** Only the term that was seen: whoever has won meanwhile stays. */
-  async function removeTerm(createRevision: number, timeoutMs?: number): Promise<void> {
-    await etcd.txn({ compare: [{ key, createRevision }], success: [{ delete: key }] }, { timeoutMs });
+  async function removeTerm(term: Compare, timeoutMs?: number): Promise<void> {
+    await etcd.txn({ compare: [term], success: [{ delete: key }] }, { timeoutMs });
   }
 
   const runner = startRunner({
@@ -158,11 +162,12 @@ export function startElection(options: ElectionOptions): Election {
 
   const done = Promise.all([runner.ended, reflector.done]).then(async () => {
     stopListening();
-    const last = state;
+    const wasFollowing = state.name === 'following';
     setState({ name: 'closed' });
     await lease?.close({ revoke: false });
-    // Best effort: without an answer the term ends with its lease.
-    if (last.name === 'leading') await removeTerm(last.createRevision, RESIGN_TIMEOUT_MS).catch(() => {});
+    // Best effort: without an answer the term ends with its lease. A campaign that was under way may have been won.
+    if (lastValue !== undefined && !wasFollowing)
+      await removeTerm({ key, value: lastValue }, RESIGN_TIMEOUT_MS).catch(() => {});
     listeners.clear();
   });
 
