@@ -52,6 +52,12 @@ describe('import directions', () => {
     ],
     ['a relative way into another room', 'cli/src/a.ts', "import { x } from '../../agent/src/b.ts';", /into agent\//],
     ['a relative way out of the project', 'cli/src/a.ts', "import '../../../elsewhere.ts';", /another directory/],
+    [
+      'test helpers in a daemon',
+      'agent/src/a.ts',
+      "import { x } from '@clustermesh/kvstore/testing';",
+      /outside of a test/,
+    ],
     ['the inside of a room', 'cli/src/a.ts', "import { x } from '@clustermesh/contract/src/keys.ts';", /reaches into/],
     ['the lab knowing a daemon', 'test-kind/src/a.ts', "export { x } from '@clustermesh/agent';", /not agent/],
     ['a room that does not exist', 'cli/src/a.ts', "import { x } from '@clustermesh/attic';", /does not exist/],

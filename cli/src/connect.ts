@@ -1,7 +1,7 @@
 /** `clustermesh connect`: one operation on each side, and a courier that carries the certificates between them. */
-import { type ClusterInfo, type ClusterStatus, MeshError, type OperationEvent } from '@clustermesh/contract';
+import { type ClusterInfo, type ClusterStatus, MeshError, messageOf, type OperationEvent } from '@clustermesh/contract';
 import { formatDuration } from './duration.ts';
-import { follow, type Side, whileRedisIsAway } from './side.ts';
+import { follow, type Side, whenPossible } from './side.ts';
 import { createStepLines, type StepLines } from './step-lines.ts';
 import type { Terminal } from './terminal.ts';
 
@@ -59,7 +59,7 @@ export async function connect(options: PairOptions): Promise<void> {
     b.side.call('PrepareConnect', { peer: a.info.name }),
   ]);
   const start = async (own: Half, peer: Half, peerCsrPem: string): Promise<boolean> => {
-    const reference = await whileRedisIsAway(own.side, { signal, terminal }, () =>
+    const reference = await whenPossible(own.side, { signal, terminal }, () =>
       own.side.call('StartConnect', { peer: peer.info, peerCsrPem }),
     );
     if (reference !== undefined) own.operation = reference.id;
@@ -103,21 +103,24 @@ export async function connect(options: PairOptions): Promise<void> {
   terminal.out(`connected ${a.side.name} and ${b.side.name} in ${formatDuration(now() - startedAt)}`);
 }
 
+/** How long taking back may take; what is not done by then goes on without us. */
+const UNDO_MS = 10_000;
+
 /** A connect that failed half way leaves no user and no waiting operation behind, unless the clusters were connected before. */
 async function undo(a: Half, b: Half, terminal: Terminal): Promise<void> {
-  for (const [own, peer] of [
-    [a, b],
-    [b, a],
-  ] as const) {
-    if (own.operation === undefined || !own.isNew) continue;
+  const signal = AbortSignal.timeout(UNDO_MS);
+  const one = async (own: Half, peer: Half): Promise<void> => {
+    if (own.operation === undefined || !own.isNew) return;
     try {
-      await own.side.call('StartDisconnect', { peer: peer.info.name });
+      const { id } = await own.side.call('StartDisconnect', { peer: peer.info.name });
+      await follow(own.side, id, { signal, terminal, onEvent: () => {} });
     } catch (error) {
-      terminal.err(
-        `${own.side.name}: what was begun could not be undone: ${error instanceof Error ? error.message : error}`,
-      );
+      terminal.err(`${own.side.name}: what was begun could not be taken back: ${messageOf(error)}`);
     }
-  }
+  };
+  terminal.progress('taking back what was begun');
+  await Promise.all([one(a, b), one(b, a)]);
+  terminal.progress('');
 }
 
 export function failureOf(event: OperationEvent, side: Side): MeshError {

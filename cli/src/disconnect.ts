@@ -2,7 +2,7 @@
 import { MeshError, type OperationEvent } from '@clustermesh/contract';
 import { failureOf } from './connect.ts';
 import { formatDuration } from './duration.ts';
-import { follow, isLost, type Side, whileRedisIsAway } from './side.ts';
+import { follow, isLost, type Side, whenPossible } from './side.ts';
 import { createStepLines } from './step-lines.ts';
 import type { Terminal } from './terminal.ts';
 
@@ -32,7 +32,7 @@ export async function disconnect(options: DisconnectOptions): Promise<void> {
       now,
       onChange: () => terminal.progress(`${side.name}: ${lines.current()}`),
     });
-    const reference = await whileRedisIsAway(side, { signal, terminal }, () =>
+    const reference = await whenPossible(side, { signal, terminal }, () =>
       side.call('StartDisconnect', { peer: from }),
     );
     if (reference === undefined) return undefined;

@@ -224,7 +224,7 @@ describe('the clustermesh command', () => {
     }, 500);
     const result = await run(['connect', ...pair()]);
     assert.equal(result.code, 0, result.err);
-    assert.equal(result.err, 'us: starting: Redis at /r is unreachable; trying again until it is back');
+    assert.equal(result.err, 'us: starting: Redis at /r is unreachable; trying again until the time is over');
   });
 
   it('disconnects both sides, or the one that is left', async () => {

@@ -97,8 +97,11 @@ export async function follow(side: Side, id: string, options: FollowOptions): Pr
   return undefined;
 }
 
-/** Repeats what Redis' absence keeps from being started. Undefined when the signal ended it first. */
-export async function whileRedisIsAway<T>(
+/** Reasons that pass by themselves: Redis is away, or a disconnect of the same peer has still to end. */
+const PASSING = new Set(['redis-unreachable', 'locked']);
+
+/** Repeats what cannot be started yet. Undefined when the signal ended it first. */
+export async function whenPossible<T>(
   side: Side,
   options: { readonly signal: AbortSignal; readonly terminal: Terminal },
   work: () => Promise<T>,
@@ -108,8 +111,8 @@ export async function whileRedisIsAway<T>(
     try {
       return await work();
     } catch (error) {
-      if (!(error instanceof MeshError) || error.code !== 'redis-unreachable') throw error;
-      if (!said) options.terminal.err(`${side.name}: ${error.message}; trying again until it is back`);
+      if (!(error instanceof MeshError) || !PASSING.has(error.code)) throw error;
+      if (!said) options.terminal.err(`${side.name}: ${error.message}; trying again until the time is over`);
       said = true;
     }
     await systemClock.sleep(RETRY_MS, options.signal);

@@ -7,7 +7,7 @@ import { isErrorCode, MeshError, messageOf } from '@clustermesh/contract';
 import { waitFor } from '@clustermesh/runtime';
 import type { LabMethod, LabMethods, ObjectResult, PodStatus, ResponseLine } from './labd/api.ts';
 import { bundle } from './labd/daemons.ts';
-import { isOrphan, takeInstance, teardown } from './netns/instance.ts';
+import { isOrphan, LOOKING, takeInstance, teardown } from './netns/instance.ts';
 import { instancePaths } from './netns/names.ts';
 import { joinAndRun } from './netns/process.ts';
 import type { Topology } from './topology.ts';
@@ -42,6 +42,7 @@ export class LabClient {
             const { code, message, hint } = line.error;
             return reject(new MeshError({ code: isErrorCode(code) ? code : 'internal', message, hint }));
           })
+          .on('error', () => {}) // the connection broke: "close" follows and says so
           .on('close', () => {
             if (!done)
               reject(
@@ -115,7 +116,8 @@ export class LabClient {
   async spawnInPod(pod: string, command: readonly string[], stdio: 'inherit' | 'pipe'): Promise<ChildProcess> {
     const { cgroup, namespace, env } = await this.call('podEnvironment', { pod });
     const [program, ...args] = joinAndRun(cgroup, namespace, command);
-    return spawn(program!, args, { stdio, env: { ...process.env, ...env } });
+    // With pipes nobody types into it: a session of its own, like the pod's other processes. With a terminal it stays in ours.
+    return spawn(program!, args, { stdio, env: { ...process.env, ...env }, detached: stdio === 'pipe' });
   }
 }
 
@@ -191,7 +193,7 @@ async function startDaemon(instance: string, tied: boolean): Promise<void> {
 /** Who holds the instance, or undefined when it is free. */
 export function holderOf(instance: string): string | undefined {
   if (!existsSync(instancePaths(instance).lock)) return undefined;
-  const lock = takeInstance(instance, 'a look at who holds it');
+  const lock = takeInstance(instance, LOOKING);
   if ('heldBy' in lock) return lock.heldBy;
   lock.release();
   return undefined;

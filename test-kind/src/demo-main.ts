@@ -66,7 +66,10 @@ async function demonstrate(options: Options): Promise<number> {
   const end = async () => {
     if (demo.held) await teardown(instance);
   };
+  let interrupted = false;
   let stop = (): void => {
+    if (interrupted) return;
+    interrupted = true;
     process.stderr.write('\ninterrupted, cleaning up\n');
     void end().finally(() => process.exit(INTERRUPTED));
   };
@@ -74,6 +77,7 @@ async function demonstrate(options: Options): Promise<number> {
 
   display.print(`clustermesh ${version()}: two regions, one mesh, on this machine\n`);
   const steps = await runSteps(demo, display);
+  if (interrupted) await new Promise(() => {}); // the step failed because its lab is being taken down; that ends the process
   const report: Report = {
     ok: steps.length === STEPS.length && steps.every((step) => step.ok),
     clusters: describeClusters(topology),

@@ -34,7 +34,8 @@ program
 program
   .command('down')
   .description('end the instance and leave nothing of it: processes, namespaces, cgroups, maps')
-  .action(() => down(instance()));
+  .addOption(new Option('--of <pid>', 'only while this process holds it').hideHelp())
+  .action((options: { of?: string }) => down(instance(), options.of === undefined ? undefined : Number(options.of)));
 program
   .command('status')
   .description('daemons, pods and partitions')

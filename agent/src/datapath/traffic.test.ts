@@ -336,7 +336,8 @@ describe('the agent comes and goes', () => {
     const before = places.map(([device, side]) => id(device, side));
     await n1.datapath.kill();
     await mesh.restart(n1);
-    places.forEach(([device, side], i) => assert.notEqual(id(device, side), before[i], `${device} ${side}`));
+    for (const [i, [device, side]] of places.entries())
+      assert.notEqual(id(device, side), before[i], `${device} ${side}`);
   });
 
   it('stopped: traffic and services go on', async () => {

@@ -21,6 +21,8 @@ export interface FakeKernel {
   /** Interfaces of the node; attaching to another one fails. */
   readonly interfaces: Set<string>;
   readonly attached: Set<string>;
+  /** Attaching waits for it. */
+  attachGate?: Promise<void> | undefined;
   /** What happened, in order: `attach cmp1`, `detach cmp1`. */
   readonly history: string[];
 }
@@ -44,6 +46,7 @@ export function fakeDatapath(kernel: FakeKernel): Datapath {
     endpoints: kernel.endpoints,
     nodes: kernel.nodes,
     async attachEndpoint(row) {
+      await kernel.attachGate;
       if (!kernel.interfaces.has(row.interface)) {
         throw new MeshError({
           code: 'not-found',

@@ -24,6 +24,8 @@ interface Side {
   readonly users: Set<string>;
   /** Peers whose data the mirror has not got. */
   readonly notSynced: Set<string>;
+  /** Peers whose data does not go away. */
+  readonly lingering: Set<string>;
   operations: Operations;
   restart(more?: Partial<OperationsOptions>): void;
 }
@@ -41,6 +43,7 @@ async function startSide(name: string, id: number): Promise<Side> {
   const peers = createPeerDirectory({ dir: join(dir, 'clustermesh'), ownName: name, log: silentLog() });
   const users = new Set<string>();
   const notSynced = new Set<string>();
+  const lingering = new Set<string>();
   let configured: readonly string[] = [];
   const mirror: MirrorView = {
     refresh: () => {
@@ -49,7 +52,7 @@ async function startSide(name: string, id: number): Promise<Side> {
       });
     },
     peers: () =>
-      configured.map((cluster): PeerStatus => {
+      [...new Set([...configured, ...lingering])].map((cluster): PeerStatus => {
         const synced = !notSynced.has(cluster);
         return {
           cluster,
@@ -86,6 +89,7 @@ async function startSide(name: string, id: number): Promise<Side> {
     peers,
     users,
     notSynced,
+    lingering,
     info: {
       name,
       id,
@@ -327,6 +331,35 @@ describe('operations', () => {
     const event = last(await follow(eu, await eu.operations.startConnect({ ...us.info, name: 'ap' }, csr)));
     assert.equal(event.errorCode, 'invalid-argument', event.message);
     assert.match(event.message, /signing the certificate request for remote-ap: its common name is "remote-us"/);
+  });
+
+  it('that Redis has forgotten say so, and can be started again', async () => {
+    const csr = await us.operations.prepareConnect('eu');
+    const id = await eu.operations.startConnect(us.info, csr);
+    const following = follow(eu, id);
+    await waitFor(() => eu.users.has('us'), { what: 'authorisation', timeoutMs: 5000 });
+    const redis = new Redis(eu.redis.path);
+    await redis.flushall();
+    redis.disconnect();
+    await assert.rejects(following, (error: MeshError) => {
+      assert.match(error.hint ?? '', /Redis has lost its data: start the operation again/);
+      return rejection('not-found', /following operation connect-us-/)(error);
+    });
+    const again = await connect(eu, us);
+    assert.equal(last(again.a).state, 'done');
+  });
+
+  it('do not connect a peer that is being disconnected', async () => {
+    await connect(eu, us);
+    eu.lingering.add('us');
+    const csr = await us.operations.prepareConnect('eu');
+    const id = await eu.operations.startDisconnect('us');
+    await assert.rejects(
+      eu.operations.startConnect(us.info, csr),
+      rejection('locked', /a disconnect from us is running/),
+    );
+    eu.lingering.clear();
+    await follow(eu, id);
   });
 
   it('end a connect that cannot finish when the peer is disconnected', async () => {

@@ -79,7 +79,7 @@ export function startOperations(options: OperationsOptions): Operations {
       if (sameRequest(running, wanted)) return running.operation;
       if (running.kind === 'disconnect') {
         throw new MeshError({
-          code: 'conflict',
+          code: 'locked',
           message: `connecting ${wanted.peer}: a disconnect from ${wanted.peer} is running`,
           hint: 'wait until it has ended, then connect again',
           retryable: true,

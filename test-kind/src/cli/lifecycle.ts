@@ -64,12 +64,12 @@ export async function up(instance: string, options: { file?: string; output: For
   );
 }
 
-export async function down(instance: string): Promise<void> {
+export async function down(instance: string, onlyOf?: number): Promise<void> {
   const removed = await withProgress(`taking down instance ${instance}`, async (progress) => {
     progress('ending its processes, removing its namespaces');
-    return teardown(instance);
+    return teardown(instance, onlyOf);
   });
-  const left = remains(instance);
+  const left = onlyOf === undefined ? remains(instance) : [];
   if (left.length > 0)
     throw new MeshError({
       code: 'kernel',

@@ -78,7 +78,7 @@ export function commandsToTry(instance: string): string {
   ${lab} kill 'us/pod/default/shop-*'          (then curl again: region eu answers)
   ${lab} start 'us/pod/default/shop-*'
   ${lab} map us/n1 ipcache
-  ${lab} etcdctl eu --as remote -- get --prefix --keys-only cilium/
+  ${lab} etcdctl eu --as remote -- get --prefix --keys-only cilium/state/
   npm run clustermesh -- status --context ${instance}/us
 
 Ctrl-C ends it and leaves nothing behind.`;

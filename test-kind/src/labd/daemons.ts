@@ -75,7 +75,9 @@ export function daemonsOf(instance: string, cluster: LabCluster): DaemonSpec[] {
 
 function etcdCommand(cluster: LabCluster, dir: string, pki: string): string[] {
   return [
-    'etcd',
+    // A new token at every start; it counts only where the data directory is new. A rebuilt etcd is then another one to its
+    // readers, instead of the same one whose keys are all gone.
+    ...['sh', '-c', 'exec etcd --initial-cluster-token="$(cat /proc/sys/kernel/random/uuid)" "$@"', 'etcd'],
     `--name=${cluster.name}`,
     `--data-dir=${dir}`,
     '--listen-client-urls=https://0.0.0.0:2379',

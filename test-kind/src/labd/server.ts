@@ -4,10 +4,10 @@ import { chmodSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import { join } from 'node:path';
 import { MeshError } from '@clustermesh/contract';
-import type { Log } from '@clustermesh/runtime';
+import { type Log, systemClock } from '@clustermesh/runtime';
 import { destination, pino, stdTimeFunctions } from 'pino';
 import { cgroupMount, makeCgroup } from '../netns/cgroup.ts';
-import { describeProcess, sweep, takeInstance } from '../netns/instance.ts';
+import { describeProcess, isPassing, sweep, takeInstance } from '../netns/instance.ts';
 import { daemonCgroup, instancePaths } from '../netns/names.ts';
 import type { LabMethod, ResponseLine } from './api.ts';
 import { bundle } from './daemons.ts';
@@ -19,10 +19,12 @@ export interface LabdOptions {
   readonly tied: boolean;
 }
 
+const PASSING_HOLDER_MS = 15_000;
+
 export async function runLabd(options: LabdOptions): Promise<void> {
   const { instance } = options;
   const paths = instancePaths(instance);
-  const lock = takeInstance(instance, options.tied ? `lab, tied to ${describeProcess(process.ppid)}` : 'lab');
+  const lock = await takePatiently(instance, options.tied ? `lab, tied to ${describeProcess(process.ppid)}` : 'lab');
   if ('heldBy' in lock) {
     throw new MeshError({
       code: 'locked',
@@ -49,13 +51,32 @@ export async function runLabd(options: LabdOptions): Promise<void> {
   log.info({ instance, tied: options.tied }, 'serving');
 }
 
+/** A teardown, or a look at who holds the lock, is over soon; anybody else is there to stay. */
+async function takePatiently(instance: string, what: string): Promise<ReturnType<typeof takeInstance>> {
+  const deadline = systemClock.nowMs() + PASSING_HOLDER_MS;
+  for (;;) {
+    const lock = takeInstance(instance, what);
+    if (!('heldBy' in lock) || !isPassing(lock.heldBy) || systemClock.nowMs() > deadline) return lock;
+    await systemClock.sleep(50);
+  }
+}
+
 /** Our starter is gone, perhaps killed: have the instance removed by a process outside it, for we are part of what is to go. */
 function endWithStarter(instance: string, log: Log): void {
   process.stdin.on('error', () => {});
   process.stdin.on('end', () => {
     log.info('starter is gone, taking the instance down');
     const script = 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"';
-    const args = [cgroupMount(), process.execPath, bundle('clustermesh-lab'), '--instance', instance, 'down'];
+    const args = [
+      cgroupMount(),
+      process.execPath,
+      bundle('clustermesh-lab'),
+      '--instance',
+      instance,
+      'down',
+      '--of',
+      String(process.pid),
+    ];
     spawn('/bin/sh', ['-c', script, 'sh', ...args], { detached: true, stdio: 'ignore' }).unref();
   });
   process.stdin.resume();

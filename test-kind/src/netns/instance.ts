@@ -33,14 +33,23 @@ export function isOrphan(heldBy: string): boolean {
   return tie !== null && startTicks(Number(tie[1])) !== tie[2];
 }
 
+/** Notes of holders that let go by themselves within moments. */
+export const TEARDOWN = 'teardown';
+export const LOOKING = 'looking who holds it';
+
+export function isPassing(heldBy: string): boolean {
+  return heldBy.includes(`(${TEARDOWN})`) || heldBy.includes(`(${LOOKING})`) || heldBy === JUST_STARTING;
+}
+
+const JUST_STARTING = 'a process that is just starting';
+
 /** Takes the instance's lock, or says who has it. */
 export function takeInstance(instance: string, what: string): FileLock | { readonly heldBy: string } {
   const { lock: path } = instancePaths(instance);
   for (;;) {
     const nonce = randomUUID();
     const lock = tryLock(path, `pid ${process.pid} (${what}) ${nonce}`);
-    if ('heldBy' in lock)
-      return { heldBy: lock.heldBy.replace(/ [0-9a-f-]{36}$/, '') || 'a process that is just starting' };
+    if ('heldBy' in lock) return { heldBy: lock.heldBy.replace(/ [0-9a-f-]{36}$/, '') || JUST_STARTING };
     // A teardown unlinks the file while holding it: a lock on the unlinked file would exclude nobody.
     if (existsSync(path) && readFileSync(path, 'utf8').includes(nonce)) return lock;
     lock.release();
@@ -96,10 +105,14 @@ export async function sweep(instance: string): Promise<void> {
     if (entry !== 'lock') rmSync(join(run, entry), { recursive: true, force: true });
 }
 
-/** Ends an instance, whoever runs it, and leaves nothing of it. Returns false when there was nothing. */
-export async function teardown(instance: string): Promise<boolean> {
+/**
+ * Ends an instance, whoever runs it, and leaves nothing of it. Returns false when there was nothing. With `onlyOf`, it is ended
+ * only as long as that process holds it (or nobody does): a successor of the same name is left alone.
+ */
+export async function teardown(instance: string, onlyOf?: number): Promise<boolean> {
   if (remains(instance).length === 0) return false;
-  const lock = await evict(instance);
+  const lock = await evict(instance, onlyOf);
+  if (lock === undefined) return false;
   try {
     await sweep(instance);
     rmSync(instancePaths(instance).run, { recursive: true, force: true });
@@ -110,12 +123,13 @@ export async function teardown(instance: string): Promise<boolean> {
 }
 
 /** Kills the holder (it is in the instance's cgroup) and takes its place. */
-async function evict(instance: string): Promise<FileLock> {
+async function evict(instance: string, onlyOf: number | undefined): Promise<FileLock | undefined> {
   const cgroup = join(cgroupMount(), instanceCgroup(instance));
   const deadline = systemClock.nowMs() + 15_000;
   for (;;) {
-    const lock = takeInstance(instance, 'teardown');
+    const lock = takeInstance(instance, TEARDOWN);
     if (!('heldBy' in lock)) return lock;
+    if (onlyOf !== undefined && !lock.heldBy.startsWith(`pid ${onlyOf} `)) return undefined;
     if (systemClock.nowMs() > deadline) {
       throw new MeshError({
         code: 'locked',

@@ -150,6 +150,9 @@ export class SupervisedProcess {
         cwd: spec.cwd,
         env: spec.env,
         stdio: ['ignore', log, log],
+        // A session of its own is a share of the processors of its own where the kernel groups by session
+        // (sched_autogroup): a daemon that starts takes time from nobody's pod, as with containers.
+        detached: true,
       });
       this.#child = child;
       child.on('error', () => this.#ended(child, 'could not be started', 127, startedAt));
