@@ -162,13 +162,14 @@ export function startElection(options: ElectionOptions): Election {
 
   const done = Promise.all([runner.ended, reflector.done]).then(async () => {
     stopListening();
-    const wasFollowing = state.name === 'following';
+    const last = state;
     setState({ name: 'closed' });
+    listeners.clear();
     await lease?.close({ revoke: false });
     // Best effort: without an answer the term ends with its lease. A campaign that was under way may have been won.
-    if (lastValue !== undefined && !wasFollowing)
-      await removeTerm({ key, value: lastValue }, RESIGN_TIMEOUT_MS).catch(() => {});
-    listeners.clear();
+    if (last.name === 'following' || lastValue === undefined) return;
+    for (const value of new Set(last.name === 'leading' ? [last.value, lastValue] : [lastValue]))
+      await removeTerm({ key, value }, RESIGN_TIMEOUT_MS).catch(() => {});
   });
 
   return {

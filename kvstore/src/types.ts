@@ -53,6 +53,8 @@ export interface Header {
 export interface CallOptions {
   readonly signal?: AbortSignal | undefined;
   readonly timeoutMs?: number | undefined;
+  /** Of a read: as of this revision; fails if that was compacted. */
+  readonly revision?: number | undefined;
   /** Fails unless sent on this connection: what was read on one may not hold for the etcd behind the next. */
   readonly connection?: number | undefined;
 }
@@ -100,6 +102,9 @@ export interface WatchEvent {
   /** Empty for a delete. */
   readonly value: Buffer;
   readonly modRevision: number;
+  /** 0 and '0' for a delete. */
+  readonly createRevision: number;
+  readonly lease: string;
 }
 
 export interface WatchRequest {
