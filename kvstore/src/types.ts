@@ -249,7 +249,19 @@ export interface Sink {
   synced?(revision: number): void;
 }
 
-export type ReflectorState = 'connecting' | 'waiting-for-canary' | 'listing' | 'watching' | 'reconnecting' | 'closed';
+/**
+ * `verifying`: watching again from where the last session stopped; rows count as stale until a complete list has shown the same.
+ * `over-limit`: there is more under the prefix than may be held; what was applied stays.
+ */
+export type ReflectorState =
+  | 'connecting'
+  | 'waiting-for-canary'
+  | 'listing'
+  | 'verifying'
+  | 'watching'
+  | 'over-limit'
+  | 'reconnecting'
+  | 'closed';
 
 export interface ReflectorStatus {
   readonly state: ReflectorState;
@@ -268,10 +280,16 @@ export interface ReflectorStatus {
   readonly clusterId: string | undefined;
   /** Rows held. */
   readonly count: number;
+  /** Of their keys and values. */
+  readonly bytes: number;
+  /** Rows that etcd has no more, kept because their writer may only have lost its lease. */
+  readonly held: number;
   /** Monotonic ms; undefined before the first. */
   readonly lastProofOfLifeAt: number | undefined;
   /** Sessions that ended and were begun again. */
   readonly reconnects: number;
+  /** Sessions among those that went on from a revision, found complete by the list that followed. */
+  readonly resumes: number;
   readonly lastError: string | undefined;
   /** Differences that only a resync (not the watch) found. Above 0 means that a watch lost something. */
   readonly repairs: number;
@@ -280,6 +298,25 @@ export interface ReflectorStatus {
 export interface Backoff {
   readonly minMs: number;
   readonly maxMs: number;
+}
+
+export interface ReflectorLimits {
+  readonly maxKeys?: number | undefined;
+  /** Of keys and values. */
+  readonly maxBytes?: number | undefined;
+  /** How often it is looked whether what is there fits again (default 30 s). */
+  readonly retryMs?: number | undefined;
+}
+
+export interface HoldDeletes {
+  /** When the writer's heartbeat was received last, monotonic; undefined: never. */
+  lastHeartbeatAt(): number | undefined;
+  /** Default 120 s, two of Cilium's intervals. */
+  readonly silentAfterMs?: number | undefined;
+  /** Leased keys deleted at one revision that are taken for a lease that ended (default 10; Cilium deletes key by key). */
+  readonly burst?: number | undefined;
+  /** How long the heartbeat must be back before a list is believed although the canary is not new (default 60 s). */
+  readonly settleMs?: number | undefined;
 }
 
 export interface ReflectorOptions {
@@ -296,6 +333,12 @@ export interface ReflectorOptions {
   readonly backoff?: Backoff | undefined;
   /** List and compare this often while watching; default never. */
   readonly resyncIntervalMs?: number | undefined;
+  /** No more than this is taken in; beyond it the state is `over-limit`. Default: none. */
+  readonly limits?: ReflectorLimits | undefined;
+  /** For writers whose keys are leased: their deaths are not taken for deletes. */
+  readonly holdDeletes?: HoldDeletes | undefined;
+  /** Go on from the last revision after a reconnect, where that can be proven right (default true). */
+  readonly resume?: boolean | undefined;
   /** Keys that may wait for a slow sink before the session is given up and listed again (default 200 000). */
   readonly maxQueuedKeys?: number | undefined;
 }

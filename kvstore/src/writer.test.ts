@@ -18,13 +18,6 @@ interface Started {
   stop(): Promise<void>;
 }
 
-/** What etcd does when a lease has not been kept alive, without the wait. */
-async function revoke(server: EtcdServer, lease: string): Promise<void> {
-  const { endpoint } = server;
-  const response = await fetch(`${endpoint}/v3/lease/revoke`, { method: 'POST', body: JSON.stringify({ ID: lease }) });
-  assert.ok(response.ok, await response.text());
-}
-
 /** Also ends what a failed test left running. */
 const ended = new AbortController();
 
@@ -365,7 +358,7 @@ describe('writer', { timeout: 60_000 }, () => {
     writer.canary('canary/lost', () => String(++written));
     await writer.flush();
     const { lease } = (await etcd.get('lost/0'))!;
-    await revoke(server, lease);
+    await server.expire(lease);
     await eventually('the keys of the lost lease', async () => (await etcd.count('lost/')) === 250);
     await eventually('the canary', () => written === 2);
     const { kvs } = await etcd.range('lost/');

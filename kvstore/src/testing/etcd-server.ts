@@ -23,6 +23,8 @@ export interface EtcdServerOptions {
   /** Serves https and asks for client certificates of this CA; without it, plain http. */
   readonly tls?: EtcdServerTls | undefined;
   readonly extraArgs?: readonly string[];
+  /** Keeps its cluster id through `wipe`, as an etcd does that is rebuilt with equal flags. */
+  readonly sameClusterId?: boolean;
 }
 
 export interface EtcdServer extends AsyncDisposable {
@@ -40,6 +42,8 @@ export interface EtcdServer extends AsyncDisposable {
   restart(): Promise<void>;
   /** Stopped, emptied and started again: another cluster id, revision 1. */
   wipe(): Promise<void>;
+  /** Ends a lease with all its keys, as etcd does when nobody keeps it alive. Not over TLS. */
+  expire(lease: string): Promise<void>;
   /** SIGSTOP: the kernel still accepts connections, nobody answers. */
   pause(): void;
   resume(): void;
@@ -69,6 +73,7 @@ export async function startEtcd(options: EtcdServerOptions = {}): Promise<EtcdSe
   let exited: Promise<void> = Promise.resolve();
   let output = '';
   let generation = 0;
+  const firstToken = randomBytes(8).toString('hex');
 
   function args(): string[] {
     const peer = `http://127.0.0.1:${peerPort}`;
@@ -78,7 +83,7 @@ export async function startEtcd(options: EtcdServerOptions = {}): Promise<EtcdSe
       ...['--listen-client-urls', endpoint, '--advertise-client-urls', endpoint],
       ...['--listen-peer-urls', peer, '--initial-advertise-peer-urls', peer, '--initial-cluster', `test=${peer}`],
       // Random: with equal flags a rebuilt etcd would have the same cluster id.
-      ...['--initial-cluster-token', randomBytes(8).toString('hex')],
+      ...['--initial-cluster-token', options.sameClusterId === true ? firstToken : randomBytes(8).toString('hex')],
       ...[
         '--unsafe-no-fsync',
         '--heartbeat-interval',
@@ -181,6 +186,12 @@ export async function startEtcd(options: EtcdServerOptions = {}): Promise<EtcdSe
       await end('SIGKILL');
       generation++;
       await server.start();
+    },
+    async expire(lease) {
+      const body = JSON.stringify({ ID: lease });
+      const response = await fetch(`${endpoint}/v3/lease/revoke`, { method: 'POST', body });
+      if (!response.ok)
+        throw new MeshError({ code: 'internal', message: `ending lease ${lease}: ${await response.text()}` });
     },
     pause: () => void child?.kill('SIGSTOP'),
     resume: () => void child?.kill('SIGCONT'),
