@@ -1,13 +1,13 @@
 /**
- * What a test makes in the kernel: a bpffs, a cgroup, network namespaces. All of it is called cm-dpt-<pid>…, and each new
- * sandbox first removes what test runs that were killed have left.
+ * What a test makes in the kernel: a bpffs, a cgroup, network namespaces. All of it is called <prefix><pid>…, and each new
+ * sandbox first removes what runs with the same prefix that were killed have left.
  */
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { waitFor } from '@clustermesh/runtime';
 
-const PREFIX = 'cm-dpt-';
+const DEFAULT_PREFIX = 'cm-dpt-';
 const RUN = '/run';
 const NETNS = '/run/netns';
 
@@ -70,17 +70,17 @@ async function remove(name: string): Promise<void> {
   }
 }
 
-async function removeLeftovers(): Promise<void> {
+async function removeLeftovers(prefix: string): Promise<void> {
   const names = [...listOf(RUN), ...listOf(NETNS), ...listOf(cgroupRoot())].flatMap((name) => {
-    const match = /^cm-dpt-(\d+)(-|$)/.exec(name);
-    return match !== null && !existsSync(`/proc/${match[1]}`) ? [`${PREFIX}${match[1]}`] : [];
+    const match = name.startsWith(prefix) ? /^(\d+)(-|$)/.exec(name.slice(prefix.length)) : null;
+    return match !== null && !existsSync(`/proc/${match[1]}`) ? [`${prefix}${match[1]}`] : [];
   });
   for (const name of new Set(names)) await remove(name);
 }
 
-export async function openSandbox(): Promise<Sandbox> {
-  await removeLeftovers();
-  const name = `${PREFIX}${process.pid}`;
+export async function openSandbox(prefix = DEFAULT_PREFIX): Promise<Sandbox> {
+  await removeLeftovers(prefix);
+  const name = `${prefix}${process.pid}`;
   await remove(name);
   const bpffs = join(RUN, name, 'bpf');
   mkdirSync(bpffs, { recursive: true });
