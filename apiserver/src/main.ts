@@ -1,7 +1,8 @@
 /** clustermesh-apiserver: one per cluster. The wiring, and nothing else. */
-import { configArgument, createLog, loadConfig, runDaemon, serveHttp, version } from '@clustermesh/runtime';
+import { MeshError } from '@clustermesh/contract';
+import { configArgument, createLog, loadConfig, runDaemon, serveHttp, tryLock, version } from '@clustermesh/runtime';
 import { readClusterInfo, startAdmin } from './admin/index.ts';
-import { configSchema } from './config.ts';
+import { configSchema, stateFiles } from './config.ts';
 import { startControlPlane } from './control-plane.ts';
 import { createMetrics } from './metrics.ts';
 import { createPeerDirectory, startOperations } from './operations/index.ts';
@@ -19,6 +20,14 @@ await runDaemon(log, async (signal) => {
     maxConnectedClusters: cluster.maxConnectedClusters,
     podCidr: cluster.podCIDR,
   };
+  // Two processes with one state directory would take each other for their own past (term.ts).
+  const lock = tryLock(stateFiles(config.stateDir).lock, String(process.pid));
+  if ('heldBy' in lock)
+    throw new MeshError({
+      code: 'locked',
+      message: `starting with the state directory ${config.stateDir}: process ${lock.heldBy} runs with it`,
+      hint: 'give every replica a state directory of its own',
+    });
   log.info({ cluster: cluster.name, id: cluster.id, version: version() }, 'starting');
 
   const directory = createPeerDirectory({ dir: config.peersDir, ownName: cluster.name, log });
@@ -50,5 +59,5 @@ await runDaemon(log, async (signal) => {
   });
 
   // Callers first, then what they call, then what everything stands on.
-  return [admin.close, http.close, operations.close, plane.close];
+  return [admin.close, http.close, operations.close, plane.close, async () => lock.release()];
 });

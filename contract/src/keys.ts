@@ -83,6 +83,11 @@ export const HEALTH_PREFIX = 'clustermesh/health/';
 /** Present from the moment on which users, roles and auth are in place: nobody writes data into an etcd without it. */
 export const BOOTSTRAP_KEY = 'clustermesh/bootstrap';
 
+/** Who of several replicas writes: `clustermesh/election/<name>`. */
+export function electionKey(name: string): string {
+  return `clustermesh/election/${name}`;
+}
+
 export const LOCAL_FAMILIES = ['services', 'endpointslices', 'namespaces'] as const;
 export type LocalFamily = (typeof LOCAL_FAMILIES)[number];
 

@@ -5,7 +5,6 @@
  */
 import {
   type AgentStatus,
-  CANARY_FAMILIES,
   CLUSTER_CONFIG_PREFIX,
   clusterConfigKey,
   dataPrefix,
@@ -15,13 +14,16 @@ import {
   peerKey,
   SYNCED_PREFIX,
   syncedPrefix,
+  WIRE_FAMILIES,
 } from '@clustermesh/contract';
-import type { Etcd } from '@clustermesh/kvstore';
+import type { Etcd, TxnOp } from '@clustermesh/kvstore';
 import type { Clock, Log } from '@clustermesh/runtime';
+import { fencedWrite, type WriteRight } from '../write-right.ts';
 
 export interface DrainOptions {
   readonly cluster: string;
   readonly local: Etcd;
+  readonly right: WriteRight;
   readonly agents: () => readonly AgentStatus[];
   /** Bound of the wait for the agents. */
   readonly waitMs: number;
@@ -44,10 +46,12 @@ const POLL_MS = 100;
 /** Idempotent: begun again after any failure, it goes through the same steps. */
 export async function drainPeer(options: DrainOptions): Promise<void> {
   const { cluster, local, clock, log, signal } = options;
+  const write = (...operations: readonly TxnOp[]) =>
+    fencedWrite(local, options.right, operations, { attempted: `draining cluster ${cluster}`, signal });
   options.onStep('removing its config');
   // First: whatever happens from here on, the record says that there is something to drain.
-  await local.put(peerKey(cluster), options.status(), { signal });
-  await local.delete(clusterConfigKey(cluster), { signal });
+  await write({ put: peerKey(cluster), value: options.status() });
+  await write({ delete: clusterConfigKey(cluster) });
 
   const deadline = clock.nowMs() + options.waitMs;
   for (;;) {
@@ -66,12 +70,10 @@ export async function drainPeer(options: DrainOptions): Promise<void> {
   }
 
   options.onStep('removing its data');
-  await local.deletePrefix(syncedPrefix(cluster), { signal });
-  let removed = 0;
-  for (const family of CANARY_FAMILIES)
-    removed += await local.deletePrefix(dataPrefix(cluster, family, 'cache'), { signal });
-  await local.delete(peerKey(cluster), { signal });
-  log.info({ cluster, keys: removed }, 'peer drained');
+  await write({ deletePrefix: syncedPrefix(cluster) });
+  for (const family of WIRE_FAMILIES) await write({ deletePrefix: dataPrefix(cluster, family, 'cache') });
+  await write({ delete: peerKey(cluster) });
+  log.info({ cluster }, 'peer drained');
 }
 
 /** Clusters of which anything is mirrored here, found by the few keys that every mirror has. */

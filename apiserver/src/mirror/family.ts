@@ -2,19 +2,23 @@
  * One family of one peer: the peer's etcd → checked rows → this cluster's etcd in the cache layout. A bad object is quarantined:
  * it is not taken over, its last good version (if there is one) stays, and everything around it goes on.
  */
-import { type CanaryFamily, canaryKey, dataPrefix, keyName, rfc3339 } from '@clustermesh/contract';
+import { type Compression, canaryKey, dataPrefix, keyName, rfc3339, type WireFamily } from '@clustermesh/contract';
 import { type Etcd, type Reflector, startReflector, type Writer } from '@clustermesh/kvstore';
 import type { Clock, Log } from '@clustermesh/runtime';
-import { objectProblem, type PeerFacts } from './validate.ts';
+import type { Quota } from './quota.ts';
+import { objectProblem, type PeerFacts, quote } from './validate.ts';
 
 export interface FamilyOptions {
-  readonly family: CanaryFamily;
+  readonly family: WireFamily;
   readonly peer: PeerFacts;
   readonly hasCanaries: boolean;
   readonly remote: Etcd;
   readonly local: Etcd;
   /** The peer's writer; owns this family's prefix among others. */
   readonly writer: Writer;
+  readonly zstd: Compression;
+  /** Shared by the families of the peer. */
+  readonly quota: Quota;
   readonly log: Log;
   readonly clock: Clock;
   readonly signal: AbortSignal;
@@ -23,39 +27,63 @@ export interface FamilyOptions {
   /** A complete list has arrived: `announce` has work to do. */
   readonly onListed: () => void;
   readonly onQuarantine: () => void;
+  /** The peer has more than is taken of it; the caller ends all following. */
+  readonly onOverLimit: (reason: string) => void;
 }
 
 export interface FamilyMirror {
+  /** Lists and watches until `signal`. Called again, it lists anew; what is mirrored stays meanwhile. */
+  follow(signal: AbortSignal): void;
   /** After the first complete list: leftovers go, the canary is written. Level-triggered; throws when the local etcd is away. */
   announce(): Promise<void>;
+  /** The peer does not publish this family any more. */
+  withdraw(): void;
   /** The complete list is in the local etcd. */
   synced(): boolean;
   count(): number;
   quarantined(): number;
   lastQuarantineReason(): string | undefined;
-  status(): ReturnType<Reflector['status']>;
-  readonly ended: Promise<void>;
+  status(): ReturnType<Reflector['status']> | undefined;
+  ended(): Promise<void>;
 }
 
 /** Watches have lost events in the field (etcd#17529, #18089, #19179): listed again this often. */
 const RESYNC_MS = 600_000;
 
 export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
-  const { family, peer, writer, local, clock, signal } = options;
+  const { family, peer, writer, local, quota, clock, signal } = options;
   const source = dataPrefix(peer.cluster, family, 'state');
   const target = dataPrefix(peer.cluster, family, 'cache');
+  const targetCanary = canaryKey(peer.cluster, family, 'cache');
   const log = options.log.child({ family });
+  const withdrawing = new AbortController();
   /** Names whose good value the writer has. */
   const mirrored = new Set<string>();
   const quarantine = new Map<string, string>();
+  /** What of the quota each object holds, bad ones included: those are remembered too. */
+  let sizes = new Map<string, number>();
   let lastReason: string | undefined;
   let isListed = false;
   let isAnnounced = false;
   let isFlushed = false;
   let flushing = false;
+  let reflector: Reflector | undefined;
+  const sessions: Promise<void>[] = [];
+
+  /** False when there is no room for it. */
+  const account = (name: string, bytes: number): boolean => {
+    const before = sizes.get(name);
+    const problem = quota.take(before === undefined ? 1 : 0, bytes - (before ?? 0));
+    if (problem !== undefined) {
+      options.onOverLimit(problem);
+      return false;
+    }
+    sizes.set(name, bytes);
+    return true;
+  };
 
   const upsert = (name: string, value: Buffer) => {
-    const problem = objectProblem(family, name, value, peer);
+    const problem = objectProblem(family, name, value, peer, options.zstd);
     if (problem === undefined) {
       quarantine.delete(name);
       mirrored.add(name);
@@ -63,11 +91,20 @@ export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
       return;
     }
     if (quarantine.get(name) !== problem) {
-      log.warn({ name, reason: problem, keepsLastGood: mirrored.has(name) }, 'object quarantined');
+      log.warn({ name: quote(name), reason: problem, keepsLastGood: mirrored.has(name) }, 'object quarantined');
       options.onQuarantine();
     }
     quarantine.set(name, problem);
     lastReason = problem;
+  };
+
+  const remove = (name: string) => {
+    const bytes = sizes.get(name);
+    if (bytes !== undefined) quota.take(-1, -bytes);
+    sizes.delete(name);
+    quarantine.delete(name);
+    mirrored.delete(name);
+    writer.delete(`${target}${name}`);
   };
 
   /** Tells once what was applied has reached etcd, because the status carries the revision of that write. */
@@ -83,55 +120,64 @@ export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
       });
   };
 
-  const reflector = startReflector({
-    etcd: options.remote,
-    prefix: source,
-    canaryKey: options.hasCanaries ? canaryKey(peer.cluster, family, 'state') : undefined,
-    log,
-    clock,
-    signal,
-    backoff: { minMs: 100, maxMs: 10_000 },
-    resyncIntervalMs: RESYNC_MS,
-    sink: {
-      apply({ upserts, removes }) {
-        for (const key of removes) {
-          const name = keyName(key, source);
-          if (name === undefined) continue;
-          quarantine.delete(name);
-          mirrored.delete(name);
-          writer.delete(`${target}${name}`);
-        }
-        for (const { key, value } of upserts) {
-          const name = keyName(key, source);
-          if (name !== undefined) upsert(name, value);
-        }
-        reportFlush();
+  const follow = (until: AbortSignal) => {
+    const session = AbortSignal.any([until, signal, withdrawing.signal]);
+    let isComplete = false;
+    sizes = new Map();
+    reflector = startReflector({
+      etcd: options.remote,
+      prefix: source,
+      canaryKey: options.hasCanaries ? canaryKey(peer.cluster, family, 'state') : undefined,
+      log,
+      clock,
+      signal: session,
+      backoff: { minMs: 100, maxMs: 10_000 },
+      resyncIntervalMs: RESYNC_MS,
+      sink: {
+        apply({ upserts, removes }) {
+          for (const key of removes) {
+            const name = keyName(key, source);
+            if (name !== undefined && !session.aborted) remove(name);
+          }
+          for (const { key, value } of upserts) {
+            const name = keyName(key, source);
+            if (name === undefined || session.aborted) continue;
+            if (account(name, key.length + value.length)) upsert(name, value);
+          }
+          reportFlush();
+        },
+        synced() {
+          if (session.aborted) return;
+          // Of a session before this one, and gone since.
+          if (!isComplete) for (const name of [...mirrored, ...quarantine.keys()]) if (!sizes.has(name)) remove(name);
+          isComplete = true;
+          isListed = true;
+          options.onListed();
+        },
       },
-      synced() {
-        isListed = true;
-        options.onListed();
-      },
-    },
-  });
+    });
+    sessions.push(reflector.done);
+  };
 
   /** A good version from before a restart stays in force as one from before the bad update would have. */
   const adoptLastGood = async () => {
     for (const name of quarantine.keys()) {
       if (mirrored.has(name)) continue;
       const there = await local.get(`${target}${name}`, { signal });
-      if (there === undefined || objectProblem(family, name, there.value, peer) !== undefined) continue;
+      if (there === undefined || objectProblem(family, name, there.value, peer, options.zstd) !== undefined) continue;
       mirrored.add(name);
       writer.set(`${target}${name}`, there.value);
     }
   };
 
   return {
+    follow,
     async announce() {
       if (!isListed || isAnnounced) return;
       await adoptLastGood();
       isAnnounced = true;
       writer.ready(target);
-      writer.canary(canaryKey(peer.cluster, family, 'cache'), () => rfc3339(clock.wallMs()));
+      writer.canary(targetCanary, () => rfc3339(clock.wallMs()));
       writer.flush().then(
         () => {
           isFlushed = true;
@@ -140,11 +186,20 @@ export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
         () => {}, // rejects only when the writer has ended
       );
     },
+    withdraw() {
+      withdrawing.abort();
+      for (const name of [...sizes.keys()]) remove(name);
+      writer.delete(targetCanary);
+      writer.replace(target, new Map());
+      writer.ready(target);
+    },
     synced: () => isFlushed,
     count: () => mirrored.size,
     quarantined: () => quarantine.size,
     lastQuarantineReason: () => (quarantine.size === 0 ? undefined : lastReason),
-    status: () => reflector.status(),
-    ended: reflector.done,
+    status: () => reflector?.status(),
+    ended: async () => {
+      await Promise.all(sessions);
+    },
   };
 }

@@ -5,14 +5,23 @@
  */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import { FAMILIES, type MaxConnectedClusters, messageOf, type PeerStatus, rfc3339 } from '@clustermesh/contract';
-import type { Compare, Etcd } from '@clustermesh/kvstore';
+import {
+  type Compression,
+  FAMILIES,
+  type MaxConnectedClusters,
+  messageOf,
+  type PeerStatus,
+  rfc3339,
+} from '@clustermesh/contract';
+import type { Etcd } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
 import type { AgentView, MirrorView, PeerConfig, PeerDirectory } from '../ports.ts';
 import { watchedDirectory } from '../watched-dir.ts';
+import type { WriteRight } from '../write-right.ts';
 import { ClusterIds } from './cluster-ids.ts';
 import { drainPeer, findMirrored } from './drain.ts';
 import { type Peer, startPeer } from './peer.ts';
+import type { PeerLimits } from './quota.ts';
 import { startStatusLoop } from './status-loop.ts';
 
 export interface MirrorOptions {
@@ -21,7 +30,9 @@ export interface MirrorOptions {
   readonly directory: PeerDirectory;
   readonly peersDir: string;
   readonly agents: AgentView & { synced(): boolean };
-  readonly fence: () => readonly Compare[];
+  readonly right: WriteRight;
+  readonly limits: PeerLimits & { readonly retryMs: number };
+  readonly zstd: Compression;
   readonly timers: { readonly peerStatusMs: number; readonly drainWaitMs: number };
   readonly log: Log;
   readonly signal: AbortSignal;
@@ -57,12 +68,14 @@ export function startMirror(options: MirrorOptions): Mirror {
   let problems: readonly string[] = [];
 
   const onChange = () => statusLoop.trigger();
+  const { right, limits, zstd } = options;
+  const shared = { own, local, ids, right, limits, zstd, clock, onChange };
   const again = (ms: number) => void clock.sleep(ms, signal).then(() => signal.aborted || runner.trigger());
 
   /** One peer's unusable file must not keep the others from being mirrored. */
   const start = (config: PeerConfig) => {
     try {
-      const peer = startPeer({ config, own, local, ids, fence: options.fence, log: options.log, clock, onChange });
+      const peer = startPeer({ ...shared, config, log: options.log });
       running.set(config.name, peer);
       unusable.delete(config.name);
     } catch (error) {
@@ -81,6 +94,7 @@ export function startMirror(options: MirrorOptions): Mirror {
         await drainPeer({
           cluster,
           local,
+          right,
           agents: () => options.agents.agents(),
           waitMs: options.timers.drainWaitMs,
           status: () => JSON.stringify(drainingStatus(cluster, drain, clock.wallMs())),

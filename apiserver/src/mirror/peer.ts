@@ -11,8 +11,7 @@
  * Nothing here removes mirrored data: a peer that cannot be reached, or is refused, keeps what it has.
  */
 import {
-  CANARY_FAMILIES,
-  type CanaryFamily,
+  type Compression,
   clusterConfigKey,
   dataPrefix,
   FAMILIES,
@@ -23,12 +22,16 @@ import {
   type PeerStatus,
   peerKey,
   rfc3339,
+  WIRE_FAMILIES,
+  type WireFamily,
 } from '@clustermesh/contract';
-import { type Compare, type Etcd, openEtcd, startReflector, startWriter } from '@clustermesh/kvstore';
+import { type Etcd, openEtcd, startReflector, startWriter } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner } from '@clustermesh/runtime';
 import type { PeerConfig } from '../ports.ts';
+import type { WriteRight } from '../write-right.ts';
 import type { ClusterIds } from './cluster-ids.ts';
 import { type FamilyMirror, startFamilyMirror } from './family.ts';
+import { type PeerLimits, Quota } from './quota.ts';
 import { type AcceptedConfig, acceptConfig } from './validate.ts';
 
 export interface PeerOptions {
@@ -36,10 +39,26 @@ export interface PeerOptions {
   readonly own: { readonly name: string; readonly id: number; readonly maxConnectedClusters: MaxConnectedClusters };
   readonly local: Etcd;
   readonly ids: ClusterIds;
-  readonly fence: () => readonly Compare[];
+  readonly right: WriteRight;
+  readonly limits: PeerLimits & { readonly retryMs: number };
+  readonly zstd: Compression;
   readonly log: Log;
   readonly clock: Clock;
   readonly onChange: () => void;
+}
+
+export interface PeerCounters {
+  /** Connections lost, and when the last of them was. */
+  readonly failures: number;
+  readonly lastFailureAtWallMs: number;
+  /** Objects quarantined. */
+  readonly quarantined: number;
+  readonly queued: number;
+  readonly refused: number;
+  readonly keys: number;
+  readonly bytes: number;
+  /** Times that its heartbeat fell silent although its etcd answered. */
+  readonly silences: number;
 }
 
 export interface Peer {
@@ -49,7 +68,7 @@ export interface Peer {
   publish(status: PeerStatus): void;
   /** The peer's data here belongs to another cluster id: to be drained, and the peer begun anew. */
   isReplaced(): boolean;
-  counters(): { readonly failures: number; readonly lastFailureAtWallMs: number; readonly quarantined: number };
+  counters(): PeerCounters;
   /** Keeps all mirrored data. */
   close(): Promise<void>;
 }
@@ -60,7 +79,7 @@ type State =
   | {
       readonly name: 'mirroring';
       readonly id: number;
-      readonly families: ReadonlyMap<CanaryFamily, FamilyMirror>;
+      readonly families: ReadonlyMap<WireFamily, FamilyMirror>;
       readonly complaint: string | undefined;
     }
   | { readonly name: 'replaced'; readonly from: number; readonly to: number };
@@ -85,6 +104,12 @@ export function startPeer(options: PeerOptions): Peer {
   let failures = 0;
   let lastFailureAtWallMs = 0;
   let quarantined = 0;
+  let silences = 0;
+  let isSilent = false;
+  const quota = new Quota(options.limits);
+  /** Ends the following of all families at once. */
+  let following = new AbortController();
+  let overLimit: { readonly reason: string; readonly retryAt: number } | undefined;
 
   const setState = (next: State) => {
     const reasonOf = (s: State) =>
@@ -120,8 +145,8 @@ export function startPeer(options: PeerOptions): Peer {
 
   const writer = startWriter({
     etcd: local,
-    owned: CANARY_FAMILIES.map((family) => dataPrefix(name, family, 'cache')),
-    fence: options.fence,
+    owned: WIRE_FAMILIES.map((family) => dataPrefix(name, family, 'cache')),
+    ...options.right,
     log,
     clock,
     signal,
@@ -138,7 +163,10 @@ export function startPeer(options: PeerOptions): Peer {
     backoff: { minMs: 100, maxMs: 10_000 },
     sink: {
       apply({ upserts }) {
-        if (upserts.length > 0) lastHeartbeatAt = clock.nowMs();
+        if (upserts.length > 0) {
+          lastHeartbeatAt = clock.nowMs();
+          isSilent = false;
+        }
         onChange();
       },
       synced() {
@@ -166,28 +194,78 @@ export function startPeer(options: PeerOptions): Peer {
     }
   };
 
-  const startFamilies = (accepted: AcceptedConfig): ReadonlyMap<CanaryFamily, FamilyMirror> => {
-    const peer = { cluster: name, clusterId: accepted.id, maxConnectedClusters: own.maxConnectedClusters };
-    const onQuarantine = () => {
-      quarantined++;
-    };
-    const shared = {
-      peer,
+  /** Not published by the peer any more; ended with the rest. */
+  const withdrawn: FamilyMirror[] = [];
+
+  const makeFamily = (family: WireFamily, accepted: AcceptedConfig): FamilyMirror =>
+    startFamilyMirror({
+      family,
+      peer: { cluster: name, clusterId: accepted.id, maxConnectedClusters: own.maxConnectedClusters },
       hasCanaries: accepted.hasCanaries,
       remote,
       local,
       writer,
+      zstd: options.zstd,
+      quota,
       log,
       clock,
       signal,
       onChange,
-      onQuarantine,
+      onQuarantine: () => {
+        quarantined++;
+      },
       onListed: () => runner.trigger(),
-    };
-    return new Map(accepted.families.map((family) => [family, startFamilyMirror({ ...shared, family })]));
+      onOverLimit: haltFollowing,
+    });
+
+  /** Over its limits a peer is not followed at all: what is here stays as it is, and no partial list is taken for a whole one. */
+  const haltFollowing = (reason: string) => {
+    if (overLimit?.reason !== reason) log.warn({ reason }, 'peer is over its limits: not followed');
+    overLimit = { reason, retryAt: clock.nowMs() + options.limits.retryMs };
+    following.abort();
+    again(options.limits.retryMs);
+    onChange();
+  };
+
+  /** What the peer publishes may have changed: other families, or its size. */
+  const followFamilies = async (accepted: AcceptedConfig, before: ReadonlyMap<WireFamily, FamilyMirror>) => {
+    const families = new Map<WireFamily, FamilyMirror>();
+    const fresh: FamilyMirror[] = [];
+    for (const family of accepted.families) {
+      const there = before.get(family);
+      const mirror = there ?? makeFamily(family, accepted);
+      if (there === undefined) fresh.push(mirror);
+      families.set(family, mirror);
+    }
+    for (const [family, mirror] of before) {
+      if (families.has(family)) continue;
+      log.info({ family }, 'the peer does not publish this any more: withdrawn');
+      mirror.withdraw();
+      withdrawn.push(mirror);
+    }
+    if (overLimit === undefined && fresh.length === 0) return families;
+    if (overLimit !== undefined && clock.nowMs() < overLimit.retryAt) return families;
+    // Asked before anything is listed: a list that is too long is not even begun.
+    let keys = 0;
+    for (const family of families.keys()) keys += await remote.count(dataPrefix(name, family, 'state'), { signal });
+    if (keys > options.limits.maxKeys) {
+      haltFollowing(`it has ${keys} objects, more than the ${options.limits.maxKeys} that are taken of one peer`);
+      return families;
+    }
+    if (overLimit !== undefined) {
+      overLimit = undefined;
+      following = new AbortController();
+      quota.reset();
+      for (const mirror of families.values()) mirror.follow(following.signal);
+    } else for (const mirror of fresh) mirror.follow(following.signal);
+    return families;
   };
 
   const pass = async () => {
+    if (!isSilent && lastHeartbeatAt !== undefined && clock.nowMs() - lastHeartbeatAt > SILENT_AFTER_MS) {
+      isSilent = true;
+      silences++;
+    }
     // Also while the peer is away: what is mirrored of it already holds its id.
     await ids.seed(local, own.name, signal);
     if (!heartbeat.status().synced || state.name === 'replaced') return;
@@ -206,9 +284,10 @@ export function startPeer(options: PeerOptions): Peer {
         `cluster id ${accepted.id} of cluster ${name} is already used by cluster ${holder}, which stays undisturbed`,
       );
 
-    const families = state.name === 'mirroring' ? state.families : startFamilies(accepted);
+    const before = state.name === 'mirroring' ? state.families : new Map<WireFamily, FamilyMirror>();
+    const families = await followFamilies(accepted, before);
     writer.set(clusterConfigKey(name), accepted.cachedValue);
-    if (state.name !== 'mirroring' || state.complaint !== undefined)
+    if (state.name !== 'mirroring' || state.complaint !== undefined || !sameKeys(before, families))
       setState({ name: 'mirroring', id: accepted.id, families, complaint: undefined });
     for (const family of families.values()) await family.announce();
     localError = '';
@@ -252,15 +331,18 @@ export function startPeer(options: PeerOptions): Peer {
     if (state.name === 'mirroring' && state.complaint !== undefined) return state.complaint;
     if (state.name === 'replaced')
       return `cluster ${name} changed its id from ${state.from} to ${state.to}; its data is being drained`;
+    if (overLimit !== undefined) return `${overLimit.reason}: not followed any further, what is here stays`;
     if (localError !== '') return localError;
+    const refused = writer.status().errors;
+    if (refused[0] !== undefined)
+      return `this cluster's etcd refuses ${refused.length} of its objects, as ${refused[0].key}: ${refused[0].reason}`;
     if (lastHeartbeatAt === undefined) return 'its etcd answers, but there is no heartbeat: is its apiserver running?';
     if (nowMs - lastHeartbeatAt > SILENT_AFTER_MS)
       return `its etcd answers, but its heartbeat has been silent for ${seconds(lastHeartbeatAt)}: is its apiserver running?`;
     return undefined;
   };
 
-  const familyStatus = (family: CanaryFamily) => {
-    const mirror = state.name === 'mirroring' ? state.families.get(family) : undefined;
+  const familyStatus = (family: WireFamily, mirror: FamilyMirror | undefined) => {
     const reason = mirror?.lastQuarantineReason();
     return {
       synced: mirror?.synced() ?? false,
@@ -275,11 +357,21 @@ export function startPeer(options: PeerOptions): Peer {
     config,
     isReplaced: () => state.name === 'replaced',
     publish: (status) => writer.set(peerKey(name), JSON.stringify(status)),
-    counters: () => ({ failures, lastFailureAtWallMs, quarantined }),
+    counters() {
+      const { pending, errors } = writer.status();
+      const { keys, bytes } = quota;
+      return {
+        ...{ failures, lastFailureAtWallMs, quarantined, silences, keys, bytes },
+        queued: pending,
+        refused: errors.length,
+      };
+    },
     status() {
       const nowMs = clock.nowMs();
       const error = errorText(nowMs);
-      const families = Object.fromEntries(FAMILIES.map((family) => [family, familyStatus(family)]));
+      const mirrors: readonly (readonly [WireFamily, FamilyMirror | undefined])[] =
+        state.name === 'mirroring' ? [...state.families] : FAMILIES.map((family) => [family, undefined]);
+      const families = Object.fromEntries(mirrors.map(([family, mirror]) => [family, familyStatus(family, mirror)]));
       return {
         cluster: name,
         clusterId: state.name === 'mirroring' ? state.id : (ids.idOf(name) ?? config.agreed?.id ?? 0),
@@ -294,9 +386,13 @@ export function startPeer(options: PeerOptions): Peer {
     async close() {
       stop.abort();
       stopListening();
-      const families = state.name === 'mirroring' ? [...state.families.values()] : [];
-      await Promise.all([runner.ended, heartbeat.done, writer.done, ...families.map((family) => family.ended)]);
+      const families = [...withdrawn, ...(state.name === 'mirroring' ? state.families.values() : [])];
+      await Promise.all([runner.ended, heartbeat.done, writer.done, ...families.map((family) => family.ended())]);
       await remote.close();
     },
   };
+}
+
+function sameKeys(a: ReadonlyMap<unknown, unknown>, b: ReadonlyMap<unknown, unknown>): boolean {
+  return a.size === b.size && [...a.keys()].every((key) => b.has(key));
 }

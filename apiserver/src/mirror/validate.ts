@@ -4,24 +4,30 @@
  */
 import {
   accept,
-  type CanaryFamily,
   type ClusterConfig,
+  type Compression,
   type Decoded,
   decodeClusterConfig,
+  decodeEndpointSlice,
   decodeGlobalService,
   decodeIdentityEntry,
   decodeIpEntry,
   decodeNode,
+  decodeServiceExport,
   encodeClusterConfig,
-  FAMILIES,
   isDnsSubdomain,
   type MaxConnectedClusters,
+  publishedFamilies,
   reject,
+  validateEndpointSlice,
   validateGlobalService,
   validateIpEntry,
   validateNode,
   validatePeerConfig,
+  validateServiceExport,
+  type WireFamily,
 } from '@clustermesh/contract';
+import { MAX_VALUE_BYTES, mib } from '../limits.ts';
 
 export interface PeerFacts {
   readonly cluster: string;
@@ -45,38 +51,50 @@ function isNamespacedName(name: string): boolean {
   return parts.length === 2 && parts.every(isDnsSubdomain);
 }
 
-function checkServiceExport(name: string, text: string, peer: PeerFacts): Decoded<unknown> {
-  let raw: { cluster?: unknown; namespace?: unknown; name?: unknown };
-  try {
-    raw = JSON.parse(text) ?? {};
-  } catch {
-    return reject('service export is not JSON');
-  }
-  if (raw.cluster !== peer.cluster || `${raw.namespace}/${raw.name}` !== name) {
-    return reject(
-      `service export ${raw.cluster}/${raw.namespace}/${raw.name} lies under the key of ${peer.cluster}/${name}`,
-    );
-  }
-  return accept(raw);
+/** What a stranger wrote, for people: of bounded length, and without control characters. */
+export function quote(text: string): string {
+  return JSON.stringify(text.length <= QUOTED ? text : `${text.slice(0, QUOTED)}…`);
 }
+const QUOTED = 100;
+const LONGEST_REASON = 400;
 
 /** Why the object under `name` (its key behind the family's prefix) must not be taken over; undefined when it is fine. */
-export function objectProblem(family: CanaryFamily, name: string, value: Buffer, peer: PeerFacts): string | undefined {
-  const text = decodeText(value);
-  if (text === undefined) return `${family} ${JSON.stringify(name)} is not UTF-8`;
-  const result = checkObject(family, name, text, peer);
-  return result.ok ? undefined : result.reason;
+export function objectProblem(
+  family: WireFamily,
+  name: string,
+  value: Buffer,
+  peer: PeerFacts,
+  zstd: Compression,
+): string | undefined {
+  if (value.length > MAX_VALUE_BYTES)
+    return `${family} ${quote(name)} has ${mib(value.length)}; this cluster's etcd takes ${mib(MAX_VALUE_BYTES)}`;
+  const result =
+    family === 'endpointslices' ? checkSlice(name, value, peer, zstd) : checkText(family, name, value, peer);
+  return result.ok ? undefined : result.reason.slice(0, LONGEST_REASON);
 }
 
-function checkObject(family: CanaryFamily, name: string, text: string, peer: PeerFacts): Decoded<unknown> {
+function checkSlice(name: string, value: Buffer, peer: PeerFacts, zstd: Compression): Decoded<unknown> {
+  if (!isNamespacedName(name)) return reject(`${quote(name)} is no namespace/name`);
+  const decoded = decodeEndpointSlice(value, zstd);
+  return decoded.ok ? validateEndpointSlice(decoded.value, { ...peer, name }) : decoded;
+}
+
+type TextFamily = Exclude<WireFamily, 'endpointslices'>;
+
+function checkText(family: TextFamily, name: string, value: Buffer, peer: PeerFacts): Decoded<unknown> {
+  const text = decodeText(value);
+  return text === undefined ? reject(`${family} ${quote(name)} is not UTF-8`) : checkObject(family, name, text, peer);
+}
+
+function checkObject(family: TextFamily, name: string, text: string, peer: PeerFacts): Decoded<unknown> {
   switch (family) {
     case 'nodes': {
-      if (!isDnsSubdomain(name)) return reject(`${JSON.stringify(name)} is no node name`);
+      if (!isDnsSubdomain(name)) return reject(`${quote(name)} is no node name`);
       const decoded = decodeNode(text);
       return decoded.ok ? validateNode(decoded.value, { ...peer, name }) : decoded;
     }
     case 'services': {
-      if (!isNamespacedName(name)) return reject(`${JSON.stringify(name)} is no namespace/name`);
+      if (!isNamespacedName(name)) return reject(`${quote(name)} is no namespace/name`);
       const decoded = decodeGlobalService(text);
       return decoded.ok ? validateGlobalService(decoded.value, { ...peer, name }) : decoded;
     }
@@ -86,10 +104,11 @@ function checkObject(family: CanaryFamily, name: string, text: string, peer: Pee
       const decoded = decodeIpEntry(text);
       return decoded.ok ? validateIpEntry(decoded.value, { ...peer, name }) : decoded;
     }
-    case 'serviceexports':
-      return isNamespacedName(name)
-        ? checkServiceExport(name, text, peer)
-        : reject(`${JSON.stringify(name)} is no namespace/name`);
+    case 'serviceexports': {
+      if (!isNamespacedName(name)) return reject(`${quote(name)} is no namespace/name`);
+      const decoded = decodeServiceExport(text);
+      return decoded.ok ? validateServiceExport(decoded.value, { ...peer, name }) : decoded;
+    }
   }
 }
 
@@ -97,7 +116,7 @@ export interface AcceptedConfig {
   readonly id: number;
   /** Without canaries there is nothing to wait for before a list (§1.4). */
   readonly hasCanaries: boolean;
-  readonly families: readonly CanaryFamily[];
+  readonly families: readonly WireFamily[];
   /** The value for our own agents: the mirror keeps canaries and scopes every key by cluster (§1.3). */
   readonly cachedValue: string;
 }
@@ -124,18 +143,18 @@ export function acceptConfig(
       `cluster ${cluster} offers a mirror of itself (capability "cached") in place of its own state; a mirror is never mirrored onward`,
     );
   }
-  const families: readonly CanaryFamily[] =
-    capabilities.serviceExportsEnabled === undefined ? FAMILIES : [...FAMILIES, 'serviceexports'];
   return accept({
     id,
     hasCanaries: capabilities.syncedCanaries === true,
-    families,
+    families: publishedFamilies(decoded.value),
     cachedValue: cachedConfig(decoded.value),
   });
 }
 
-/** Endpoint slices are not mirrored, so the mirror must not claim them. */
+/** What the peer says of itself, with fields that we do not know, and the two things that a mirror has of its own. */
 function cachedConfig(config: ClusterConfig): string {
-  const { endpointSlicesExportMode: _, ...capabilities } = config.capabilities;
-  return encodeClusterConfig({ ...config, capabilities: { ...capabilities, cached: true, syncedCanaries: true } });
+  return encodeClusterConfig({
+    ...config,
+    capabilities: { ...config.capabilities, cached: true, syncedCanaries: true },
+  });
 }
