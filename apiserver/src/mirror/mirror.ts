@@ -25,7 +25,12 @@ import type { PeerLimits } from './quota.ts';
 import { startStatusLoop } from './status-loop.ts';
 
 export interface MirrorOptions {
-  readonly own: { readonly name: string; readonly id: number; readonly maxConnectedClusters: MaxConnectedClusters };
+  readonly own: {
+    readonly name: string;
+    readonly id: number;
+    readonly maxConnectedClusters: MaxConnectedClusters;
+    readonly podCIDR: string;
+  };
   readonly local: Etcd;
   readonly directory: PeerDirectory;
   readonly peersDir: string;

@@ -36,7 +36,12 @@ import { type AcceptedConfig, acceptConfig } from './validate.ts';
 
 export interface PeerOptions {
   readonly config: PeerConfig;
-  readonly own: { readonly name: string; readonly id: number; readonly maxConnectedClusters: MaxConnectedClusters };
+  readonly own: {
+    readonly name: string;
+    readonly id: number;
+    readonly maxConnectedClusters: MaxConnectedClusters;
+    readonly podCIDR: string;
+  };
   readonly local: Etcd;
   readonly ids: ClusterIds;
   readonly right: WriteRight;
@@ -200,7 +205,12 @@ export function startPeer(options: PeerOptions): Peer {
   const makeFamily = (family: WireFamily, accepted: AcceptedConfig): FamilyMirror =>
     startFamilyMirror({
       family,
-      peer: { cluster: name, clusterId: accepted.id, maxConnectedClusters: own.maxConnectedClusters },
+      peer: {
+        cluster: name,
+        clusterId: accepted.id,
+        maxConnectedClusters: own.maxConnectedClusters,
+        ownPodCidr: own.podCIDR,
+      },
       hasCanaries: accepted.hasCanaries,
       remote,
       local,

@@ -28,11 +28,14 @@ import {
   type WireFamily,
 } from '@clustermesh/contract';
 import { MAX_VALUE_BYTES, mib } from '../limits.ts';
+import { backendProblem, claimProblem } from './addresses.ts';
 
 export interface PeerFacts {
   readonly cluster: string;
   readonly clusterId: number;
   readonly maxConnectedClusters: MaxConnectedClusters;
+  /** Of this cluster. */
+  readonly ownPodCidr: string;
 }
 
 const utf8 = new TextDecoder('utf-8', { fatal: true });
@@ -76,7 +79,14 @@ export function objectProblem(
 function checkSlice(name: string, value: Buffer, peer: PeerFacts, zstd: Compression): Decoded<unknown> {
   if (!isNamespacedName(name)) return reject(`${quote(name)} is no namespace/name`);
   const decoded = decodeEndpointSlice(value, zstd);
-  return decoded.ok ? validateEndpointSlice(decoded.value, { ...peer, name }) : decoded;
+  if (!decoded.ok) return decoded;
+  const valid = validateEndpointSlice(decoded.value, { ...peer, name });
+  const addresses = decoded.value.endpoints.flatMap((endpoint) => endpoint.addresses);
+  return valid.ok ? unless(backendProblem(addresses), `endpoint slice ${name}`) : valid;
+}
+
+function unless(problem: string | undefined, what: string): Decoded<unknown> {
+  return problem === undefined ? accept(undefined) : reject(`${what} ${problem}`);
 }
 
 type TextFamily = Exclude<WireFamily, 'endpointslices'>;
@@ -96,13 +106,17 @@ function checkObject(family: TextFamily, name: string, text: string, peer: PeerF
     case 'services': {
       if (!isNamespacedName(name)) return reject(`${quote(name)} is no namespace/name`);
       const decoded = decodeGlobalService(text);
-      return decoded.ok ? validateGlobalService(decoded.value, { ...peer, name }) : decoded;
+      if (!decoded.ok) return decoded;
+      const valid = validateGlobalService(decoded.value, { ...peer, name });
+      return valid.ok ? unless(backendProblem(Object.keys(decoded.value.backends)), `service ${name}`) : valid;
     }
     case 'identities':
       return decodeIdentityEntry(name, text, peer);
     case 'ip': {
       const decoded = decodeIpEntry(text);
-      return decoded.ok ? validateIpEntry(decoded.value, { ...peer, name }) : decoded;
+      if (!decoded.ok) return decoded;
+      const valid = validateIpEntry(decoded.value, { ...peer, name });
+      return valid.ok ? unless(claimProblem(name, peer.ownPodCidr), 'ip entry') : valid;
     }
     case 'serviceexports': {
       if (!isNamespacedName(name)) return reject(`${quote(name)} is no namespace/name`);
