@@ -112,6 +112,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     own: { name: cluster.name, id: cluster.id, maxConnectedClusters: cluster.maxConnectedClusters, node: node.name },
     memory: createStoreMemory({ etcd, node: node.name, stateDir: config.stateDir }),
     sink: desired,
+    clock,
     log: log.child({ subsystem: 'mesh' }),
   });
   const followed = mesh;
@@ -119,22 +120,22 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
   let isApplied = false;
   let wasComplete = false;
 
-  const isComplete = () => followed.missing().length === 0;
-
   function onPass({ checked }: { readonly checked: boolean }): void {
     endpoints.onPass();
     if (checked) endpoints.sweep();
     const isClean = Object.values(tables).every((table) => table.counts().pending + table.counts().error === 0);
     const hasRestored = desired.restoredCount() > 0;
     if (!hasRestored) followed.rememberStore();
-    if (wasComplete && isClean && !hasRestored && !isApplied) {
-      isApplied = true;
-      log.info('everything known has been applied');
+    if (!isApplied) {
+      if (wasComplete && isClean && !hasRestored) {
+        isApplied = true;
+        log.info('everything known has been applied');
+      }
+      const isCompleteNow = followed.isComplete();
+      // One more pass, now that all sources have spoken: it is the one that counts.
+      if (isCompleteNow && !wasComplete) sync?.trigger();
+      wasComplete = isCompleteNow;
     }
-    const isCompleteNow = isComplete();
-    // One more pass, now that all sources have spoken: it is the one that counts.
-    if (isCompleteNow && !wasComplete) sync?.trigger();
-    wasComplete = isCompleteNow;
     statusPublisher.trigger();
   }
 
@@ -160,7 +161,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     tables,
     datapath,
     desired,
-    progress: followed.progress.bind(followed),
+    takeChanges: followed.takeChanges,
     onPass,
     minPassIntervalMs: timers.minPassIntervalMs,
     checkIntervalMs: timers.checkIntervalMs,
@@ -183,7 +184,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
 
   function problems(): string[] {
     const kept = desired.restoredCount();
-    const isStuck = kept > 0 && isComplete();
+    const isStuck = kept > 0 && followed.isComplete();
     return [
       ...followed.problems(),
       ...desired.problems(),
@@ -222,13 +223,13 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     dump: (map) => datapath.dump(map),
     notReady() {
       if (isApplied) return undefined;
-      const missing = followed.missing();
       if (!etcd.connected) return `etcd is not connected: ${etcdError}`;
+      const missing = followed.missing();
       return missing.length > 0 ? `not heard yet: ${missing.join(', ')}` : 'rows are being programmed';
     },
     metrics: createMetrics({
       sync: running,
-      progress: followed.progress.bind(followed),
+      progress: followed.progress,
       restoredCount: desired.restoredCount,
       endpoints: endpoints.list,
       isEtcdConnected: () => etcd.connected,

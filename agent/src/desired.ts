@@ -145,9 +145,9 @@ export function createDesired(options: DesiredOptions): Desired {
     ownEndpoint(id, endpoint) {
       ipcache.setClaims(`own/${id}`, endpoint === undefined ? [] : [ownEndpointClaim(endpoint, own.clusterId)]);
     },
-    sourcesChanged() {
-      ipcache.sourcesChanged();
-      nodes.sourcesChanged();
+    sourcesChanged(clusterId) {
+      ipcache.sourcesChanged(clusterId);
+      nodes.sourcesChanged(clusterId);
       services.sourcesChanged();
     },
     changed: options.onChanged,

@@ -27,7 +27,7 @@ const { values: flags } = parseArgs({
     minutes: { type: 'string', default: '10' },
     /** Leave out the runs with 10 and 50 clusters. */
     'no-cost': { type: 'boolean', default: false },
-    /** Options of node for the measured agent, for profiling: --agent-flags="--cpu-prof". */
+    /** Options of node for the measured agent. (CM_BENCH_PROFILE=/tmp/x writes CPU profiles of its bootstraps.) */
     'agent-flags': { type: 'string', default: '' },
     json: { type: 'boolean', default: false },
     inside: { type: 'string' },

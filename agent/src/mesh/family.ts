@@ -13,8 +13,12 @@ export interface FamilyOptions<T> {
   readonly log: Log;
   readonly signal: AbortSignal;
   readonly decode: (name: string, text: string) => Decoded<T>;
+  /** Names that another source of the same rows has told before: what the first complete list does not have goes then, not earlier. */
+  readonly inherited?: ReadonlySet<string> | undefined;
   /** A row by its name behind the prefix; undefined: it is gone. */
   readonly onRow: (name: string, value: T | undefined) => void;
+  /** A row that changed after the first complete list. */
+  readonly onArrival?: ((value: T) => void) | undefined;
   /** After the rows of one batch. */
   readonly onBatch: () => void;
   /** A complete list has been applied. */
@@ -36,12 +40,14 @@ export interface FamilyState {
 export interface Family {
   state(): FamilyState;
   /** Names of the rows in force. */
-  names(): IterableIterator<string>;
+  names(): ReadonlySet<string>;
 }
 
 export function startFamily<T>(options: FamilyOptions<T>): Family {
   const { prefix, log } = options;
-  const names = new Set<string>();
+  const names = new Set<string>(options.inherited);
+  /** Of the inherited names, those that this source has not told itself. */
+  let unconfirmed: Set<string> | undefined = new Set(options.inherited);
   const quarantine = new Map<string, string>();
   let lastQuarantineReason: string | undefined;
   let listedEpoch: number | undefined;
@@ -50,6 +56,7 @@ export function startFamily<T>(options: FamilyOptions<T>): Family {
   function upsert(key: string, value: Buffer): void {
     const name = keyName(key, prefix);
     if (name === undefined) return;
+    unconfirmed?.delete(name);
     const decoded = options.decode(name, value.toString('utf8'));
     if (!decoded.ok) {
       if (quarantine.get(name) !== decoded.reason) log.warn({ key, reason: decoded.reason }, 'object quarantined');
@@ -57,9 +64,16 @@ export function startFamily<T>(options: FamilyOptions<T>): Family {
       lastQuarantineReason = decoded.reason;
       return;
     }
-    quarantine.delete(name);
+    if (quarantine.size > 0) quarantine.delete(name);
     names.add(name);
     options.onRow(name, decoded.value);
+    if (listedEpoch !== undefined) options.onArrival?.(decoded.value);
+  }
+
+  /** The first complete list has been applied: inherited rows that it did not have are gone. */
+  function dropUnconfirmed(): void {
+    for (const name of unconfirmed ?? []) if (names.delete(name)) options.onRow(name, undefined);
+    unconfirmed = undefined;
   }
 
   function remove(key: string): void {
@@ -88,6 +102,7 @@ export function startFamily<T>(options: FamilyOptions<T>): Family {
         if (options.signal.aborted) return;
         // Set, not raised: a rebuilt etcd counts from one again.
         revision = listRevision;
+        dropUnconfirmed();
         listedEpoch = options.etcd.epoch;
         options.onSynced();
       },
@@ -103,6 +118,6 @@ export function startFamily<T>(options: FamilyOptions<T>): Family {
       quarantined: quarantine.size,
       lastQuarantineReason: quarantine.size > 0 ? lastQuarantineReason : undefined,
     }),
-    names: () => names.values(),
+    names: () => names,
   };
 }

@@ -17,6 +17,8 @@ import {
   decodeLocalSlice,
   type EndpointRecord,
   FAMILIES,
+  type Family as FamilyName,
+  type Layout,
   LOCAL_FAMILIES,
   type LocalFamily,
   type LocalNamespace,
@@ -29,12 +31,12 @@ import {
   type NodeRecord,
 } from '@clustermesh/contract';
 import type { Etcd, SinkBatch } from '@clustermesh/kvstore';
-import type { Log } from '@clustermesh/runtime';
+import type { Clock, Log } from '@clustermesh/runtime';
 import { createClusters } from './clusters.ts';
 import { type Family, type FamilyState, startFamily } from './family.ts';
 import { startJudgedSource } from './judged-source.ts';
 import { createNodeRecords } from './node-records.ts';
-import { type Peer, type PeerSink, startPeer } from './peer.ts';
+import { type Peer, type PeerRef, type PeerSink, startPeer } from './peer.ts';
 import type { StoreMemory } from './store-memory.ts';
 
 export interface MeshSink extends PeerSink {
@@ -43,8 +45,8 @@ export interface MeshSink extends PeerSink {
   /** Another node of this cluster. */
   node(name: string, record: NodeRecord | undefined): void;
   nodeEndpoint(node: string, id: string, endpoint: EndpointRecord | undefined, record: NodeRecord | undefined): void;
-  /** A source spoke or left: what `MeshView` answers may have changed. */
-  sourcesChanged(): void;
+  /** A source spoke or left: what `MeshView` answers about this cluster (default: about any) may have changed. */
+  sourcesChanged(clusterId?: number): void;
   /** Rows changed: ask for a pass. */
   changed(): void;
 }
@@ -64,10 +66,27 @@ export interface FamilyProgress extends FamilyState {
   readonly family: string;
 }
 
+/** A row that came, and since when it is on its way (wall clock). */
+export interface Arrival {
+  readonly peer: string;
+  readonly family: string;
+  readonly sinceMs: number;
+}
+
+/** What happened since it was last asked for: work in proportion to changes, not to clusters. */
+export interface MeshChanges {
+  readonly families: readonly FamilyProgress[];
+  /** Clusters that are no longer followed. */
+  readonly left: readonly string[];
+  readonly arrivals: readonly Arrival[];
+}
+
 export interface Mesh extends MeshView {
   /** One entry per (cluster, family), the own cluster under its own name. */
   progress(): FamilyProgress[];
+  takeChanges(): MeshChanges;
   /** Every source known has synced; `missing` names those that have not. */
+  isComplete(): boolean;
   missing(): string[];
   problems(): string[];
   /** To be called when no restored row is left: unless something is held here, all there is came from this store. */
@@ -85,16 +104,59 @@ export interface MeshOptions {
   };
   readonly memory: StoreMemory;
   readonly sink: MeshSink;
+  readonly clock: Clock;
   readonly log: Log;
 }
 
+/** Enough for a minute of changes; more are not timed. */
+const MOST_ARRIVALS = 50_000;
+
 export function startMesh(options: MeshOptions): Mesh {
-  const { etcd, own, memory, sink, log } = options;
+  const { etcd, own, memory, sink, clock, log } = options;
   const stop = new AbortController();
   const peers = new Map<string, Peer>();
-  const onBatch = () => sink.changed();
-  const onSynced = () => {
-    sink.sourcesChanged();
+  const peersById = new Map<number, Peer>();
+
+  // ---- what changed since the last pass
+
+  const followed = new Map<string, { readonly peer: string; readonly family: string; state(): FamilyState }>();
+  const touched = new Set<string>();
+  const unsynced = new Set<string>();
+  let left: string[] = [];
+  let arrivals: Arrival[] = [];
+
+  function follow(peer: string, family: string, state: () => FamilyState): void {
+    const key = `${peer}/${family}`;
+    followed.set(key, { peer, family, state });
+    touched.add(key);
+    unsynced.add(key);
+  }
+
+  function unfollow(peer: string): void {
+    for (const family of FAMILIES) {
+      const key = `${peer}/${family}`;
+      for (const keys of [followed, touched, unsynced]) keys.delete(key);
+    }
+    left.push(peer);
+  }
+
+  function arrived(peer: string, family: string, changedAt: string | undefined): void {
+    // What the source does not stamp is on its way since it came.
+    const sinceMs = changedAt === undefined ? clock.wallMs() : Date.parse(changedAt);
+    if (arrivals.length < MOST_ARRIVALS && !Number.isNaN(sinceMs)) arrivals.push({ peer, family, sinceMs });
+  }
+
+  const batchOf = (key: string) => {
+    touched.add(key);
+    sink.changed();
+  };
+  const syncedOf = (key: string, clusterId: number) => {
+    touched.add(key);
+    unsynced.delete(key);
+    onSynced(clusterId);
+  };
+  const onSynced = (clusterId?: number) => {
+    sink.sourcesChanged(clusterId);
     sink.changed();
   };
 
@@ -122,15 +184,17 @@ export function startMesh(options: MeshOptions): Mesh {
         signal: stop.signal,
         decode: (_name, text) => decodeLocal[family](text),
         onRow: onLocal[family] as (name: string, value: unknown) => void,
-        onBatch,
-        onSynced,
+        onBatch: () => batchOf(`${own.name}/${family}`),
+        onSynced: () => syncedOf(`${own.name}/${family}`, own.id),
       }),
     ]),
   ) as Record<LocalFamily, Family>;
+  for (const family of LOCAL_FAMILIES) follow(own.name, family, local[family].state);
 
   // ---- this cluster: nodes and their endpoints
 
   const nodes = createNodeRecords();
+  const nodesKey = `${own.name}/nodes`;
 
   function tellNode(name: string): void {
     // The own node's truth is on its own disk, not in etcd.
@@ -149,8 +213,8 @@ export function startMesh(options: MeshOptions): Mesh {
     }
     for (const node of changes.nodes) tellNode(node);
     // A canary may have come with it.
-    if (changes.nodes.size > 0) sink.sourcesChanged();
-    sink.changed();
+    if (changes.nodes.size > 0) sink.sourcesChanged(own.id);
+    batchOf(nodesKey);
   }
 
   const nodesSource = startJudgedSource({
@@ -160,31 +224,62 @@ export function startMesh(options: MeshOptions): Mesh {
     log: log.child({ family: 'nodes' }),
     signal: stop.signal,
     apply: applyNodes,
-    onSynced,
+    onSynced: () => syncedOf(nodesKey, own.id),
   });
+  follow(own.name, 'nodes', () => ({
+    synced: nodesSource.isSynced(),
+    current: nodesSource.isCurrent(),
+    revision: nodesSource.revision(),
+    count: nodes.count(),
+    quarantined: nodes.quarantined().size,
+    lastQuarantineReason: [...nodes.quarantined().values()].at(-1),
+  }));
 
   // ---- peers
 
   const clusters = createClusters(own);
   const drainedIds = new Set<number>();
 
+  function begin(
+    ref: PeerRef,
+    source: { readonly etcd: Etcd; readonly layout: Layout; readonly hasCanaries: boolean },
+    predecessor?: Peer,
+  ): void {
+    drainedIds.delete(ref.id);
+    const keyOf = (family: FamilyName) => `${ref.name}/${family}`;
+    const peer = startPeer({
+      ...source,
+      peer: ref,
+      maxConnectedClusters: own.maxConnectedClusters,
+      sink,
+      successorOf: predecessor,
+      onArrival: (family, changedAt) => arrived(ref.name, family, changedAt),
+      onBatch: (family) => batchOf(keyOf(family)),
+      onSynced: (family) => syncedOf(keyOf(family), ref.id),
+      log,
+    });
+    peers.set(ref.name, peer);
+    peersById.set(ref.id, peer);
+    for (const family of FAMILIES) follow(ref.name, family, peer.families[family].state);
+  }
+
+  function drain(name: string): void {
+    const peer = peers.get(name);
+    if (peer === undefined) return;
+    log.info({ peer: name }, 'cluster left the mesh: removing what it published');
+    peers.delete(name);
+    peersById.delete(peer.id);
+    drainedIds.add(peer.id);
+    unfollow(name);
+    peer.drain();
+  }
+
   function applyClusters(batch: SinkBatch, isSameStore: boolean): void {
     const changes = clusters.apply(batch, isSameStore);
-    for (const name of changes.drain) {
-      const peer = peers.get(name);
-      if (peer === undefined) continue;
-      log.info({ peer: name }, 'cluster left the mesh: removing what it published');
-      peers.delete(name);
-      drainedIds.add(peer.id);
-      peer.drain();
-    }
+    for (const name of changes.drain) drain(name);
     for (const ref of changes.start) {
       log.info({ peer: ref.name, clusterId: ref.id }, 'cluster is in the mesh: following what it publishes');
-      drainedIds.delete(ref.id);
-      peers.set(
-        ref.name,
-        startPeer({ etcd, peer: ref, maxConnectedClusters: own.maxConnectedClusters, sink, onBatch, onSynced, log }),
-      );
+      begin(ref, { etcd, layout: 'cache', hasCanaries: true });
     }
     sink.sourcesChanged();
     sink.changed();
@@ -197,18 +292,26 @@ export function startMesh(options: MeshOptions): Mesh {
     log: log.child({ family: 'cluster-config' }),
     signal: stop.signal,
     apply: applyClusters,
-    onSynced,
+    onSynced: () => onSynced(),
+  });
+  // Another etcd behind the connection: what was complete is so no longer.
+  const stopListening = etcd.onEvent((event) => {
+    if (event.type === 'connected') for (const key of followed.keys()) touched.add(key);
   });
 
-  const peerById = (id: number) => [...peers.values()].find((peer) => peer.id === id);
+  const isComplete = () => {
+    if (unsynced.size > 0 || !clustersSource.isSynced() || clusters.held().size > 0) return false;
+    for (const [name, node] of nodes.all()) if (!node.synced && name !== own.node) return false;
+    return true;
+  };
 
   return {
     isSettled(clusterId, family) {
       if (clusterId === own.id) return local.services.state().synced && local.endpointslices.state().synced;
-      return peerById(clusterId)?.families[family].state().synced ?? false;
+      return peersById.get(clusterId)?.families[family].state().synced ?? false;
     },
     isGone(clusterId) {
-      if (clusterId === own.id || peerById(clusterId) !== undefined) return false;
+      if (clusterId === own.id || peersById.has(clusterId)) return false;
       // A config that was refused may be that of any id: then absence proves nothing.
       return drainedIds.has(clusterId) || (clustersSource.trustsAbsence() && clusters.refused().size === 0);
     },
@@ -216,27 +319,21 @@ export function startMesh(options: MeshOptions): Mesh {
       for (const [, node] of nodes.all()) if (node.record?.internalIp === ip) return node.synced;
       return nodesSource.trustsAbsence();
     },
-    progress() {
-      const nodesState: FamilyState = {
-        synced: nodesSource.isSynced(),
-        current: nodesSource.isCurrent(),
-        revision: nodesSource.revision(),
-        count: nodes.count(),
-        quarantined: nodes.quarantined().size,
-        lastQuarantineReason: [...nodes.quarantined().values()].at(-1),
-      };
-      return [
-        ...LOCAL_FAMILIES.map((family) => ({ peer: own.name, family, ...local[family].state() })),
-        { peer: own.name, family: 'nodes', ...nodesState },
-        ...[...peers.values()].flatMap((peer) =>
-          FAMILIES.map((family) => ({ peer: peer.name, family, ...peer.families[family].state() })),
-        ),
-      ];
+    progress: () => [...followed.values()].map(({ peer, family, state }) => ({ peer, family, ...state() })),
+    takeChanges() {
+      const families = [...touched].flatMap((key) => {
+        const entry = followed.get(key);
+        return entry === undefined ? [] : [{ peer: entry.peer, family: entry.family, ...entry.state() }];
+      });
+      const changes = { families, left, arrivals };
+      touched.clear();
+      left = [];
+      arrivals = [];
+      return changes;
     },
+    isComplete,
     missing() {
-      const missing = this.progress()
-        .filter((family) => !family.synced)
-        .map((family) => `${family.family} of ${family.peer}`);
+      const missing = [...unsynced].map((key) => `${followed.get(key)?.family} of ${followed.get(key)?.peer}`);
       if (!clustersSource.isSynced()) missing.push('the list of clusters');
       for (const [name, node] of nodes.all())
         if (!node.synced && name !== own.node) missing.push(`what node ${name} publishes`);
@@ -263,6 +360,7 @@ export function startMesh(options: MeshOptions): Mesh {
       const { connection } = etcd;
       if (
         connection === undefined ||
+        memory.isRemembered(connection) ||
         nodesSource.connection() !== connection ||
         clustersSource.connection() !== connection
       )
@@ -272,6 +370,7 @@ export function startMesh(options: MeshOptions): Mesh {
     },
     async close() {
       stop.abort();
+      stopListening();
       for (const peer of peers.values()) peer.stop();
     },
   };

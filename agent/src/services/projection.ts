@@ -48,6 +48,8 @@ export function createServicesProjection(options: {
   const produced = new Map<string, Map<string, ServiceRow>>();
   const claims = new Map<string, Set<string>>();
 
+  /** What `sources` answers may have changed since the last flush. */
+  let areSourcesChanged = true;
   let dirtyServices = new Set<string>();
   let dirtyFrontends = new Set<string>();
 
@@ -93,6 +95,7 @@ export function createServicesProjection(options: {
   }
 
   function touchRestored(): void {
+    areSourcesChanged = true;
     for (const frontend of restored.keys()) {
       dirtyFrontends.add(frontend);
       for (const name of claims.get(frontend) ?? []) dirtyServices.add(name);
@@ -145,6 +148,8 @@ export function createServicesProjection(options: {
         if (row === undefined) into.delete(frontend);
         else into.set(frontend, row);
       }
+      if (!areSourcesChanged) return;
+      areSourcesChanged = false;
       for (const [frontend, row] of restored) {
         const isDecided = (id: number) => sources.isSettled(id) || sources.isGone(id);
         if (sources.isSettled(clusterId) && row.backends.every((backend) => isDecided(backend.clusterId)))

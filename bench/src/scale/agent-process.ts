@@ -1,4 +1,6 @@
 /** The measured process: one agent, the core with the real datapath. Its datapath is told on: what was written, and when. */
+import { writeFileSync } from 'node:fs';
+import { Session } from 'node:inspector';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { type MapOps, type OpResult, openDatapath, parseAgentConfig, startAgent } from '@clustermesh/agent';
 import { openEtcd } from '@clustermesh/kvstore';
@@ -91,6 +93,19 @@ const datapath = {
     (row) => String(row.clusterId),
   ),
 };
+// Only now: the profiler's signals interrupt the kernel's verifier.
+const profile = process.env.CM_BENCH_PROFILE;
+const profiler = profile === undefined ? undefined : new Session();
+profiler?.connect();
+profiler?.post('Profiler.enable');
+profiler?.post('Profiler.start');
+function endProfile(): void {
+  profiler?.post('Profiler.stop', (_, result) => {
+    writeFileSync(`${profile}-${process.pid}.cpuprofile`, JSON.stringify(result.profile));
+    profiler.disconnect();
+  });
+}
+
 const etcd = openEtcd({ ...config.etcd, log });
 etcd.onEvent((event) => {
   if (event.type === 'disconnected') disconnects++;
@@ -103,6 +118,7 @@ const poll = setInterval(() => {
   peakRss = Math.max(peakRss, process.memoryUsage.rss());
   send({ type: 'bootstrapped', ms: monotonicMs() - startedAt, rowsWritten, peakRssMb: peakRss / 1e6 });
   clearInterval(watchPeak);
+  endProfile();
 }, 10);
 
 async function sumOf(name: string, labels: Readonly<Record<string, string>> = {}): Promise<number> {
