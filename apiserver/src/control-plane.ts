@@ -4,7 +4,9 @@ import { type Clock, type Log, openZstd, systemClock } from '@clustermesh/runtim
 import { type Bootstrap, startBootstrap } from './bootstrap/bootstrap.ts';
 import { type Config, stateFiles } from './config.ts';
 import { type Exporter, startExporter } from './export/exporter.ts';
+import type { KvstoreMetrics } from './kvstore-metrics.ts';
 import { type Mirror, startMirror } from './mirror/mirror.ts';
+import { observedEtcd } from './observed-etcd.ts';
 import type { LocalView, PeerDirectory } from './ports.ts';
 import { type AgentSource, startAgentSource } from './sources/agents.ts';
 import { type ManifestSource, startManifestSource } from './sources/manifests/manifests.ts';
@@ -18,6 +20,7 @@ export interface ControlPlaneOptions {
   readonly log: Log;
   readonly signal: AbortSignal;
   readonly clock?: Clock;
+  readonly metrics?: { readonly own: KvstoreMetrics; readonly mesh: KvstoreMetrics };
 }
 
 export interface ControlPlane {
@@ -49,7 +52,11 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
   const startedAt = clock.nowMs();
 
   const zstd = openZstd();
-  const etcd = openEtcd({ ...config.etcd, log: log.child({ subsystem: 'etcd' }), clock });
+  const client = openEtcd({ ...config.etcd, log: log.child({ subsystem: 'etcd' }), clock });
+  const { metrics } = options;
+  const etcd = metrics === undefined ? client : observedEtcd(client, metrics.own.observe, clock.nowMs);
+  const meshEtcd = metrics === undefined ? client : observedEtcd(client, metrics.mesh.observe, clock.nowMs);
+  client.onEvent((event) => event.type === 'disconnected' && metrics?.own.lost('disconnected'));
   const common = { etcd, log, signal, clock };
   const bootstrap = startBootstrap({
     ...common,
@@ -92,7 +99,8 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     const mirror = startMirror({
       ...shared,
       own: cluster,
-      local: etcd,
+      local: meshEtcd,
+      metrics: metrics?.mesh,
       directory: options.directory,
       peersDir: config.peersDir,
       agents,
@@ -123,6 +131,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     peers: () => terms.current()?.mirror.peers() ?? records.peers(),
     refresh: () => terms.current()?.mirror.refresh(),
     problems: () => terms.current()?.mirror.problems() ?? [],
+    tookMs: () => terms.current()?.mirror.tookMs(),
     counters: () => terms.current()?.mirror.counters() ?? new Map(),
   };
 

@@ -1,10 +1,12 @@
 /** clustermesh-apiserver: one per cluster. The wiring, and nothing else. */
 import { MeshError } from '@clustermesh/contract';
 import { configArgument, createLog, loadConfig, runDaemon, serveHttp, tryLock, version } from '@clustermesh/runtime';
+import { Registry } from 'prom-client';
 import { readClusterInfo, startAdmin } from './admin/index.ts';
 import { configSchema, stateFiles } from './config.ts';
 import { startControlPlane } from './control-plane.ts';
-import { createMetrics } from './metrics.ts';
+import { createKvstoreMetrics } from './kvstore-metrics.ts';
+import { createMetrics, MESH_METRICS, OWN_METRICS } from './metrics.ts';
 import { createPeerDirectory, startOperations } from './operations/index.ts';
 
 const log = createLog('clustermesh-apiserver');
@@ -31,7 +33,12 @@ await runDaemon(log, async (signal) => {
   log.info({ cluster: cluster.name, id: cluster.id, version: version() }, 'starting');
 
   const directory = createPeerDirectory({ dir: config.peersDir, ownName: cluster.name, log });
-  const plane = startControlPlane({ config, directory, log, signal });
+  const registry = new Registry();
+  const metrics = {
+    own: createKvstoreMetrics(OWN_METRICS, registry),
+    mesh: createKvstoreMetrics(MESH_METRICS, registry),
+  };
+  const plane = startControlPlane({ config, directory, log, signal, metrics });
   const operations = startOperations({
     own,
     pkiDir,
@@ -52,9 +59,10 @@ await runDaemon(log, async (signal) => {
     etcd: plane.bootstrap,
     nodes: config.nodes,
   });
+  createMetrics(registry, cluster.name, plane);
   const http = await serveHttp({
     ...config.http,
-    registry: createMetrics(cluster.name, plane),
+    registry,
     notReady: plane.notReady,
   });
 

@@ -27,6 +27,8 @@ export interface FamilyOptions {
   /** A complete list has arrived: `announce` has work to do. */
   readonly onListed: () => void;
   readonly onQuarantine: () => void;
+  /** What arrived this many seconds ago is in this cluster's etcd now. */
+  readonly onMirrored: (action: 'upsert' | 'delete', seconds: number) => void;
   /** The peer has more than is taken of it; the caller ends all following. */
   readonly onOverLimit: (reason: string) => void;
 }
@@ -108,13 +110,18 @@ export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
   };
 
   /** Tells once what was applied has reached etcd, because the status carries the revision of that write. */
-  const reportFlush = () => {
+  const reportFlush = (action: 'upsert' | 'delete') => {
     options.onChange();
     if (flushing) return;
     flushing = true;
+    const receivedAt = clock.nowMs();
+    const done = () => {
+      options.onMirrored(action, (clock.nowMs() - receivedAt) / 1000);
+      options.onChange();
+    };
     writer
       .flush()
-      .then(options.onChange, () => {}) // rejects only when the writer has ended
+      .then(done, () => {}) // rejects only when the writer has ended
       .finally(() => {
         flushing = false;
       });
@@ -144,7 +151,7 @@ export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
             if (name === undefined || session.aborted) continue;
             if (account(name, key.length + value.length)) upsert(name, value);
           }
-          reportFlush();
+          reportFlush(upserts.length > 0 ? 'upsert' : 'delete');
         },
         synced() {
           if (session.aborted) return;

@@ -15,6 +15,7 @@ import {
 } from '@clustermesh/contract';
 import type { Etcd } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
+import type { KvstoreMetrics } from '../kvstore-metrics.ts';
 import type { AgentView, MirrorView, PeerConfig, PeerDirectory } from '../ports.ts';
 import { watchedDirectory } from '../watched-dir.ts';
 import type { WriteRight } from '../write-right.ts';
@@ -38,6 +39,7 @@ export interface MirrorOptions {
   readonly right: WriteRight;
   readonly limits: PeerLimits & { readonly retryMs: number };
   readonly zstd: Compression;
+  readonly metrics?: KvstoreMetrics | undefined;
   readonly timers: { readonly peerStatusMs: number; readonly drainWaitMs: number };
   readonly log: Log;
   readonly signal: AbortSignal;
@@ -46,6 +48,8 @@ export interface MirrorOptions {
 
 export interface Mirror extends MirrorView {
   problems(): readonly string[];
+  /** Milliseconds from the start to the first time that every peer was mirrored. */
+  tookMs(): number | undefined;
   counters(): ReadonlyMap<string, ReturnType<Peer['counters']>>;
   readonly ended: Promise<void>;
 }
@@ -71,10 +75,17 @@ export function startMirror(options: MirrorOptions): Mirror {
   /** Configured peers that cannot even be tried, with the reason. */
   const unusable = new Map<string, string>();
   let problems: readonly string[] = [];
+  const startedAt = clock.nowMs();
+  let tookMs: number | undefined;
+  let hasPassed = false;
 
   const onChange = () => statusLoop.trigger();
-  const { right, limits, zstd } = options;
-  const shared = { own, local, ids, right, limits, zstd, clock, onChange };
+  const noteBootstrap = () => {
+    if (tookMs !== undefined || !hasPassed || unusable.size > 0) return;
+    if ([...running.values()].every((peer) => peer.status().ready)) tookMs = clock.nowMs() - startedAt;
+  };
+  const { right, limits, zstd, metrics } = options;
+  const shared = { own, local, ids, right, limits, zstd, metrics, clock, onChange };
   const again = (ms: number) => void clock.sleep(ms, signal).then(() => signal.aborted || runner.trigger());
 
   /** One peer's unusable file must not keep the others from being mirrored. */
@@ -183,6 +194,8 @@ export function startMirror(options: MirrorOptions): Mirror {
       ...malformed.map((name) => `peer file ${fileOf(name)} is malformed; the last good version stays in force`),
       ...[...unusable].map(([name, reason]) => `peer file ${fileOf(name)} is not usable: ${reason}`),
     ];
+    hasPassed = true;
+    noteBootstrap();
     await drainLeftovers(configs);
   };
 
@@ -206,6 +219,7 @@ export function startMirror(options: MirrorOptions): Mirror {
 
   const statusLoop = startStatusLoop({
     peers: () => running.values(),
+    afterPass: noteBootstrap,
     intervalMs: options.timers.peerStatusMs,
     log,
     clock,
@@ -238,6 +252,7 @@ export function startMirror(options: MirrorOptions): Mirror {
     peers: statuses,
     refresh: runner.trigger,
     problems: () => problems,
+    tookMs: () => tookMs,
     counters: () => new Map([...running].map(([name, peer]) => [name, peer.counters()])),
     ended: end(),
   };

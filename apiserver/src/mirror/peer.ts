@@ -27,6 +27,8 @@ import {
 } from '@clustermesh/contract';
 import { type Etcd, openEtcd, startReflector, startWriter } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner } from '@clustermesh/runtime';
+import type { KvstoreMetrics } from '../kvstore-metrics.ts';
+import { observedEtcd } from '../observed-etcd.ts';
 import type { PeerConfig } from '../ports.ts';
 import type { WriteRight } from '../write-right.ts';
 import type { ClusterIds } from './cluster-ids.ts';
@@ -47,6 +49,7 @@ export interface PeerOptions {
   readonly right: WriteRight;
   readonly limits: PeerLimits & { readonly retryMs: number };
   readonly zstd: Compression;
+  readonly metrics?: KvstoreMetrics | undefined;
   readonly log: Log;
   readonly clock: Clock;
   readonly onChange: () => void;
@@ -126,7 +129,7 @@ export function startPeer(options: PeerOptions): Peer {
     onChange();
   };
 
-  const remote = openEtcd({
+  const client = openEtcd({
     endpoints: config.endpoints,
     hostAliases: config.hostAliases,
     caFile: config.caFile,
@@ -135,8 +138,13 @@ export function startPeer(options: PeerOptions): Peer {
     log,
     clock,
   });
+  const { metrics } = options;
+  const remote = metrics === undefined ? client : observedEtcd(client, metrics.observe, clock.nowMs);
   const stopListening = remote.onEvent((event) => {
-    if (event.type === 'disconnected') noteDisconnected(event.reason);
+    if (event.type === 'disconnected') {
+      metrics?.lost('disconnected');
+      noteDisconnected(event.reason);
+    }
     onChange();
   });
   const noteDisconnected = (reason: string) => {
@@ -224,6 +232,7 @@ export function startPeer(options: PeerOptions): Peer {
       onQuarantine: () => {
         quarantined++;
       },
+      onMirrored: (action, seconds) => options.metrics?.event(`${family}/v1`, action, seconds),
       onListed: () => runner.trigger(),
       onOverLimit: haltFollowing,
     });
@@ -275,6 +284,7 @@ export function startPeer(options: PeerOptions): Peer {
     if (!isSilent && lastHeartbeatAt !== undefined && clock.nowMs() - lastHeartbeatAt > SILENT_AFTER_MS) {
       isSilent = true;
       silences++;
+      options.metrics?.lost('heartbeat');
     }
     // Also while the peer is away: what is mirrored of it already holds its id.
     await ids.seed(local, own.name, signal);

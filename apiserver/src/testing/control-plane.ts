@@ -12,7 +12,7 @@ import { type EtcdServer, startEtcd } from '@clustermesh/kvstore/testing';
 import { ensureClusterPki, issueClient, type KeyAndCertificate, loadCa } from '@clustermesh/pki';
 import { createLog, silentLog, waitFor } from '@clustermesh/runtime';
 import { configSchema } from '../config.ts';
-import { type ControlPlane, startControlPlane } from '../control-plane.ts';
+import { type ControlPlane, type ControlPlaneOptions, startControlPlane } from '../control-plane.ts';
 import { createPeerDirectory } from '../operations/index.ts';
 
 export interface TestClusterOptions {
@@ -23,6 +23,7 @@ export interface TestClusterOptions {
   readonly cluster?: Readonly<Record<string, unknown>>;
   /** Further sections of apiserver.yaml. */
   readonly config?: Readonly<Record<string, unknown>>;
+  readonly metrics?: ControlPlaneOptions['metrics'];
   readonly etcdArgs?: readonly string[];
   /** Another control plane on the etcd of this one; everything else is its own. */
   readonly replicaOf?: TestCluster;
@@ -90,7 +91,7 @@ async function clientCertificate(cluster: string, commonName: string): Promise<K
 }
 
 export async function startCluster(t: TestContext, options: TestClusterOptions): Promise<TestCluster> {
-  const { name, id, replicaOf } = options;
+  const { name, id, replicaOf, metrics } = options;
   const root = mkdtempSync(join(tmpdir(), `cm-cp-${name}-`));
   const path = (...parts: string[]) => join(root, ...parts);
   cpSync(await pkiOf(name), path('pki'), { recursive: true });
@@ -139,7 +140,7 @@ export async function startCluster(t: TestContext, options: TestClusterOptions):
     async start() {
       const abort = new AbortController();
       const directory = createPeerDirectory({ dir: config.peersDir, ownName: name, log });
-      const started = startControlPlane({ config, directory, log, signal: abort.signal });
+      const started = startControlPlane({ config, directory, log, signal: abort.signal, ...(metrics && { metrics }) });
       plane = started;
       stopPlane = async () => {
         abort.abort();
