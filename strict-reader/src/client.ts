@@ -194,7 +194,9 @@ export function connect(options: ConnectOptions, report: Report): EtcdClient {
         stream.on('end', () => finish(resolve));
         stream.on('data', (wire: Wire) => {
           try {
-            const header = checkHeader(wire.header, asked, `watch ${key}`);
+            // A cancellation may carry the revision 0 (etcd sends one for a compacted start).
+            const from = wire.canceled ? { ...wire.header, revision: asked.atLeast } : wire.header;
+            const header = checkHeader(from, asked, `watch ${key}`);
             // Later answers of one stream never go back; other streams may be ahead of it or behind.
             asked.atLeast = header.revision;
             const goOn = onAnswer({

@@ -17,6 +17,7 @@ const USAGE = `usage: strict-reader --endpoint URL --cluster NAME --layout state
   --unchanging                       the source has not changed since it was started: hold the canaries to that
   --allow-unknown-fields             fields of a newer writer are no violation
   -o json|text                       default text
+SIGINT and SIGTERM end the following early; the report is printed then, too
 exit code: 0 no violations, 1 violations, 64 bad usage`;
 
 class UsageError extends Error {}
@@ -75,7 +76,8 @@ try {
   const stop = new AbortController();
   process.once('SIGINT', () => stop.abort());
   process.once('SIGTERM', () => stop.abort());
-  const report = await readStrictly({ ...options, signal: stop.signal });
+  const onSynced = () => console.error('strict-reader: everything is listed');
+  const report = await readStrictly({ ...options, onSynced, signal: stop.signal });
   console.log(output === 'json' ? JSON.stringify(report, null, 2) : formatReport(report));
   process.exitCode = report.violations.length > 0 ? 1 : 0;
 } catch (error) {

@@ -31,7 +31,7 @@ export interface ReaderOptions extends ConnectOptions {
   readonly isUnchanging?: boolean | undefined;
   /** A newer writer's fields are no violation (a mirror forwards them). */
   readonly allowUnknownFields?: boolean | undefined;
-  /** Called when everything has been listed, before the time of `followMs` begins. */
+  /** Called when everything has been listed, in every session. */
   readonly onSynced?: (() => void) | undefined;
   /** Ends the following early. */
   readonly signal?: AbortSignal | undefined;
@@ -294,8 +294,10 @@ function followFamily(session: Session, config: AcceptedConfig, family: string, 
       count();
     },
     onListed(revision) {
+      const isNews = !rows.isListed;
       rows.isListed = true;
       count();
+      if (isNews && missing(session)?.length === 0) options.onSynced?.();
       report.data.revision = Math.max(report.data.revision, revision);
     },
   }).then(() => {
@@ -328,7 +330,6 @@ async function followUntilDone(session: Session, signal: AbortSignal): Promise<v
   const syncTimeoutMs = options.syncTimeoutMs ?? 60_000;
   const allListed = () => missing(session)?.length === 0;
   await watched(syncTimeoutMs, allListed);
-  if (allListed()) options.onSynced?.();
   await watched(options.followMs, () => false);
   await watched(syncTimeoutMs, allListed);
   for (const family of signal.aborted ? [] : (missing(session) ?? [])) {
@@ -363,9 +364,31 @@ async function finalChecks(session: Session, config: AcceptedConfig): Promise<vo
       if (now !== undefined && now.id !== config.id)
         report.violation('config', key, `id changed from ${config.id} to ${now.id}`, kv.modRevision);
     }
+    for (const family of config.families) await checkComplete(session, family);
     if (options.isUnchanging === true) for (const family of config.families) await checkCanary(session, family);
   } catch (error) {
     report.restart('final checks', messageOf(error));
+  }
+}
+
+const CATCH_UP_MS = 2_000;
+
+/** What the watch has told must come to what a list says. Nothing less will do: no later list would tell a reader otherwise. */
+async function checkComplete(session: Session, family: string): Promise<void> {
+  const { client, report } = session;
+  const rows = session.rows.get(family);
+  if (!rows?.isListed) return;
+  const prefix = prefixOf(session, family);
+  for (const deadline = performance.now() + CATCH_UP_MS; ; await sleep(20)) {
+    const { kvs, revision } = await list({ client, report, prefix });
+    const there = new Set(kvs.map((kv) => kv.key));
+    // Rows may have gone on from the list meanwhile; they must not be behind it.
+    const behind = kvs.find((kv) => (rows.known.get(kv.key) ?? 0) < kv.modRevision)?.key;
+    const left = [...rows.known].find(([key, modRevision]) => !there.has(key) && modRevision <= revision)?.[0];
+    if (behind === undefined && left === undefined) return;
+    if (performance.now() < deadline) continue;
+    report.violation('watch', behind ?? left ?? '', 'a list says otherwise than the watch has told', revision);
+    return;
   }
 }
 
