@@ -35,7 +35,7 @@ export async function audit(options: {
     ({ header } = page);
     for (const kv of page.kvs) {
       listed.add(kv.key);
-      if (index.differs(kv)) changed.push(kv);
+      if (kv.key.startsWith(prefix) && index.differs(kv)) changed.push(kv);
     }
   }
   signal.throwIfAborted();

@@ -111,16 +111,21 @@ export function openEtcd(options: EtcdOptions): Etcd {
       }
     }
 
-    let next = fetch(range.key, FIRST_PAGE);
+    let from = range.key;
+    let next = fetch(from, FIRST_PAGE);
     for (;;) {
       const { response, limit } = await next;
       header ??= toHeader(response);
       const { kvs, lastKey } = response;
       const isLast = !response.more || lastKey === undefined;
       if (!isLast) {
+        // A server that goes round in circles would be listed for ever.
+        if (lastKey.compare(from) < 0)
+          throw new MeshError({ code: 'invalid-object', message: `listing ${prefix}: the keys come out of order` });
+        from = successor(lastKey);
         const bytes = kvs.reduce((sum, kv) => sum + kv.key.length + kv.value.length + 48, 0);
         // etcd collects the next page while this one is being taken in.
-        next = fetch(successor(lastKey), nextPageSize(limit, kvs.length, bytes));
+        next = fetch(from, nextPageSize(limit, kvs.length, bytes));
         next.catch(() => {}); // Who stops here does not ask for it.
       }
       yield { kvs, header };

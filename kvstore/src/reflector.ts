@@ -141,7 +141,7 @@ export function startReflector(options: ReflectorOptions): Reflector {
       keys += page.kvs.length;
       bytes += page.kvs.reduce((sum, kv) => sum + sizeOf(kv), 0);
       checkLimits(keys, bytes);
-      const upserts = page.kvs.filter((kv) => index.listed(kv)).map(toUpsert);
+      const upserts = page.kvs.filter((kv) => kv.key.startsWith(prefix) && index.listed(kv)).map(toUpsert);
       await applyList(upserts, [], header.revision);
       session.throwIfAborted();
     }
@@ -277,7 +277,11 @@ export function startReflector(options: ReflectorOptions): Reflector {
         revision = Math.max(revision, applied);
         dataRevision = Math.max(dataRevision, applied);
       },
-      onError: (error) => session.abort(error),
+      onError(error) {
+        lastError = messageOf(error); // Now: the sink may take its time before the session can end.
+        log.info({ prefix, reason: lastError }, 'changes could not be applied; listing again');
+        session.abort(error);
+      },
     });
     const audits = new Set<Set<string>>();
     const since = clock.nowMs();
@@ -361,6 +365,8 @@ export function startReflector(options: ReflectorOptions): Reflector {
       }
       for (const event of events) {
         const { key, modRevision } = event;
+        // Neither asked for: another prefix, and what the list has shown already.
+        if (!key.startsWith(prefix) || modRevision <= header.revision) continue;
         for (const touched of audits) touched.add(key);
         if (event.type === 'put') {
           holdback?.held.delete(key);

@@ -37,8 +37,14 @@ export function sizeOf(row: IndexedRow): number {
   return row.key.length + row.value.length;
 }
 
+/** Deletes remembered one by one; of older ones only the highest revision. */
+const MAX_TOMBSTONES = 10_000;
+
 export class RowIndex {
   readonly #entries = new Map<string, Entry>();
+  /** Keys removed by events, with the revision: a replayed put must not bring one back (etcd#15271, #20221). */
+  readonly #tombstones = new Map<string, number>();
+  #forgottenUpTo = 0;
   #period = 0;
   #bytes = 0;
   #newest: string | undefined;
@@ -64,6 +70,8 @@ export class RowIndex {
     this.#period++;
     this.#newest = undefined;
     this.#newestRevision = 0;
+    this.#tombstones.clear();
+    this.#forgottenUpTo = 0;
   }
 
   /** Marks the row as there; true if it is new or changed. */
@@ -87,7 +95,9 @@ export class RowIndex {
   /** False for an event that is not newer than the row: repeated or late (etcd#17247, #15271). */
   put(row: IndexedRow): boolean {
     const before = this.#entries.get(row.key);
-    if (before !== undefined && before.modRevision >= row.modRevision) return false;
+    const last = before?.modRevision ?? this.#tombstones.get(row.key) ?? this.#forgottenUpTo;
+    if (last >= row.modRevision) return false;
+    this.#tombstones.delete(row.key);
     this.#store(row.key, this.#entryOf(row), before);
     return true;
   }
@@ -96,6 +106,12 @@ export class RowIndex {
     const entry = this.#entries.get(key);
     if (entry === undefined || entry.modRevision >= modRevision) return false;
     this.#forget(key);
+    this.#tombstones.set(key, modRevision);
+    if (this.#tombstones.size > MAX_TOMBSTONES) {
+      const [oldest, revision] = this.#tombstones.entries().next().value!;
+      this.#tombstones.delete(oldest);
+      this.#forgottenUpTo = Math.max(this.#forgottenUpTo, revision);
+    }
     return true;
   }
 
