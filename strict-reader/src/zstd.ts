@@ -8,6 +8,9 @@ let functions:
   | { decompress: (...args: unknown[]) => number | bigint; name: (result: number | bigint) => string }
   | undefined;
 
+/** Used again and again: what is returned is a copy. */
+let target: Buffer | undefined;
+
 function load() {
   const library = koffi.load('libzstd.so.1');
   return {
@@ -21,7 +24,7 @@ function load() {
 /** Throws with zstd's own words. */
 export function decompress(frame: Buffer): Buffer {
   functions ??= load();
-  const target = Buffer.allocUnsafeSlow(MAX_BYTES);
+  target ??= Buffer.allocUnsafeSlow(MAX_BYTES);
   const size = functions.decompress(target, target.length, frame, frame.length);
   if (Number(size) > MAX_BYTES) throw new Error(functions.name(size));
   return Buffer.from(target.subarray(0, Number(size)));
