@@ -6,10 +6,7 @@ import {
   canaryKey,
   type Decoded,
   dataPrefix,
-  decodeGlobalService,
   decodeIdentityEntry,
-  decodeIpEntry,
-  decodeNode,
   EXTENSION_FIELD,
   FAMILIES,
   type Family as FamilyName,
@@ -18,12 +15,10 @@ import {
   type Layout,
   type MaxConnectedClusters,
   type MeshNode,
-  validateGlobalService,
-  validateIpEntry,
-  validateNode,
 } from '@clustermesh/contract';
 import type { Etcd } from '@clustermesh/kvstore';
 import type { Log } from '@clustermesh/runtime';
+import { readIpEntry, readNode, readService } from './decode.ts';
 import { type Family, startFamily } from './family.ts';
 
 export interface PeerRef {
@@ -95,25 +90,9 @@ export function startPeer(options: PeerOptions): Peer {
   const onIp = (name: string, entry: IpEntry | undefined) => sink.peerIp(peer, name, entry);
 
   const families: Record<FamilyName, Family> = {
-    nodes: family(
-      'nodes',
-      (name, text) => then(decodeNode(text), (node) => validateNode(node, { ...expected, name })),
-      onNode,
-      stamp,
-    ),
-    services: family(
-      'services',
-      (name, text) =>
-        then(decodeGlobalService(text), (service) => validateGlobalService(service, { ...expected, name })),
-      onService,
-      stamp,
-    ),
-    ip: family(
-      'ip',
-      (name, text) => then(decodeIpEntry(text), (entry) => validateIpEntry(entry, { ...expected, name })),
-      onIp,
-      stamp,
-    ),
+    nodes: family('nodes', (name, text) => readNode(name, text, expected), onNode, stamp),
+    services: family('services', (name, text) => readService(name, text, expected), onService, stamp),
+    ip: family('ip', (name, text) => readIpEntry(name, text, expected), onIp, stamp),
     // Checked and counted; nothing in the kernel needs the labels until there is policy.
     identities: family(
       'identities',
@@ -143,8 +122,4 @@ export function startPeer(options: PeerOptions): Peer {
 
 interface Stamped {
   readonly [EXTENSION_FIELD]?: { readonly changedAt?: string | undefined } | undefined;
-}
-
-function then<A, B>(decoded: Decoded<A>, next: (value: A) => Decoded<B>): Decoded<B> {
-  return decoded.ok ? next(decoded.value) : decoded;
 }
