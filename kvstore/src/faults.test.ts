@@ -1,14 +1,18 @@
 /** The faults of the reliability list that concern replication through etcd, each against a real one behind a proxy that fails. */
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
 import { after, before, describe, it } from 'node:test';
+import { fileURLToPath } from 'node:url';
 import { silentLog, waitFor } from '@clustermesh/runtime';
 import { decodeRange } from './decode.ts';
+import { startElection } from './election.ts';
 import { openEtcd } from './etcd.ts';
 import { startReflector } from './reflector.ts';
 import { type EtcdServer, startEtcd } from './testing/etcd-server.ts';
 import { memorySink } from './testing/memory-sink.ts';
 import { startReplica } from './testing/replica.ts';
 import type { Etcd, Sink, SinkBatch } from './types.ts';
+import { startWriter } from './writer.ts';
 
 const eventually = (what: string, condition: () => unknown, timeoutMs = 20_000) =>
   waitFor(condition, { what, timeoutMs, intervalMs: 10 });
@@ -18,6 +22,22 @@ const reflect = (etcd: Etcd, prefix: string, sink: Sink, options: object = {}) =
     ...{ etcd, prefix, sink, log: silentLog(), signal: ended.signal, backoff: { minMs: 10, maxMs: 100 } },
     ...options,
   });
+
+function startWriterProcess(server: EtcdServer, ...args: string[]) {
+  const file = fileURLToPath(new URL('testing/writer-process.ts', import.meta.url));
+  const child = spawn(process.execPath, ['--import', 'tsx', file, server.endpoint, ...args], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  const says: string[] = [];
+  child.stdout.on('data', (data: Buffer) => says.push(...data.toString().trim().split('\n')));
+  const exited = new Promise((resolve) => child.once('exit', resolve));
+  const end = async () => {
+    child.kill('SIGKILL');
+    await exited;
+  };
+  ended.signal.addEventListener('abort', () => void end());
+  return { child, says, end };
+}
 
 /** Keys as bytes, which a client that takes strings cannot write. */
 async function putRaw(server: EtcdServer, key: Buffer, value: Buffer): Promise<void> {
@@ -35,6 +55,26 @@ async function maintenance(server: EtcdServer, what: string, request: object = {
   return (await response.json()) as object;
 }
 
+interface Write {
+  readonly key: string;
+  readonly value: string;
+  readonly revision: number;
+}
+
+/** Of a history: after the key of the election was taken by one, nothing of another is written until that takes it. */
+function assertOneWriterPerTerm(history: readonly Write[], electionKey: string): void {
+  let leader: string | undefined;
+  let terms = 0;
+  const inOrder = [...history].sort((a, b) => a.revision - b.revision);
+  for (const { key, value } of inOrder) {
+    if (key === electionKey) {
+      leader = value === '' ? undefined : (JSON.parse(value) as { replica: string }).replica;
+      terms++;
+    } else assert.equal(value.split(' ')[0], leader, `${key} = ${value} while ${leader ?? 'nobody'} leads`);
+  }
+  assert.ok(terms >= 2, `${terms} changes of the election`);
+}
+
 describe('faults', { timeout: 300_000 }, () => {
   let server: EtcdServer;
   let direct: Etcd;
@@ -44,6 +84,27 @@ describe('faults', { timeout: 300_000 }, () => {
   });
   after(() => ended.abort());
   after(() => server.close());
+
+  /** Everything that is ever written under these prefixes, as etcd accepted it. */
+  async function record(prefixes: readonly string[]): Promise<Write[]> {
+    const history: Write[] = [];
+    for (const prefix of prefixes) {
+      await new Promise<void>((resolve, reject) => {
+        const watch = server.client().watch({
+          prefix,
+          startRevision: 1,
+          signal: ended.signal,
+          onCreated: () => resolve(),
+          onEvents: (events) => {
+            for (const { key, value, modRevision } of events)
+              history.push({ key, value: value.toString(), revision: modRevision });
+          },
+        });
+        watch.catch(reject);
+      });
+    }
+    return history;
+  }
 
   it('F05 300 ms round trips and 5 % loss: the sync completes, and nobody takes the link for dead', async () => {
     const client = { requestTimeoutMs: 10_000, connectTimeoutMs: 5_000, progressIntervalMs: 1_000 };
@@ -128,6 +189,127 @@ describe('faults', { timeout: 300_000 }, () => {
     await pair.converged();
     assert.ok(seen.length > 0 && seen.every((rows) => rows === 3000), `synced with ${seen.join(', ')} rows`);
   });
+
+  it('F09 a leader that was stopped for longer than its lease, and goes on: nothing of it is accepted any more', async () => {
+    const [prefix, key] = ['f09/', 'election/f09'];
+    const history = await record([prefix, key]);
+    const first = startWriterProcess(server, 'first', prefix, key);
+    await eventually('the first leader', () => first.says.includes('leading'));
+    const second = startWriterProcess(server, 'second', prefix, key);
+    await eventually('the follower', () => second.says.includes('following'));
+    await eventually('writes of the first', () => history.some((event) => event.value.startsWith('first')));
+    first.child.kill('SIGSTOP');
+    await eventually('the second leader', () => second.says.includes('leading'));
+    await eventually('writes of the second', () => history.at(-1)!.value.startsWith('second'));
+    const { length } = history;
+    first.child.kill('SIGCONT');
+    await eventually('the first to see it', () => first.says.at(-1) === 'following');
+    await eventually('more writes', () => history.length > length + 200);
+    await Promise.all([first.end(), second.end()]);
+    assertOneWriterPerTerm(history, key);
+  });
+
+  it('F44 two writers of one cluster, cut off in turn: one writes at a time, and the fence decides', async () => {
+    const [prefix, key] = ['f44/', 'election/f44'];
+    const history = await record([prefix, key]);
+    const stop = new AbortController();
+    const common = { log: silentLog(), signal: stop.signal };
+    const sides = await Promise.all(
+      ['a', 'b'].map(async (name) => {
+        const link = await server.proxy();
+        const client = { endpoints: [link.endpoint], requestTimeoutMs: 400, connectTimeoutMs: 300 };
+        const etcd = server.client(client);
+        const election = startElection({ ...common, etcd, key, replica: name, ttlSeconds: 1 });
+        const backoff = { minMs: 10, maxMs: 50 };
+        const writer = startWriter({
+          ...common,
+          etcd,
+          owned: [prefix],
+          leadership: election,
+          backoff,
+          auditIntervalMs: 0,
+        });
+        return { name, link, election, writer };
+      }),
+    );
+    let count = 0;
+    const writing = setInterval(() => {
+      for (const { name, writer } of sides)
+        for (let i = 0; i < 20; i++) writer.set(`${prefix}${i}`, `${name} ${count++}`);
+    }, 3);
+    for (let round = 0; round < 3; round++) {
+      await eventually('a leader that writes', () => {
+        const leader = sides.find(({ election }) => election.isLeading());
+        return leader !== undefined && history.at(-1)?.value.startsWith(`${leader.name} `);
+      });
+      const leader = sides.find(({ election }) => election.isLeading())!;
+      const other = sides.find((side) => side !== leader)!;
+      // Half open: it cannot tell, and goes on believing.
+      leader.link.blackhole();
+      await eventually('the other to lead', () => other.election.isLeading());
+      await eventually('writes of the other', () => history.at(-1)!.value.startsWith(`${other.name} `));
+      assert.ok(leader.election.isLeading(), 'belief is not what protects');
+      leader.link.heal();
+      await eventually('the first to follow', () => leader.election.status().state === 'following');
+    }
+    clearInterval(writing);
+    stop.abort();
+    await Promise.all(sides.flatMap(({ election, writer }) => [election.done, writer.done]));
+    assertOneWriterPerTerm(history, key);
+  });
+
+  for (const mode of ['leased', 'unleased'] as const) {
+    for (const fate of ['dead', 'cut off from its etcd'] as const) {
+      it(`F10 a writer that is ${fate} for longer than any lease (${mode}): readers lose nothing`, async () => {
+        let heardAt: number | undefined;
+        const heartbeatKey = `beat-${mode}-${fate}`;
+        const prefix = `f10-${mode}-${fate}/`;
+        const lease = { ttlSeconds: 1, maxKeysPerLease: 100 };
+        const holdDeletes = { lastHeartbeatAt: () => heardAt, silentAfterMs: 400, settleMs: 60_000 };
+        const options = { prefix, writer: mode === 'leased' ? { lease } : {}, reader: { holdDeletes } };
+        await using pair = await startReplica(server, options);
+        const stopBeating = new AbortController();
+        const beats = startWriter({
+          ...{ etcd: server.client({ endpoints: [pair.links.writer.endpoint] }), owned: [heartbeatKey] },
+          ...{ log: silentLog(), signal: stopBeating.signal, lease: { ttlSeconds: 1 } },
+        });
+        const beating = setInterval(() => beats.set(heartbeatKey, String(performance.now())), 50);
+        const hearing = {
+          apply({ upserts }: SinkBatch) {
+            if (upserts.length > 0) heardAt = performance.now();
+          },
+        };
+        reflect(server.client(), heartbeatKey, hearing);
+
+        for (let i = 0; i < 250; i++) pair.set(String(i), 'x');
+        await pair.converged();
+        await eventually('the heartbeat', () => heardAt);
+        if (fate === 'dead') {
+          clearInterval(beating);
+          stopBeating.abort();
+          await Promise.all([pair.stopWriter(), beats.done]);
+        } else pair.links.writer.blackhole();
+        await eventually('the end of the heartbeat', async () => (await direct.get(heartbeatKey)) === undefined);
+        if (mode === 'leased')
+          await eventually('the end of the leases', async () => (await direct.count(prefix)) === 0);
+        // However the reader looks at it: watching, listing again, cut off.
+        pair.etcd.reconnect('test');
+        await eventually('another session', () => pair.reflector.status().reconnects > 0);
+        assert.equal(pair.sink.rows.size, 250);
+        assert.deepEqual(pair.sink.removed, []);
+
+        if (fate !== 'dead') {
+          pair.links.writer.heal();
+          pair.delete('0');
+          await pair.converged();
+          assert.equal(pair.reflector.status().held, 0);
+        }
+        clearInterval(beating);
+        stopBeating.abort();
+        await beats.done;
+      });
+    }
+  }
 
   it('F10 a lease that ends although its writer is well: put again, and a reader that holds back never loses a row', async () => {
     const heard = { lastHeartbeatAt: () => performance.now(), settleMs: 200 };

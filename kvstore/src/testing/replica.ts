@@ -19,7 +19,7 @@ export interface Replica extends AsyncDisposable {
   readonly writer: Writer;
   readonly reflector: Reflector;
   readonly sink: MemorySink;
-  readonly links: Readonly<Record<'writer' | 'reader', TcpProxy>>;
+  readonly links: Readonly<Record<'writer' | 'reader', TcpProxy & { readonly endpoint: string }>>;
   /** The reader's client. */
   readonly etcd: Etcd;
   set(name: string, value: string): void;
