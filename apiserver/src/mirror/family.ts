@@ -38,8 +38,8 @@ export interface FamilyMirror {
   follow(signal: AbortSignal): void;
   /** After the first complete list: leftovers go, the canary is written. Level-triggered; throws when the local etcd is away. */
   announce(): Promise<void>;
-  /** The peer does not publish this family any more. */
-  withdraw(): void;
+  /** The peer does not publish this family any more: it is not followed, and holds nothing of the quota. */
+  stop(): void;
   /** The complete list is in the local etcd. */
   synced(): boolean;
   count(): number;
@@ -58,7 +58,7 @@ export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
   const target = dataPrefix(peer.cluster, family, 'cache');
   const targetCanary = canaryKey(peer.cluster, family, 'cache');
   const log = options.log.child({ family });
-  const withdrawing = new AbortController();
+  const stopping = new AbortController();
   /** Names whose good value the writer has. */
   const mirrored = new Set<string>();
   const quarantine = new Map<string, string>();
@@ -128,7 +128,7 @@ export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
   };
 
   const follow = (until: AbortSignal) => {
-    const session = AbortSignal.any([until, signal, withdrawing.signal]);
+    const session = AbortSignal.any([until, signal, stopping.signal]);
     let isComplete = false;
     sizes = new Map();
     reflector = startReflector({
@@ -193,12 +193,10 @@ export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
         () => {}, // rejects only when the writer has ended
       );
     },
-    withdraw() {
-      withdrawing.abort();
-      for (const name of [...sizes.keys()]) remove(name);
-      writer.delete(targetCanary);
-      writer.replace(target, new Map());
-      writer.ready(target);
+    stop() {
+      stopping.abort();
+      for (const bytes of sizes.values()) quota.take(-1, -bytes);
+      sizes.clear();
     },
     synced: () => isFlushed,
     count: () => mirrored.size,

@@ -12,6 +12,7 @@
  */
 import {
   type Compression,
+  canaryKey,
   clusterConfigKey,
   dataPrefix,
   FAMILIES,
@@ -32,8 +33,9 @@ import { observedEtcd } from '../observed-etcd.ts';
 import type { PeerConfig } from '../ports.ts';
 import type { WriteRight } from '../write-right.ts';
 import type { ClusterIds } from './cluster-ids.ts';
+import { startFamilies } from './families.ts';
 import { type FamilyMirror, startFamilyMirror } from './family.ts';
-import { type PeerLimits, Quota } from './quota.ts';
+import type { PeerLimits } from './quota.ts';
 import { type AcceptedConfig, acceptConfig } from './validate.ts';
 
 export interface PeerOptions {
@@ -87,7 +89,6 @@ type State =
   | {
       readonly name: 'mirroring';
       readonly id: number;
-      readonly families: ReadonlyMap<WireFamily, FamilyMirror>;
       readonly complaint: string | undefined;
     }
   | { readonly name: 'replaced'; readonly from: number; readonly to: number };
@@ -114,10 +115,6 @@ export function startPeer(options: PeerOptions): Peer {
   let quarantined = 0;
   let silences = 0;
   let isSilent = false;
-  const quota = new Quota(options.limits);
-  /** Ends the following of all families at once. */
-  let following = new AbortController();
-  let overLimit: { readonly reason: string; readonly retryAt: number } | undefined;
 
   const setState = (next: State) => {
     const reasonOf = (s: State) =>
@@ -207,78 +204,49 @@ export function startPeer(options: PeerOptions): Peer {
     }
   };
 
-  /** Not published by the peer any more; ended with the rest. */
-  const withdrawn: FamilyMirror[] = [];
-
-  const makeFamily = (family: WireFamily, accepted: AcceptedConfig): FamilyMirror =>
-    startFamilyMirror({
-      family,
-      peer: {
-        cluster: name,
-        clusterId: accepted.id,
-        maxConnectedClusters: own.maxConnectedClusters,
-        ownPodCidr: own.podCIDR,
-      },
-      hasCanaries: accepted.hasCanaries,
-      remote,
-      local,
-      writer,
-      zstd: options.zstd,
-      quota,
-      log,
-      clock,
-      signal,
-      onChange,
-      onQuarantine: () => {
-        quarantined++;
-      },
-      onMirrored: (action, seconds) => options.metrics?.event(`${family}/v1`, action, seconds),
-      onListed: () => runner.trigger(),
-      onOverLimit: haltFollowing,
-    });
-
-  /** Over its limits a peer is not followed at all: what is here stays as it is, and no partial list is taken for a whole one. */
-  const haltFollowing = (reason: string) => {
-    if (overLimit?.reason !== reason) log.warn({ reason }, 'peer is over its limits: not followed');
-    overLimit = { reason, retryAt: clock.nowMs() + options.limits.retryMs };
-    following.abort();
-    again(options.limits.retryMs);
-    onChange();
-  };
-
-  /** What the peer publishes may have changed: other families, or its size. */
-  const followFamilies = async (accepted: AcceptedConfig, before: ReadonlyMap<WireFamily, FamilyMirror>) => {
-    const families = new Map<WireFamily, FamilyMirror>();
-    const fresh: FamilyMirror[] = [];
-    for (const family of accepted.families) {
-      const there = before.get(family);
-      const mirror = there ?? makeFamily(family, accepted);
-      if (there === undefined) fresh.push(mirror);
-      families.set(family, mirror);
-    }
-    for (const [family, mirror] of before) {
-      if (families.has(family)) continue;
-      log.info({ family }, 'the peer does not publish this any more: withdrawn');
-      mirror.withdraw();
-      withdrawn.push(mirror);
-    }
-    if (overLimit === undefined && fresh.length === 0) return families;
-    if (overLimit !== undefined && clock.nowMs() < overLimit.retryAt) return families;
-    // Asked before anything is listed: a list that is too long is not even begun.
-    let keys = 0;
-    for (const family of families.keys()) keys += await remote.count(dataPrefix(name, family, 'state'), { signal });
-    if (keys > options.limits.maxKeys) {
-      haltFollowing(`it has ${keys} objects, more than the ${options.limits.maxKeys} that are taken of one peer`);
-      return families;
-    }
-    if (overLimit !== undefined) {
-      overLimit = undefined;
-      following = new AbortController();
-      quota.reset();
-      for (const mirror of families.values()) mirror.follow(following.signal);
-    } else for (const mirror of fresh) mirror.follow(following.signal);
-    return families;
-  };
+  const families = startFamilies({
+    cluster: name,
+    makeFamily: (family, accepted, shared) =>
+      startFamilyMirror({
+        ...shared,
+        family,
+        peer: {
+          cluster: name,
+          clusterId: accepted.id,
+          maxConnectedClusters: own.maxConnectedClusters,
+          ownPodCidr: own.podCIDR,
+        },
+        hasCanaries: accepted.hasCanaries,
+        remote,
+        local,
+        writer,
+        zstd: options.zstd,
+        log,
+        clock,
+        signal,
+        onChange,
+        onQuarantine: () => {
+          quarantined++;
+        },
+        onMirrored: (action, seconds) => metrics?.event(`${family}/v1`, action, seconds),
+        onListed: () => runner.trigger(),
+      }),
+    removeRows(family) {
+      const rows = dataPrefix(name, family, 'cache');
+      writer.delete(canaryKey(name, family, 'cache'));
+      writer.replace(rows, new Map());
+      writer.ready(rows);
+    },
+    remote,
+    limits: options.limits,
+    log,
+    clock,
+    signal,
+    onHalted() {
+      again(options.limits.retryMs);
+      onChange();
+    },
+  });
 
   const pass = async () => {
     if (!isSilent && lastHeartbeatAt !== undefined && clock.nowMs() - lastHeartbeatAt > SILENT_AFTER_MS) {
@@ -304,12 +272,12 @@ export function startPeer(options: PeerOptions): Peer {
         `cluster id ${accepted.id} of cluster ${name} is already used by cluster ${holder}, which stays undisturbed`,
       );
 
-    const before = state.name === 'mirroring' ? state.families : new Map<WireFamily, FamilyMirror>();
-    const families = await followFamilies(accepted, before);
+    // Before anything is withdrawn: a reader must not miss what its config still promises.
     writer.set(clusterConfigKey(name), accepted.cachedValue);
-    if (state.name !== 'mirroring' || state.complaint !== undefined || !sameKeys(before, families))
-      setState({ name: 'mirroring', id: accepted.id, families, complaint: undefined });
-    for (const family of families.values()) await family.announce();
+    const isChanged = await families.follow(accepted);
+    if (state.name !== 'mirroring' || state.complaint !== undefined || isChanged)
+      setState({ name: 'mirroring', id: accepted.id, complaint: undefined });
+    for (const family of families.current().values()) await family.announce();
     localError = '';
   };
 
@@ -351,7 +319,8 @@ export function startPeer(options: PeerOptions): Peer {
     if (state.name === 'mirroring' && state.complaint !== undefined) return state.complaint;
     if (state.name === 'replaced')
       return `cluster ${name} changed its id from ${state.from} to ${state.to}; its data is being drained`;
-    if (overLimit !== undefined) return `${overLimit.reason}: not followed any further, what is here stays`;
+    const halted = families.halted();
+    if (halted !== undefined) return `${halted}: not followed any further, what is here stays`;
     if (localError !== '') return localError;
     const refused = writer.status().errors;
     if (refused[0] !== undefined)
@@ -379,7 +348,7 @@ export function startPeer(options: PeerOptions): Peer {
     publish: (status) => writer.set(peerKey(name), JSON.stringify(status)),
     counters() {
       const { pending, errors } = writer.status();
-      const { keys, bytes } = quota;
+      const { keys, bytes } = families.quota;
       return {
         ...{ failures, lastFailureAtWallMs, quarantined, silences, keys, bytes },
         queued: pending,
@@ -390,29 +359,24 @@ export function startPeer(options: PeerOptions): Peer {
       const nowMs = clock.nowMs();
       const error = errorText(nowMs);
       const mirrors: readonly (readonly [WireFamily, FamilyMirror | undefined])[] =
-        state.name === 'mirroring' ? [...state.families] : FAMILIES.map((family) => [family, undefined]);
-      const families = Object.fromEntries(mirrors.map(([family, mirror]) => [family, familyStatus(family, mirror)]));
+        state.name === 'mirroring' ? [...families.current()] : FAMILIES.map((family) => [family, undefined]);
+      const byFamily = Object.fromEntries(mirrors.map(([family, mirror]) => [family, familyStatus(family, mirror)]));
       return {
         cluster: name,
         clusterId: state.name === 'mirroring' ? state.id : (ids.idOf(name) ?? config.agreed?.id ?? 0),
         connected: isConnected(),
-        ready: state.name === 'mirroring' && Object.values(families).every((family) => family.synced),
+        ready: state.name === 'mirroring' && Object.values(byFamily).every((family) => family.synced),
         lastProofAgeMs: lastHeartbeatAt === undefined ? null : Math.round(nowMs - lastHeartbeatAt),
         updatedAt: rfc3339(clock.wallMs()),
         ...(error === undefined ? {} : { error }),
-        families,
+        families: byFamily,
       };
     },
     async close() {
       stop.abort();
       stopListening();
-      const families = [...withdrawn, ...(state.name === 'mirroring' ? state.families.values() : [])];
-      await Promise.all([runner.ended, heartbeat.done, writer.done, ...families.map((family) => family.ended())]);
+      await Promise.all([runner.ended, heartbeat.done, writer.done, families.ended()]);
       await remote.close();
     },
   };
-}
-
-function sameKeys(a: ReadonlyMap<unknown, unknown>, b: ReadonlyMap<unknown, unknown>): boolean {
-  return a.size === b.size && [...a.keys()].every((key) => b.has(key));
 }
