@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { readFileSync, rmSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import {
@@ -42,6 +42,7 @@ async function settled(cluster: TestCluster): Promise<TestNode> {
   const node = await cluster.node('n1');
   await node.agent.addEndpoint(endpointRequest());
   await applied(node);
+  await eventually('the store to be marked as known', () => existsSync(join(node.stateDir, 'etcd-mark')));
   assert.deepEqual(node.backends(), ALL_BACKENDS);
   return node;
 }

@@ -153,6 +153,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
       return { node: node.name, version: version(), applied, problems: problems() };
     },
     minIntervalMs: timers.statusIntervalMs,
+    size: () => running.applied().size,
     clock,
     log: log.child({ subsystem: 'status' }),
   });

@@ -175,10 +175,12 @@ export function createDesired(options: DesiredOptions): Desired {
     ownEndpoint(id, endpoint) {
       ipcache.setClaims(`own/${id}`, endpoint === undefined ? [] : [ownEndpointClaim(endpoint, own.clusterId)]);
     },
-    sourcesChanged(clusterId) {
-      ipcache.sourcesChanged(clusterId);
-      nodes.sourcesChanged(clusterId);
-      services.sourcesChanged();
+    sourcesChanged(clusterId, family) {
+      if (family === undefined || family === 'ip' || family === 'nodes') {
+        ipcache.sourcesChanged(clusterId);
+        nodes.sourcesChanged(clusterId);
+      }
+      if (family === undefined || family === 'services' || family === 'endpointslices') services.sourcesChanged();
     },
     changed: options.onChanged,
     restore(rows) {

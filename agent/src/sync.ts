@@ -155,21 +155,42 @@ export function startSync(options: SyncOptions): Sync {
   let repairs = 0;
   let failures = 0;
 
+  /** Tables that cannot be compared while they are written, as part of a pass. */
   async function check(): Promise<boolean> {
     if (clock.nowMs() - checkedAt < options.checkIntervalMs) return false;
     const isFirst = checkedAt === Number.NEGATIVE_INFINITY;
-    for (const name of TABLE_NAMES) {
-      const differences = await reconcilers[name].check();
-      if (differences === 0) continue;
-      if (!isFirst) repairs += differences;
-      log.info(
-        { table: name, rows: differences },
-        isFirst ? 'rows differ from what the kernel held' : 'kernel had drifted: mending',
-      );
-    }
+    for (const name of TABLE_NAMES) if (!reconcilers[name].isScanned) await checkTable(name, isFirst);
     checkedAt = clock.nowMs();
     return true;
   }
+
+  async function checkTable(name: TableName, isFirst: boolean): Promise<number> {
+    const differences = await reconcilers[name].check();
+    if (differences === 0) return 0;
+    if (!isFirst) repairs += differences;
+    log.info(
+      { table: name, rows: differences },
+      isFirst ? 'rows differ from what the kernel held' : 'kernel had drifted: mending',
+    );
+    return differences;
+  }
+
+  /** The large tables, slice by slice beside the passes. What the start took over need not be read again at once. */
+  const checker = startRunner({
+    async run() {
+      let differences = 0;
+      for (const name of TABLE_NAMES) {
+        if (reconcilers[name].isScanned) differences += await checkTable(name, false);
+      }
+      if (differences > 0) runner.trigger();
+    },
+    minIntervalMs: 0,
+    retryMs: 1_000,
+    maxIntervalMs: options.checkIntervalMs,
+    onError: (error) => log.error({ err: error }, 'the kernel tables could not be read; trying again'),
+    signal: options.signal,
+    clock,
+  });
 
   async function pass(): Promise<void> {
     const startedAt = clock.nowMs();
@@ -278,6 +299,6 @@ export function startSync(options: SyncOptions): Sync {
         ];
       });
     },
-    ended: runner.ended,
+    ended: Promise.all([runner.ended, checker.ended]).then(() => undefined),
   };
 }

@@ -35,6 +35,7 @@ import type { Clock, Log } from '@clustermesh/runtime';
 import { createClusters } from './clusters.ts';
 import { type Family, type FamilyState, startFamily } from './family.ts';
 import { startJudgedSource } from './judged-source.ts';
+import { limitLists } from './list-gate.ts';
 import { createNodeRecords } from './node-records.ts';
 import { type Peer, type PeerRef, type PeerSink, startPeer } from './peer.ts';
 import type { StoreMemory } from './store-memory.ts';
@@ -45,8 +46,8 @@ export interface MeshSink extends PeerSink {
   /** Another node of this cluster. */
   node(name: string, record: NodeRecord | undefined): void;
   nodeEndpoint(node: string, id: string, endpoint: EndpointRecord | undefined, record: NodeRecord | undefined): void;
-  /** A source spoke or left: what `MeshView` answers about this cluster (default: about any) may have changed. */
-  sourcesChanged(clusterId?: number): void;
+  /** A source spoke or left: what `MeshView` answers about this cluster and family (default: about any) may have changed. */
+  sourcesChanged(clusterId?: number, family?: string): void;
   /** Rows changed: ask for a pass. */
   changed(): void;
 }
@@ -112,7 +113,8 @@ export interface MeshOptions {
 const MOST_ARRIVALS = 50_000;
 
 export function startMesh(options: MeshOptions): Mesh {
-  const { etcd, own, memory, sink, clock, log } = options;
+  const { own, memory, sink, clock, log } = options;
+  const etcd = limitLists(options.etcd);
   const stop = new AbortController();
   const peers = new Map<string, Peer>();
   const peersById = new Map<number, Peer>();
@@ -150,13 +152,13 @@ export function startMesh(options: MeshOptions): Mesh {
     touched.add(key);
     sink.changed();
   };
-  const syncedOf = (key: string, clusterId: number) => {
+  const syncedOf = (key: string, clusterId: number, family: string) => {
     touched.add(key);
     unsynced.delete(key);
-    onSynced(clusterId);
+    onSynced(clusterId, family);
   };
-  const onSynced = (clusterId?: number) => {
-    sink.sourcesChanged(clusterId);
+  const onSynced = (clusterId?: number, family?: string) => {
+    sink.sourcesChanged(clusterId, family);
     sink.changed();
   };
 
@@ -185,7 +187,7 @@ export function startMesh(options: MeshOptions): Mesh {
         decode: (_name, text) => decodeLocal[family](text),
         onRow: onLocal[family] as (name: string, value: unknown) => void,
         onBatch: () => batchOf(`${own.name}/${family}`),
-        onSynced: () => syncedOf(`${own.name}/${family}`, own.id),
+        onSynced: () => syncedOf(`${own.name}/${family}`, own.id, family),
       }),
     ]),
   ) as Record<LocalFamily, Family>;
@@ -224,7 +226,7 @@ export function startMesh(options: MeshOptions): Mesh {
     log: log.child({ family: 'nodes' }),
     signal: stop.signal,
     apply: applyNodes,
-    onSynced: () => syncedOf(nodesKey, own.id),
+    onSynced: () => syncedOf(nodesKey, own.id, 'nodes'),
   });
   follow(own.name, 'nodes', () => ({
     synced: nodesSource.isSynced(),
@@ -255,7 +257,7 @@ export function startMesh(options: MeshOptions): Mesh {
       successorOf: predecessor,
       onArrival: (family, changedAt) => arrived(ref.name, family, changedAt),
       onBatch: (family) => batchOf(keyOf(family)),
-      onSynced: (family) => syncedOf(keyOf(family), ref.id),
+      onSynced: (family) => syncedOf(keyOf(family), ref.id, family),
       log,
     });
     peers.set(ref.name, peer);
