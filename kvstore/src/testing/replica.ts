@@ -45,7 +45,7 @@ export async function startReplica(server: EtcdServer, options: ReplicaOptions):
   const apply = sink.apply.bind(sink);
   sink.apply = (batch) => {
     for (const key of batch.removes) if (due.has(key)) violations.push(key);
-    for (const { key } of batch.upserts) if (wanted.has(key)) due.add(key);
+    for (const { key, value } of batch.upserts) if (wanted.get(key) === value.toString()) due.add(key);
     apply(batch);
   };
   const writer = startWriter({
