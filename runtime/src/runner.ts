@@ -39,16 +39,20 @@ export function startRunner(options: RunnerOptions): Runner {
 
   const trigger = () => {
     wanted++;
-    wake?.();
+    const first = wake;
+    // Once is enough, and an abort is dear (it builds an exception): triggers come by the hundred thousand.
+    wake = undefined;
+    first?.();
   };
 
   async function waitForWork(maxMs: number): Promise<void> {
     if (wanted > done || options.signal.aborted) return;
     const woken = new AbortController();
-    wake = () => woken.abort();
-    options.signal.addEventListener('abort', wake, { once: true });
+    const onAbort = () => woken.abort();
+    wake = onAbort;
+    options.signal.addEventListener('abort', onAbort, { once: true });
     await clock.sleep(Math.min(maxMs, 2 ** 31 - 1), woken.signal);
-    options.signal.removeEventListener('abort', wake);
+    options.signal.removeEventListener('abort', onAbort);
     wake = undefined;
   }
 
