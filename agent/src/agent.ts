@@ -111,6 +111,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     etcd,
     own: { name: cluster.name, id: cluster.id, maxConnectedClusters: cluster.maxConnectedClusters, node: node.name },
     memory: createStoreMemory({ etcd, node: node.name, stateDir: config.stateDir }),
+    configDir: config.clustermesh?.configDir,
     sink: desired,
     clock,
     log: log.child({ subsystem: 'mesh' }),

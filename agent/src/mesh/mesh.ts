@@ -12,6 +12,7 @@
  */
 import {
   CLUSTER_CONFIG_PREFIX,
+  type ClusterConfig,
   decodeLocalNamespace,
   decodeLocalService,
   decodeLocalSlice,
@@ -33,6 +34,7 @@ import {
 import type { Etcd, SinkBatch } from '@clustermesh/kvstore';
 import type { Clock, Log } from '@clustermesh/runtime';
 import { createClusters } from './clusters.ts';
+import { type Direct, startDirect } from './direct.ts';
 import { type Family, type FamilyState, startFamily } from './family.ts';
 import { startJudgedSource } from './judged-source.ts';
 import { limitLists } from './list-gate.ts';
@@ -103,6 +105,8 @@ export interface MeshOptions {
     readonly maxConnectedClusters: MaxConnectedClusters;
     readonly node: string;
   };
+  /** Remote clusters to be read from their own etcds (wire-contract §5.1). */
+  readonly configDir?: string | undefined;
   readonly memory: StoreMemory;
   readonly sink: MeshSink;
   readonly clock: Clock;
@@ -134,6 +138,7 @@ export function startMesh(options: MeshOptions): Mesh {
     unsynced.add(key);
   }
 
+  /** Its progress counts from the beginning again, or no longer. */
   function unfollow(peer: string): void {
     for (const family of FAMILIES) {
       const key = `${peer}/${family}`;
@@ -239,7 +244,12 @@ export function startMesh(options: MeshOptions): Mesh {
 
   // ---- peers
 
-  const clusters = createClusters(own);
+  /** Clusters that are read from their own etcd. The mirror's word on them does not count while they are. */
+  const directIds = new Map<string, number>();
+  const clusters = createClusters(own, (id, name) => {
+    for (const [holder, held] of directIds) if (held === id && holder !== name) return holder;
+    return undefined;
+  });
   const drainedIds = new Set<number>();
 
   function begin(
@@ -262,6 +272,11 @@ export function startMesh(options: MeshOptions): Mesh {
     });
     peers.set(ref.name, peer);
     peersById.set(ref.id, peer);
+    if (source.etcd !== etcd) {
+      source.etcd.onEvent((event) => {
+        if (event.type === 'connected') for (const family of FAMILIES) touched.add(keyOf(family));
+      });
+    }
     for (const family of FAMILIES) follow(ref.name, family, peer.families[family].state);
   }
 
@@ -278,8 +293,9 @@ export function startMesh(options: MeshOptions): Mesh {
 
   function applyClusters(batch: SinkBatch, isSameStore: boolean): void {
     const changes = clusters.apply(batch, isSameStore);
-    for (const name of changes.drain) drain(name);
+    for (const name of changes.drain) if (!directIds.has(name)) drain(name);
     for (const ref of changes.start) {
+      if (directIds.has(ref.name)) continue;
       log.info({ peer: ref.name, clusterId: ref.id }, 'cluster is in the mesh: following what it publishes');
       begin(ref, { etcd, layout: 'cache', hasCanaries: true });
     }
@@ -296,6 +312,70 @@ export function startMesh(options: MeshOptions): Mesh {
     apply: applyClusters,
     onSynced: () => onSynced(),
   });
+  // ---- clusters that are read without a mirror
+
+  function acceptDirect(name: string, config: ClusterConfig, source: Etcd): string | undefined {
+    const holder = peersById.get(config.id);
+    if (holder !== undefined && holder.name !== name)
+      return `cluster ${name} has cluster id ${config.id}, which cluster ${holder.name} has already`;
+    const before = peers.get(name);
+    if (before !== undefined && before.id !== config.id) drain(name);
+    before?.stop();
+    if (before !== undefined) unfollow(name);
+    directIds.set(name, config.id);
+    const { cached, syncedCanaries } = config.capabilities;
+    const layout = cached === true ? 'cache' : 'state';
+    log.info({ peer: name, clusterId: config.id, layout }, 'cluster is in the mesh: read from its own etcd');
+    begin(
+      { name, id: config.id },
+      { etcd: limitLists(source), layout, hasCanaries: syncedCanaries === true },
+      before?.id === config.id ? before : undefined,
+    );
+    sink.sourcesChanged();
+    sink.changed();
+    return undefined;
+  }
+
+  function releaseDirect(name: string): void {
+    if (!directIds.delete(name)) return;
+    const before = peers.get(name);
+    const mirrored = clusters.peers().get(name);
+    if (before !== undefined && before.id === mirrored?.id) {
+      log.info({ peer: name }, 'cluster is read from the mirror from here on');
+      before.stop();
+      unfollow(name);
+      begin(mirrored, { etcd, layout: 'cache', hasCanaries: true }, before);
+    } else {
+      drain(name);
+      if (mirrored !== undefined) begin(mirrored, { etcd, layout: 'cache', hasCanaries: true });
+    }
+    // Its id may have been wanted by another.
+    applyClusters({ upserts: [], removes: [], revision: 0, kind: 'watch' }, true);
+  }
+
+  /** A configured cluster whose id is not known yet: any id may be its. */
+  let isDirectPending = options.configDir !== undefined;
+  function onDirectChange(): void {
+    const isPending = (direct?.pending().size ?? 1) > 0;
+    if (isPending === isDirectPending) return;
+    isDirectPending = isPending;
+    onSynced();
+  }
+
+  const direct: Direct | undefined =
+    options.configDir === undefined
+      ? undefined
+      : startDirect({
+          dir: options.configDir,
+          own,
+          accept: acceptDirect,
+          suspend: (name) => peers.get(name)?.stop(),
+          release: releaseDirect,
+          onChange: onDirectChange,
+          clock,
+          log,
+        });
+
   // Another etcd behind the connection: what was complete is so no longer.
   const stopListening = etcd.onEvent((event) => {
     if (event.type === 'connected') for (const key of followed.keys()) touched.add(key);
@@ -303,6 +383,7 @@ export function startMesh(options: MeshOptions): Mesh {
 
   const isComplete = () => {
     if (unsynced.size > 0 || !clustersSource.isSynced() || clusters.held().size > 0) return false;
+    if (isDirectPending) return false;
     for (const [name, node] of nodes.all()) if (!node.synced && name !== own.node) return false;
     return true;
   };
@@ -314,8 +395,9 @@ export function startMesh(options: MeshOptions): Mesh {
     },
     isGone(clusterId) {
       if (clusterId === own.id || peersById.has(clusterId)) return false;
-      // A config that was refused may be that of any id: then absence proves nothing.
-      return drainedIds.has(clusterId) || (clustersSource.trustsAbsence() && clusters.refused().size === 0);
+      if (drainedIds.has(clusterId)) return true;
+      // A config that was refused, or is yet to be read, may be that of any id: then absence proves nothing.
+      return clustersSource.trustsAbsence() && clusters.refused().size === 0 && !isDirectPending;
     },
     isNodeSettled(ip) {
       for (const [, node] of nodes.all()) if (node.record?.internalIp === ip) return node.synced;
@@ -340,10 +422,13 @@ export function startMesh(options: MeshOptions): Mesh {
       for (const [name, node] of nodes.all())
         if (!node.synced && name !== own.node) missing.push(`what node ${name} publishes`);
       for (const name of clusters.held()) missing.push(`cluster ${name} in the rebuilt etcd`);
+      for (const [name, reason] of direct?.pending() ?? []) missing.push(`cluster ${name}, read directly (${reason})`);
       return missing;
     },
     problems() {
-      const problems = [...clusters.refused().values()].map((reason) => `refused: ${reason}`);
+      const refused = [...clusters.refused()].filter(([name]) => !directIds.has(name));
+      const problems = refused.map(([, reason]) => `refused: ${reason}`);
+      problems.push(...(direct?.problems() ?? []));
       for (const name of clusters.held())
         problems.push(`cluster ${name} is kept as it was before etcd was rebuilt; the new etcd does not have it yet`);
       if (nodes.heldCount() > 0)
@@ -374,6 +459,7 @@ export function startMesh(options: MeshOptions): Mesh {
       stop.abort();
       stopListening();
       for (const peer of peers.values()) peer.stop();
+      await direct?.close();
     },
   };
 }
