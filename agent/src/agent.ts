@@ -8,7 +8,7 @@ import {
 } from '@clustermesh/contract';
 import type { Etcd } from '@clustermesh/kvstore';
 import { type Clock, type Log, version } from '@clustermesh/runtime';
-import type { Registry } from 'prom-client';
+import { Registry } from 'prom-client';
 import type { AgentConfig } from './config.ts';
 import type { Datapath, DumpName } from './datapath/types.ts';
 import { createDesired, type Desired } from './desired.ts';
@@ -18,6 +18,7 @@ import { createEndpointStore } from './endpoints/store.ts';
 import { createAllocator } from './identity/allocator.ts';
 import { type Mesh, type MeshView, startMesh } from './mesh/mesh.ts';
 import { createStoreMemory } from './mesh/store-memory.ts';
+import { createMeshMetrics } from './status/mesh-metrics.ts';
 import { createMetrics } from './status/metrics.ts';
 import { startStatusPublisher } from './status/publisher.ts';
 import { createTables, type Sync, startSync, takeOver } from './sync.ts';
@@ -50,6 +51,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
   const { cluster, node, timers } = config;
   const stop = new AbortController();
   const { signal } = stop;
+  const startedMs = clock.nowMs();
 
   // ---- the kernel as it is
 
@@ -117,6 +119,13 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     log: log.child({ subsystem: 'mesh' }),
   });
   const followed = mesh;
+  const registry = new Registry();
+  const meshMetrics = createMeshMetrics({
+    registry,
+    remotes: followed.remotes,
+    progress: followed.progress,
+    clock,
+  });
   /** Set once, by the first pass that began when every source had spoken. */
   let isApplied = false;
   let wasComplete = false;
@@ -130,6 +139,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     if (!isApplied) {
       if (wasComplete && isClean && !hasRestored) {
         isApplied = true;
+        meshMetrics.bootstrapped((clock.nowMs() - startedMs) / 1000);
         log.info('everything known has been applied');
       }
       const isCompleteNow = followed.isComplete();
@@ -164,6 +174,8 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     datapath,
     desired,
     takeChanges: followed.takeChanges,
+    onTaken: meshMetrics.taken,
+    onApplied: meshMetrics.applied,
     onPass,
     minPassIntervalMs: timers.minPassIntervalMs,
     checkIntervalMs: timers.checkIntervalMs,
@@ -230,6 +242,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
       return missing.length > 0 ? `not heard yet: ${missing.join(', ')}` : 'rows are being programmed';
     },
     metrics: createMetrics({
+      registry,
       sync: running,
       progress: followed.progress,
       restoredCount: desired.restoredCount,

@@ -13,7 +13,7 @@ import type { Datapath, EndpointRow, IpcacheRow, NodeRow, ServiceRow } from './d
 import type { Desired } from './desired.ts';
 import type { Programmed } from './endpoints/manager.ts';
 import { endpointOps } from './endpoints/ops.ts';
-import type { Arrival, FamilyProgress, MeshChanges } from './mesh/mesh.ts';
+import type { Arrival, FamilyProgress, MeshChanges } from './mesh/progress.ts';
 import { createReconciler, type Reconciler } from './reconcile/reconciler.ts';
 import { createTable, type Table } from './reconcile/table.ts';
 import { sortBackends } from './services/merge.ts';
@@ -66,6 +66,8 @@ export interface SyncOptions {
   readonly desired: Desired;
   /** What has been read from etcd since the call before. */
   readonly takeChanges: () => MeshChanges;
+  /** Rows are taken into a pass. */
+  readonly onTaken?: ((arrivals: readonly Arrival[]) => void) | undefined;
   /** The row that arrived is in the kernel. */
   readonly onApplied?: ((arrival: Arrival) => void) | undefined;
   readonly onPass: (result: { readonly checked: boolean }) => void;
@@ -227,6 +229,7 @@ export function startSync(options: SyncOptions): Sync {
       leaving.delete(family.peer);
       due.set(`${family.peer}/${family.family}`, family);
     }
+    if (changes.arrivals.length > 0) options.onTaken?.(changes.arrivals);
     arrivals = arrivals.length === 0 ? [...changes.arrivals] : arrivals.concat(changes.arrivals);
   }
 

@@ -6,6 +6,8 @@ import { type Decoded, keyName } from '@clustermesh/contract';
 import { type Etcd, startReflector } from '@clustermesh/kvstore';
 import type { Log } from '@clustermesh/runtime';
 
+export type RowAction = 'create' | 'modify' | 'delete';
+
 export interface FamilyOptions<T> {
   readonly etcd: Etcd;
   readonly prefix: string;
@@ -17,8 +19,8 @@ export interface FamilyOptions<T> {
   readonly inherited?: ReadonlySet<string> | undefined;
   /** A row by its name behind the prefix; undefined: it is gone. */
   readonly onRow: (name: string, value: T | undefined) => void;
-  /** A row that changed after the first complete list. */
-  readonly onArrival?: ((value: T) => void) | undefined;
+  /** A row that changed after the first complete list; without a value: it is gone. */
+  readonly onArrival?: ((action: RowAction, value: T | undefined) => void) | undefined;
   /** After the rows of one batch. */
   readonly onBatch: () => void;
   /** A complete list has been applied. */
@@ -65,9 +67,10 @@ export function startFamily<T>(options: FamilyOptions<T>): Family {
       return;
     }
     if (quarantine.size > 0) quarantine.delete(name);
+    const action = names.has(name) ? 'modify' : 'create';
     names.add(name);
     options.onRow(name, decoded.value);
-    if (listedEpoch !== undefined) options.onArrival?.(decoded.value);
+    if (listedEpoch !== undefined) options.onArrival?.(action, decoded.value);
   }
 
   /** The first complete list has been applied: inherited rows that it did not have are gone. */
@@ -80,7 +83,9 @@ export function startFamily<T>(options: FamilyOptions<T>): Family {
     const name = keyName(key, prefix);
     if (name === undefined) return;
     quarantine.delete(name);
-    if (names.delete(name)) options.onRow(name, undefined);
+    if (!names.delete(name)) return;
+    options.onRow(name, undefined);
+    if (listedEpoch !== undefined) options.onArrival?.('delete', undefined);
   }
 
   startReflector({

@@ -18,7 +18,6 @@ import {
   decodeLocalSlice,
   type EndpointRecord,
   FAMILIES,
-  type Family as FamilyName,
   type Layout,
   LOCAL_FAMILIES,
   type LocalFamily,
@@ -35,11 +34,12 @@ import type { Etcd, SinkBatch } from '@clustermesh/kvstore';
 import type { Clock, Log } from '@clustermesh/runtime';
 import { createClusters } from './clusters.ts';
 import { type Direct, startDirect } from './direct.ts';
-import { type Family, type FamilyState, startFamily } from './family.ts';
+import { type Family, startFamily } from './family.ts';
 import { startJudgedSource } from './judged-source.ts';
 import { limitLists } from './list-gate.ts';
 import { createNodeRecords } from './node-records.ts';
 import { type Peer, type PeerRef, type PeerSink, startPeer } from './peer.ts';
+import { createProgress, type FamilyProgress, type MeshChanges } from './progress.ts';
 import type { StoreMemory } from './store-memory.ts';
 
 export interface MeshSink extends PeerSink {
@@ -64,30 +64,26 @@ export interface MeshView {
   isNodeSettled(ip: string): boolean;
 }
 
-export interface FamilyProgress extends FamilyState {
-  readonly peer: string;
-  readonly family: string;
-}
-
-/** A row that came, and since when it is on its way (wall clock). */
-export interface Arrival {
-  readonly peer: string;
-  readonly family: string;
-  readonly sinceMs: number;
-}
-
-/** What happened since it was last asked for: work in proportion to changes, not to clusters. */
-export interface MeshChanges {
-  readonly families: readonly FamilyProgress[];
-  /** Clusters that are no longer followed. */
-  readonly left: readonly string[];
-  readonly arrivals: readonly Arrival[];
+/** A peer as it is followed. */
+export interface RemoteState {
+  readonly name: string;
+  readonly source: 'mirror' | 'direct';
+  /** Its etcd (or the one of its mirror) answers, and it has been heard out in all families. */
+  readonly ready: boolean;
+  readonly nodes: number;
+  readonly services: number;
+  readonly endpoints: number;
+  /** Connections lost since it is followed from there. */
+  readonly failures: number;
+  readonly lastFailureWallMs: number | undefined;
+  readonly quorumErrors: number;
 }
 
 export interface Mesh extends MeshView {
   /** One entry per (cluster, family), the own cluster under its own name. */
   progress(): FamilyProgress[];
   takeChanges(): MeshChanges;
+  remotes(): RemoteState[];
   /** Every source known has synced; `missing` names those that have not. */
   isComplete(): boolean;
   missing(): string[];
@@ -113,8 +109,11 @@ export interface MeshOptions {
   readonly log: Log;
 }
 
-/** Enough for a minute of changes; more are not timed. */
-const MOST_ARRIVALS = 50_000;
+interface Source {
+  readonly etcd: Etcd;
+  failures: number;
+  lastFailureWallMs: number | undefined;
+}
 
 export function startMesh(options: MeshOptions): Mesh {
   const { own, memory, sink, clock, log } = options;
@@ -123,43 +122,13 @@ export function startMesh(options: MeshOptions): Mesh {
   const peers = new Map<string, Peer>();
   const peersById = new Map<number, Peer>();
 
-  // ---- what changed since the last pass
-
-  const followed = new Map<string, { readonly peer: string; readonly family: string; state(): FamilyState }>();
-  const touched = new Set<string>();
-  const unsynced = new Set<string>();
-  let left: string[] = [];
-  let arrivals: Arrival[] = [];
-
-  function follow(peer: string, family: string, state: () => FamilyState): void {
-    const key = `${peer}/${family}`;
-    followed.set(key, { peer, family, state });
-    touched.add(key);
-    unsynced.add(key);
-  }
-
-  /** Its progress counts from the beginning again, or no longer. */
-  function unfollow(peer: string): void {
-    for (const family of FAMILIES) {
-      const key = `${peer}/${family}`;
-      for (const keys of [followed, touched, unsynced]) keys.delete(key);
-    }
-    left.push(peer);
-  }
-
-  function arrived(peer: string, family: string, changedAt: string | undefined): void {
-    // What the source does not stamp is on its way since it came.
-    const sinceMs = changedAt === undefined ? clock.wallMs() : Date.parse(changedAt);
-    if (arrivals.length < MOST_ARRIVALS && !Number.isNaN(sinceMs)) arrivals.push({ peer, family, sinceMs });
-  }
-
-  const batchOf = (key: string) => {
-    touched.add(key);
+  const progress = createProgress(clock);
+  const batchOf = (peer: string, family: string) => {
+    progress.touch(peer, family);
     sink.changed();
   };
-  const syncedOf = (key: string, clusterId: number, family: string) => {
-    touched.add(key);
-    unsynced.delete(key);
+  const syncedOf = (peer: string, clusterId: number, family: string) => {
+    progress.synced(peer, family);
     onSynced(clusterId, family);
   };
   const onSynced = (clusterId?: number, family?: string) => {
@@ -191,17 +160,16 @@ export function startMesh(options: MeshOptions): Mesh {
         signal: stop.signal,
         decode: (_name, text) => decodeLocal[family](text),
         onRow: onLocal[family] as (name: string, value: unknown) => void,
-        onBatch: () => batchOf(`${own.name}/${family}`),
-        onSynced: () => syncedOf(`${own.name}/${family}`, own.id, family),
+        onBatch: () => batchOf(own.name, family),
+        onSynced: () => syncedOf(own.name, own.id, family),
       }),
     ]),
   ) as Record<LocalFamily, Family>;
-  for (const family of LOCAL_FAMILIES) follow(own.name, family, local[family].state);
+  for (const family of LOCAL_FAMILIES) progress.follow(own.name, family, local[family].state);
 
   // ---- this cluster: nodes and their endpoints
 
   const nodes = createNodeRecords();
-  const nodesKey = `${own.name}/nodes`;
 
   function tellNode(name: string): void {
     // The own node's truth is on its own disk, not in etcd.
@@ -221,7 +189,7 @@ export function startMesh(options: MeshOptions): Mesh {
     for (const node of changes.nodes) tellNode(node);
     // A canary may have come with it.
     if (changes.nodes.size > 0) sink.sourcesChanged(own.id);
-    batchOf(nodesKey);
+    batchOf(own.name, 'nodes');
   }
 
   const nodesSource = startJudgedSource({
@@ -231,9 +199,9 @@ export function startMesh(options: MeshOptions): Mesh {
     log: log.child({ family: 'nodes' }),
     signal: stop.signal,
     apply: applyNodes,
-    onSynced: () => syncedOf(nodesKey, own.id, 'nodes'),
+    onSynced: () => syncedOf(own.name, own.id, 'nodes'),
   });
-  follow(own.name, 'nodes', () => ({
+  progress.follow(own.name, 'nodes', () => ({
     synced: nodesSource.isSynced(),
     current: nodesSource.isCurrent(),
     revision: nodesSource.revision(),
@@ -252,32 +220,43 @@ export function startMesh(options: MeshOptions): Mesh {
   });
   const drainedIds = new Set<number>();
 
+  /** Counts the losses of a connection; after each, what was complete is to be looked at again. */
+  function watchSource(of: Etcd): Source {
+    const source: Source = { etcd: of, failures: 0, lastFailureWallMs: undefined };
+    of.onEvent((event) => {
+      if (event.type === 'disconnected') {
+        source.failures++;
+        source.lastFailureWallMs = clock.wallMs();
+      } else {
+        progress.touchAll();
+      }
+    });
+    return source;
+  }
+  const localSource = watchSource(etcd);
+  const sources = new Map<string, Source>();
+
   function begin(
     ref: PeerRef,
     source: { readonly etcd: Etcd; readonly layout: Layout; readonly hasCanaries: boolean },
     predecessor?: Peer,
   ): void {
     drainedIds.delete(ref.id);
-    const keyOf = (family: FamilyName) => `${ref.name}/${family}`;
     const peer = startPeer({
       ...source,
       peer: ref,
       maxConnectedClusters: own.maxConnectedClusters,
       sink,
       successorOf: predecessor,
-      onArrival: (family, changedAt) => arrived(ref.name, family, changedAt),
-      onBatch: (family) => batchOf(keyOf(family)),
-      onSynced: (family) => syncedOf(keyOf(family), ref.id, family),
+      onArrival: (family, action, changedAt) => progress.arrived(ref.name, family, action, changedAt),
+      onBatch: (family) => batchOf(ref.name, family),
+      onSynced: (family) => syncedOf(ref.name, ref.id, family),
       log,
     });
     peers.set(ref.name, peer);
     peersById.set(ref.id, peer);
-    if (source.etcd !== etcd) {
-      source.etcd.onEvent((event) => {
-        if (event.type === 'connected') for (const family of FAMILIES) touched.add(keyOf(family));
-      });
-    }
-    for (const family of FAMILIES) follow(ref.name, family, peer.families[family].state);
+    sources.set(ref.name, source.etcd === etcd ? localSource : watchSource(source.etcd));
+    for (const family of FAMILIES) progress.follow(ref.name, family, peer.families[family].state);
   }
 
   function drain(name: string): void {
@@ -287,7 +266,7 @@ export function startMesh(options: MeshOptions): Mesh {
     peers.delete(name);
     peersById.delete(peer.id);
     drainedIds.add(peer.id);
-    unfollow(name);
+    progress.unfollow(name);
     peer.drain();
   }
 
@@ -321,7 +300,7 @@ export function startMesh(options: MeshOptions): Mesh {
     const before = peers.get(name);
     if (before !== undefined && before.id !== config.id) drain(name);
     before?.stop();
-    if (before !== undefined) unfollow(name);
+    if (before !== undefined) progress.unfollow(name);
     directIds.set(name, config.id);
     const { cached, syncedCanaries } = config.capabilities;
     const layout = cached === true ? 'cache' : 'state';
@@ -343,7 +322,7 @@ export function startMesh(options: MeshOptions): Mesh {
     if (before !== undefined && before.id === mirrored?.id) {
       log.info({ peer: name }, 'cluster is read from the mirror from here on');
       before.stop();
-      unfollow(name);
+      progress.unfollow(name);
       begin(mirrored, { etcd, layout: 'cache', hasCanaries: true }, before);
     } else {
       drain(name);
@@ -376,13 +355,8 @@ export function startMesh(options: MeshOptions): Mesh {
           log,
         });
 
-  // Another etcd behind the connection: what was complete is so no longer.
-  const stopListening = etcd.onEvent((event) => {
-    if (event.type === 'connected') for (const key of followed.keys()) touched.add(key);
-  });
-
   const isComplete = () => {
-    if (unsynced.size > 0 || !clustersSource.isSynced() || clusters.held().size > 0) return false;
+    if (!progress.isSynced() || !clustersSource.isSynced() || clusters.held().size > 0) return false;
     if (isDirectPending) return false;
     for (const [name, node] of nodes.all()) if (!node.synced && name !== own.node) return false;
     return true;
@@ -403,21 +377,28 @@ export function startMesh(options: MeshOptions): Mesh {
       for (const [, node] of nodes.all()) if (node.record?.internalIp === ip) return node.synced;
       return nodesSource.trustsAbsence();
     },
-    progress: () => [...followed.values()].map(({ peer, family, state }) => ({ peer, family, ...state() })),
-    takeChanges() {
-      const families = [...touched].flatMap((key) => {
-        const entry = followed.get(key);
-        return entry === undefined ? [] : [{ peer: entry.peer, family: entry.family, ...entry.state() }];
+    progress: progress.all,
+    takeChanges: progress.takeChanges,
+    remotes() {
+      const directly = direct?.statuses();
+      return [...peers.values()].map(({ name, families }) => {
+        const source = sources.get(name) ?? localSource;
+        return {
+          name,
+          source: source === localSource ? 'mirror' : 'direct',
+          ready: source.etcd.connected && FAMILIES.every((family) => families[family].state().synced),
+          nodes: families.nodes.state().count,
+          services: families.services.state().count,
+          endpoints: families.ip.state().count,
+          failures: source.failures,
+          lastFailureWallMs: source.lastFailureWallMs,
+          quorumErrors: directly?.get(name)?.quorumErrors ?? 0,
+        };
       });
-      const changes = { families, left, arrivals };
-      touched.clear();
-      left = [];
-      arrivals = [];
-      return changes;
     },
     isComplete,
     missing() {
-      const missing = [...unsynced].map((key) => `${followed.get(key)?.family} of ${followed.get(key)?.peer}`);
+      const missing = progress.unsynced();
       if (!clustersSource.isSynced()) missing.push('the list of clusters');
       for (const [name, node] of nodes.all())
         if (!node.synced && name !== own.node) missing.push(`what node ${name} publishes`);
@@ -435,7 +416,7 @@ export function startMesh(options: MeshOptions): Mesh {
         problems.push(
           `${nodes.heldCount()} rows of other nodes are kept as they were before etcd was rebuilt; their agents have not written again yet`,
         );
-      for (const family of this.progress()) {
+      for (const family of progress.all()) {
         if (family.quarantined > 0)
           problems.push(
             `${family.quarantined} ${family.family} of ${family.peer} are quarantined; last: ${family.lastQuarantineReason}`,
@@ -457,7 +438,6 @@ export function startMesh(options: MeshOptions): Mesh {
     },
     async close() {
       stop.abort();
-      stopListening();
       for (const peer of peers.values()) peer.stop();
       await direct?.close();
     },

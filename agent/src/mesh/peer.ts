@@ -19,7 +19,7 @@ import {
 import type { Etcd } from '@clustermesh/kvstore';
 import type { Log } from '@clustermesh/runtime';
 import { readIpEntry, readNode, readService } from './decode.ts';
-import { type Family, startFamily } from './family.ts';
+import { type Family, type RowAction, startFamily } from './family.ts';
 
 export interface PeerRef {
   readonly name: string;
@@ -42,8 +42,8 @@ export interface PeerOptions {
   readonly sink: PeerSink;
   /** The same cluster as it was read before, from elsewhere: its rows stay until this source has been heard out. */
   readonly successorOf?: Peer | undefined;
-  /** Rows changed; `changedAt` is what the source says about when (RFC3339), if it does. */
-  readonly onArrival: (family: FamilyName, changedAt: string | undefined) => void;
+  /** A row changed; `changedAt` is what the source says about when (RFC3339), if it does. */
+  readonly onArrival: (family: FamilyName, action: RowAction, changedAt: string | undefined) => void;
   readonly onBatch: (family: FamilyName) => void;
   readonly onSynced: (family: FamilyName) => void;
   readonly log: Log;
@@ -77,7 +77,7 @@ export function startPeer(options: PeerOptions): Peer {
       signal: stop.signal,
       decode,
       onRow,
-      onArrival: (value) => options.onArrival(name, changedAt(value)),
+      onArrival: (action, value) => options.onArrival(name, action, value === undefined ? undefined : changedAt(value)),
       onBatch: () => options.onBatch(name),
       onSynced: () => options.onSynced(name),
     });

@@ -132,7 +132,7 @@ async function sumOf(name: string, labels: Readonly<Record<string, string>> = {}
 const loop = monitorEventLoopDelay({ resolution: 5 });
 loop.enable();
 const queueProbe = setInterval(async () => {
-  largestBatch = Math.max(largestBatch, await sumOf('clustermesh_agent_table_rows', { status: 'pending' }));
+  largestBatch = Math.max(largestBatch, await sumOf('clustermesh_agent_queued_rows'));
 }, 20);
 setInterval(async () => {
   const { rss, heapUsed } = process.memoryUsage();
