@@ -60,6 +60,12 @@ describe('import directions', () => {
     ],
     ['the inside of a room', 'cli/src/a.ts', "import { x } from '@clustermesh/contract/src/keys.ts';", /reaches into/],
     ['the lab knowing a daemon', 'test-kind/src/a.ts', "export { x } from '@clustermesh/agent';", /not agent/],
+    [
+      'the strict reader knowing any room',
+      'strict-reader/src/a.ts',
+      "import '@clustermesh/contract';",
+      /no other room/,
+    ],
     ['a room that does not exist', 'cli/src/a.ts', "import { x } from '@clustermesh/attic';", /does not exist/],
     ['a dynamic import', 'agent/src/a.ts', "  const m = await import('@clustermesh/cli');", /not cli/],
     [

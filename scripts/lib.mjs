@@ -27,6 +27,7 @@ export const rooms = [
   'cli',
   'test-kind',
   'bench',
+  'strict-reader',
 ];
 
 const generated = new Set(['node_modules', 'dist', '.git', 'bpf/build', 'bpf/generated']);

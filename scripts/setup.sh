@@ -40,6 +40,7 @@ clang_targets_bpf() { have clang && clang --print-targets 2>/dev/null | grep -qw
 # Ubuntu's bpftool is a wrapper that looks for a build of the running kernel: being there is not enough, it must run.
 bpftool_runs() { have bpftool && bpftool version >/dev/null 2>&1; }
 libbpf_1() { ldconfig -p 2>/dev/null | grep -q 'libbpf\.so\.1 '; }
+libzstd_1() { ldconfig -p 2>/dev/null | grep -q 'libzstd\.so\.1 '; }
 libbpf_headers() { [[ -e /usr/include/bpf/bpf_helpers.h ]] && libbpf_1; }
 file() { [[ -e $1 ]]; }
 
@@ -50,6 +51,7 @@ NEEDS=(
   'file /usr/include/libelf.h|libelf-dev|reads eBPF object files'
   'file /usr/include/linux/bpf.h|linux-libc-dev|kernel headers for the eBPF programs'
   'bpftool_runs|bpftool|reads type information out of eBPF objects'
+  'libzstd_1|libzstd1|compresses endpoint slices'
   'have etcd|etcd-server|the store of each cluster'
   'have etcdctl|etcd-client|looks into a store by hand'
   'have redis-server|redis-server|the queue of operations (connect, disconnect)'

@@ -11,6 +11,7 @@ import {
   endpointRecordKey,
   identityByIdKey,
   identityByLabelsKey,
+  identityKey,
   ipKey,
   localKey,
   NODES_PREFIX,
@@ -42,6 +43,7 @@ async function settled(cluster: TestCluster): Promise<TestNode> {
   const node = await cluster.node('n1');
   await node.agent.addEndpoint(endpointRequest());
   await applied(node);
+  await eventually('the store to be marked as known', () => existsSync(join(node.stateDir, 'etcd-mark')));
   assert.deepEqual(node.backends(), ALL_BACKENDS);
   // An agent that dies before it knows its store again takes nothing for gone at its next start, and rightly so.
   await eventually('its store to be remembered', () => existsSync(join(node.stateDir, 'etcd-mark')));
@@ -569,4 +571,46 @@ test('a bad endpoint request names everything that is wrong', async () => {
       return true;
     },
   );
+});
+
+test('metrics have the names of Cilium, and the time from a change at its source to this kernel', async () => {
+  await using cluster = await startCluster();
+  const node = await settled(cluster);
+  const changedAt = new Date(Date.now() - 2_000).toISOString();
+  await cluster.etcd.put(
+    ipKey('us', '10.2.1.7', 'cache'),
+    `{"IP":"10.2.1.7","HostIP":"172.31.2.11","ID":131400,"x-clustermesh":{"changedAt":"${changedAt}"}}`,
+  );
+  await cluster.etcd.put(identityKey('us', 131_401, 'cache'), 'k8s:io.cilium.k8s.policy.cluster=us;');
+  const metrics = async () => (await node.agent.metrics.metrics()).split('\n');
+  const value = async (line: string) =>
+    Number(
+      (await metrics())
+        .find((each) => each.startsWith(`${line} `))
+        ?.split(' ')
+        .at(-1),
+    );
+  const endToEnd = 'clustermesh_agent_end_to_end_seconds';
+  await eventually(
+    'the address to be timed',
+    async () => (await value(`${endToEnd}_count{cluster="us",family="ip"}`)) === 1,
+  );
+  await eventually(
+    'the identity to be timed',
+    async () => (await value(`${endToEnd}_count{cluster="us",family="identities"}`)) === 1,
+  );
+  const seconds = await value(`${endToEnd}_sum{cluster="us",family="ip"}`);
+  assert.ok(seconds >= 2 && seconds < 4, String(seconds));
+  assert.ok((await value(`${endToEnd}_sum{cluster="us",family="identities"}`)) < 1);
+  assert.ok((await value('cilium_clustermesh_bootstrap_seconds')) > 0);
+  assert.equal(await value('cilium_clustermesh_remote_clusters'), 1);
+  assert.equal(await value('cilium_clustermesh_remote_cluster_endpoints{target_cluster="us"}'), US.pods.length + 1);
+  assert.equal(await value('cilium_clustermesh_remote_cluster_nodes{target_cluster="us"}'), 1);
+  assert.equal(await value('cilium_clustermesh_remote_cluster_services{target_cluster="us"}'), 1);
+  assert.equal(await value('cilium_clustermesh_remote_cluster_readiness_status{target_cluster="us"}'), 1);
+  assert.equal(
+    await value('cilium_kvstore_initial_sync_completed{scope="ip/v1",source_cluster="us",action="read"}'),
+    1,
+  );
+  assert.equal(await value('cilium_kvstore_events_queue_seconds_count{scope="ip/v1",action="create"}'), 1);
 });

@@ -8,7 +8,7 @@ import {
 } from '@clustermesh/contract';
 import type { Etcd } from '@clustermesh/kvstore';
 import { type Clock, type Log, version } from '@clustermesh/runtime';
-import type { Registry } from 'prom-client';
+import { Registry } from 'prom-client';
 import type { AgentConfig } from './config.ts';
 import type { Datapath, DumpName } from './datapath/types.ts';
 import { createDesired, type Desired } from './desired.ts';
@@ -18,6 +18,7 @@ import { createEndpointStore } from './endpoints/store.ts';
 import { createAllocator } from './identity/allocator.ts';
 import { type Mesh, type MeshView, startMesh } from './mesh/mesh.ts';
 import { createStoreMemory } from './mesh/store-memory.ts';
+import { createMeshMetrics } from './status/mesh-metrics.ts';
 import { createMetrics } from './status/metrics.ts';
 import { startStatusPublisher } from './status/publisher.ts';
 import { createTables, type Sync, startSync, takeOver } from './sync.ts';
@@ -50,6 +51,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
   const { cluster, node, timers } = config;
   const stop = new AbortController();
   const { signal } = stop;
+  const startedMs = clock.nowMs();
 
   // ---- the kernel as it is
 
@@ -110,15 +112,22 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     etcd,
     own: { name: cluster.name, id: cluster.id, maxConnectedClusters: cluster.maxConnectedClusters, node: node.name },
     memory: createStoreMemory({ etcd, node: node.name, stateDir: config.stateDir }),
+    configDir: config.clustermesh?.configDir,
     sink: desired,
+    clock,
     log: log.child({ subsystem: 'mesh' }),
   });
   const followed = mesh;
+  const registry = new Registry();
+  const meshMetrics = createMeshMetrics({
+    registry,
+    remotes: followed.remotes,
+    progress: followed.progress,
+    clock,
+  });
   /** Set once, by the first pass that began when every source had spoken. */
   let isApplied = false;
   let wasComplete = false;
-
-  const isComplete = () => followed.missing().length === 0;
 
   function onPass({ checked }: { readonly checked: boolean }): void {
     endpoints.onPass();
@@ -126,14 +135,17 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     const isClean = Object.values(tables).every((table) => table.counts().pending + table.counts().error === 0);
     const hasRestored = desired.restoredCount() > 0;
     if (!hasRestored) followed.rememberStore();
-    if (wasComplete && isClean && !hasRestored && !isApplied) {
-      isApplied = true;
-      log.info('everything known has been applied');
+    if (!isApplied) {
+      if (wasComplete && isClean && !hasRestored) {
+        isApplied = true;
+        meshMetrics.bootstrapped((clock.nowMs() - startedMs) / 1000);
+        log.info('everything known has been applied');
+      }
+      const isCompleteNow = followed.isComplete();
+      // One more pass, now that all sources have spoken: it is the one that counts.
+      if (isCompleteNow && !wasComplete) sync?.trigger();
+      wasComplete = isCompleteNow;
     }
-    const isCompleteNow = isComplete();
-    // One more pass, now that all sources have spoken: it is the one that counts.
-    if (isCompleteNow && !wasComplete) sync?.trigger();
-    wasComplete = isCompleteNow;
     statusPublisher.trigger();
   }
 
@@ -152,6 +164,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     },
     minIntervalMs: timers.statusIntervalMs,
     leaseSeconds: timers.leaseSeconds,
+    size: () => running.applied().size,
     clock,
     log: log.child({ subsystem: 'status' }),
   });
@@ -160,7 +173,9 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     tables,
     datapath,
     desired,
-    progress: followed.progress.bind(followed),
+    takeChanges: followed.takeChanges,
+    onTaken: meshMetrics.taken,
+    onApplied: meshMetrics.applied,
     onPass,
     minPassIntervalMs: timers.minPassIntervalMs,
     checkIntervalMs: timers.checkIntervalMs,
@@ -183,7 +198,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
 
   function problems(): string[] {
     const kept = desired.restoredCount();
-    const isStuck = kept > 0 && isComplete();
+    const isStuck = kept > 0 && followed.isComplete();
     return [
       ...followed.problems(),
       ...desired.problems(),
@@ -222,13 +237,14 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     dump: (map) => datapath.dump(map),
     notReady() {
       if (isApplied) return undefined;
-      const missing = followed.missing();
       if (!etcd.connected) return `etcd is not connected: ${etcdError}`;
+      const missing = followed.missing();
       return missing.length > 0 ? `not heard yet: ${missing.join(', ')}` : 'rows are being programmed';
     },
     metrics: createMetrics({
+      registry,
       sync: running,
-      progress: followed.progress.bind(followed),
+      progress: followed.progress,
       restoredCount: desired.restoredCount,
       endpoints: endpoints.list,
       isEtcdConnected: () => etcd.connected,

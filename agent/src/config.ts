@@ -51,6 +51,16 @@ const schema = z
       /** Which name the server certificate of an address must carry: `[{hostname, ips}]`. */
       hostAliases: z.array(z.strictObject({ hostname: z.string(), ips: z.array(z.string()) })).default([]),
     }),
+    /** Remote clusters that are read from their own etcds, without the mirror of this cluster's apiserver. */
+    clustermesh: z
+      .strictObject({
+        /**
+         * Directory in the format of Cilium's agents: a file per remote cluster, named as the cluster, with its endpoints and
+         * certificate files. A cluster that the mirror has too is read from here.
+         */
+        configDir: z.string().min(1),
+      })
+      .optional(),
     /** Unix socket of the agent's own interface (EndpointAdd …, GetStatus, DumpMap). */
     socket: z.string().min(1),
     /** Directory for what must survive a restart and the loss of etcd: endpoints with their labels and identities. */

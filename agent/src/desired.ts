@@ -2,7 +2,7 @@
  * From what is known to what the kernel should hold. Takes rows of the mesh and of the own endpoints, keeps the projections, and
  * on `flush` writes desired rows into the tables. No IO, no clock.
  */
-import { type Cidr, ipv4Contains, isIpv4, nodeInternalIp, parseCidr } from '@clustermesh/contract';
+import { type Cidr, ipv4Contains, ipv4ToNumber, isIpv4, nodeInternalIp, parseCidr } from '@clustermesh/contract';
 import type { IpcacheRow, NodeRow, ServiceRow } from './datapath/types.ts';
 import { type ClaimsProjection, createClaims } from './ipcache/claims.ts';
 import { createNodeIds } from './ipcache/node-ids.ts';
@@ -55,6 +55,19 @@ export interface Desired extends MeshSink {
   restoredCount(): number;
 }
 
+const MOST_SHARED = 100_000;
+
+interface PodNet {
+  readonly network: number;
+  readonly mask: number;
+  readonly length: number;
+}
+
+function podNet({ ip, length }: Cidr): PodNet {
+  const mask = length === 0 ? 0 : (0xffffffff << (32 - length)) >>> 0;
+  return { network: (ipv4ToNumber(ip) & mask) >>> 0, mask, length };
+}
+
 export function createDesired(options: DesiredOptions): Desired {
   const { own, view } = options;
   const podCidr = parseCidr(own.podCidr);
@@ -77,14 +90,17 @@ export function createDesired(options: DesiredOptions): Desired {
   }
 
   /** Pod CIDRs of this cluster, by node: what lies in them is not a peer's to claim. */
-  const podCidrs = new Map<string, Cidr>(podCidr === undefined ? [] : [['own', podCidr]]);
+  const podNets = new Map<string, PodNet>();
+  if (podCidr !== undefined) podNets.set('own', podNet(podCidr));
 
   function isRefused(row: IpcacheRow): boolean {
     if (row.clusterId === own.clusterId || row.clusterId === 0) return false;
     const claimed = parseCidr(row.prefix);
     if (claimed === undefined) return true;
-    for (const cidr of podCidrs.values())
-      if (claimed.length >= cidr.length && ipv4Contains(cidr, claimed.ip)) return true;
+    const { ip, length } = claimed;
+    const address = ipv4ToNumber(ip);
+    for (const net of podNets.values())
+      if (length >= net.length && (address & net.mask) >>> 0 === net.network) return true;
     return false;
   }
 
@@ -101,6 +117,16 @@ export function createDesired(options: DesiredOptions): Desired {
     sources: { isSettled: (id) => view.isSettled(id, 'services'), isGone: (id) => view.isGone(id) },
   });
 
+  const nodeAddresses = new Map<string, string>();
+  function shared(ip: string): string {
+    const known = nodeAddresses.get(ip);
+    if (known !== undefined) return known;
+    // Nodes come and go; what is forgotten here is only kept twice.
+    if (nodeAddresses.size >= MOST_SHARED) nodeAddresses.clear();
+    nodeAddresses.set(ip, ip);
+    return ip;
+  }
+
   ipcache.setClaims('world', [worldClaim()]);
   ipcache.setClaims('own', ownNodeClaims({ clusterId: own.clusterId, ip: own.nodeIp, gatewayIp: own.gatewayIp }));
   nodes.setClaims('own', [{ key: own.nodeIp, rank: RANK.ownNode, row: { ip: own.nodeIp, clusterId: own.clusterId } }]);
@@ -113,10 +139,11 @@ export function createDesired(options: DesiredOptions): Desired {
     slice: services.setSlice,
     node(name, record) {
       const cidr = record === undefined ? undefined : parseCidr(record.podCidr);
-      const before = podCidrs.get(name);
-      if (cidr?.ip !== before?.ip || cidr?.length !== before?.length) {
-        if (cidr === undefined) podCidrs.delete(name);
-        else podCidrs.set(name, cidr);
+      const net = cidr === undefined ? undefined : podNet(cidr);
+      const before = podNets.get(name);
+      if (net?.network !== before?.network || net?.length !== before?.length) {
+        if (net === undefined) podNets.delete(name);
+        else podNets.set(name, net);
         ipcache.rulesChanged();
       }
       ipcache.setClaims(`node/${name}`, record === undefined ? [] : localNodeClaims(record, own.clusterId));
@@ -135,7 +162,10 @@ export function createDesired(options: DesiredOptions): Desired {
     },
     peerService: (peer, name, service) => services.setRemote(peer.name, peer.id, name, service),
     peerIp: (peer, name, entry) =>
-      ipcache.setClaims(`peer/${peer.name}/ip/${name}`, entry === undefined ? [] : remoteIpClaims(entry, peer.id)),
+      ipcache.setClaims(
+        `peer/${peer.name}/ip/${name}`,
+        entry === undefined ? [] : remoteIpClaims(entry, peer.id, shared),
+      ),
     unknownEndpoint(ipv4, identity) {
       const claims = identity === undefined ? [] : [ownEndpointClaim({ ipv4, identity }, own.clusterId)];
       ipcache.setClaims(
@@ -146,10 +176,12 @@ export function createDesired(options: DesiredOptions): Desired {
     ownEndpoint(id, endpoint) {
       ipcache.setClaims(`own/${id}`, endpoint === undefined ? [] : [ownEndpointClaim(endpoint, own.clusterId)]);
     },
-    sourcesChanged() {
-      ipcache.sourcesChanged();
-      nodes.sourcesChanged();
-      services.sourcesChanged();
+    sourcesChanged(clusterId, family) {
+      if (family === undefined || family === 'ip' || family === 'nodes') {
+        ipcache.sourcesChanged(clusterId);
+        nodes.sourcesChanged(clusterId);
+      }
+      if (family === undefined || family === 'services' || family === 'endpointslices') services.sourcesChanged();
     },
     changed: options.onChanged,
     restore(rows) {

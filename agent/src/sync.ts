@@ -13,7 +13,7 @@ import type { Datapath, EndpointRow, IpcacheRow, NodeRow, ServiceRow } from './d
 import type { Desired } from './desired.ts';
 import type { Programmed } from './endpoints/manager.ts';
 import { endpointOps } from './endpoints/ops.ts';
-import type { FamilyProgress } from './mesh/mesh.ts';
+import type { Arrival, FamilyProgress, MeshChanges } from './mesh/progress.ts';
 import { createReconciler, type Reconciler } from './reconcile/reconciler.ts';
 import { createTable, type Table } from './reconcile/table.ts';
 import { sortBackends } from './services/merge.ts';
@@ -43,6 +43,9 @@ export interface SyncStats {
   readonly lastPassAtMs: number | undefined;
   readonly repairs: number;
   readonly failures: number;
+  /** Rows that waited for the kernel when a pass began: now, and at most. */
+  readonly queued: number;
+  readonly mostQueued: number;
 }
 
 export interface Sync {
@@ -61,8 +64,12 @@ export interface SyncOptions {
   readonly tables: Tables;
   readonly datapath: Datapath;
   readonly desired: Desired;
-  /** What has been read from etcd, at the moment of the call. */
-  readonly progress: () => readonly FamilyProgress[];
+  /** What has been read from etcd since the call before. */
+  readonly takeChanges: () => MeshChanges;
+  /** Rows are taken into a pass. */
+  readonly onTaken?: ((arrivals: readonly Arrival[]) => void) | undefined;
+  /** The row that arrived is in the kernel. */
+  readonly onApplied?: ((arrival: Arrival) => void) | undefined;
   readonly onPass: (result: { readonly checked: boolean }) => void;
   readonly minPassIntervalMs: number;
   readonly checkIntervalMs: number;
@@ -71,17 +78,32 @@ export interface SyncOptions {
   readonly signal: AbortSignal;
 }
 
-const sameFields = <Row extends object>(a: Row, b: Row): boolean =>
-  Object.entries(a).every(([field, value]) => (b as Record<string, unknown>)[field] === value);
+const sameNode = (a: NodeRow, b: NodeRow): boolean =>
+  a.ip === b.ip && a.clusterId === b.clusterId && a.nodeId === b.nodeId;
+
+const sameEndpoint = (a: EndpointRow, b: EndpointRow): boolean =>
+  a.ip === b.ip &&
+  a.interface === b.interface &&
+  a.podMac === b.podMac &&
+  a.hostMac === b.hostMac &&
+  a.identity === b.identity &&
+  a.endpointId === b.endpointId;
+
+const sameAddress = (a: IpcacheRow, b: IpcacheRow): boolean =>
+  a.prefix === b.prefix &&
+  a.identity === b.identity &&
+  a.clusterId === b.clusterId &&
+  a.tunnelEndpoint === b.tunnelEndpoint &&
+  a.encryptKey === b.encryptKey;
 
 const backendsText = (row: ServiceRow): string =>
   JSON.stringify(sortBackends(row.backends).map(({ ip, port, clusterId }) => [ip, port, clusterId]));
 
 export function createTables(): Tables {
   return {
-    nodes: createTable({ name: 'nodes', equal: sameFields }),
-    endpoints: createTable({ name: 'endpoints', equal: sameFields }),
-    ipcache: createTable({ name: 'ipcache', equal: sameFields }),
+    nodes: createTable({ name: 'nodes', equal: sameNode }),
+    endpoints: createTable({ name: 'endpoints', equal: sameEndpoint }),
+    ipcache: createTable({ name: 'ipcache', equal: sameAddress }),
     services: createTable({
       name: 'services',
       equal: (a, b) => a.flags === b.flags && backendsText(a) === backendsText(b),
@@ -118,7 +140,14 @@ export function startSync(options: SyncOptions): Sync {
     ipcache: createReconciler({ table: tables.ipcache, ops: options.datapath.ipcache, clock }),
     services: createReconciler({ table: tables.services, ops: options.datapath.services, clock }),
   };
-  let applied = new Map<string, number>();
+  const applied = new Map<string, number>();
+  /** Families that changed, and rows that arrived: they count as applied once no table that they feed has an error. */
+  const due = new Map<string, FamilyProgress>();
+  let arrivals: Arrival[] = [];
+  /** Clusters that left: let go when their rows are, not before. */
+  const leaving = new Set<string>();
+  let queued = 0;
+  let mostQueued = 0;
   /** The first pass compares too. */
   let checkedAt = Number.NEGATIVE_INFINITY;
   let retryAt: number | undefined;
@@ -128,26 +157,49 @@ export function startSync(options: SyncOptions): Sync {
   let repairs = 0;
   let failures = 0;
 
+  /** Tables that cannot be compared while they are written, as part of a pass. */
   async function check(): Promise<boolean> {
     if (clock.nowMs() - checkedAt < options.checkIntervalMs) return false;
     const isFirst = checkedAt === Number.NEGATIVE_INFINITY;
-    for (const name of TABLE_NAMES) {
-      const differences = await reconcilers[name].check();
-      if (differences === 0) continue;
-      if (!isFirst) repairs += differences;
-      log.info(
-        { table: name, rows: differences },
-        isFirst ? 'rows differ from what the kernel held' : 'kernel had drifted: mending',
-      );
-    }
+    for (const name of TABLE_NAMES) if (!reconcilers[name].isScanned) await checkTable(name, isFirst);
     checkedAt = clock.nowMs();
     return true;
   }
 
+  async function checkTable(name: TableName, isFirst: boolean): Promise<number> {
+    const differences = await reconcilers[name].check();
+    if (differences === 0) return 0;
+    if (!isFirst) repairs += differences;
+    log.info(
+      { table: name, rows: differences },
+      isFirst ? 'rows differ from what the kernel held' : 'kernel had drifted: mending',
+    );
+    return differences;
+  }
+
+  /** The large tables, slice by slice beside the passes. What the start took over need not be read again at once. */
+  const checker = startRunner({
+    async run() {
+      let differences = 0;
+      for (const name of TABLE_NAMES) {
+        if (reconcilers[name].isScanned) differences += await checkTable(name, false);
+      }
+      if (differences > 0) runner.trigger();
+    },
+    minIntervalMs: 0,
+    retryMs: 1_000,
+    maxIntervalMs: options.checkIntervalMs,
+    onError: (error) => log.error({ err: error }, 'the kernel tables could not be read; trying again'),
+    signal: options.signal,
+    clock,
+  });
+
   async function pass(): Promise<void> {
     const startedAt = clock.nowMs();
-    const before = options.progress();
+    take(options.takeChanges());
     desired.flush(tables);
+    queued = TABLE_NAMES.reduce((sum, name) => sum + tables[name].counts().pending, 0);
+    mostQueued = Math.max(mostQueued, queued);
     const checked = await check();
     for (const name of TABLE_NAMES) {
       const result = await reconcilers[name].pass();
@@ -160,26 +212,42 @@ export function startSync(options: SyncOptions): Sync {
       else if (result.updated + result.removed > 0)
         log.debug({ table: name, updated: result.updated, removed: result.removed }, 'rows programmed');
     }
-    const next = new Map<string, number>();
-    for (const { peer, family, synced, current, revision } of before) {
-      const key = `${peer}/${family}`;
-      const held = applied.get(key);
-      const isClean = (TABLES_OF[family] ?? []).every((name) => tables[name].counts().error === 0);
-      if (synced && current && isClean) next.set(key, revision);
-      else if (current && held !== undefined) next.set(key, held);
-    }
-    // A cluster that left counts as let go when its rows are, not before.
-    const known = new Set(before.map(({ peer }) => peer));
-    const hasErrors = TABLE_NAMES.some((name) => tables[name].counts().error > 0);
-    for (const [key, revision] of applied) {
-      if (hasErrors && !known.has(key.slice(0, key.indexOf('/')))) next.set(key, revision);
-    }
-    applied = next;
+    settleApplied();
     passes++;
     lastPassMs = clock.nowMs() - startedAt;
     lastPassAtMs = clock.nowMs();
     scheduleRetry();
     options.onPass({ checked });
+  }
+
+  function take(changes: MeshChanges): void {
+    for (const peer of changes.left) {
+      leaving.add(peer);
+      for (const key of due.keys()) if (key.startsWith(`${peer}/`)) due.delete(key);
+    }
+    for (const family of changes.families) {
+      leaving.delete(family.peer);
+      due.set(`${family.peer}/${family.family}`, family);
+    }
+    if (changes.arrivals.length > 0) options.onTaken?.(changes.arrivals);
+    arrivals = arrivals.length === 0 ? [...changes.arrivals] : arrivals.concat(changes.arrivals);
+  }
+
+  /** What was complete when the pass began is in the kernel now, but for families whose tables have rows in error. */
+  function settleApplied(): void {
+    const hasError = new Map(TABLE_NAMES.map((name) => [name, tables[name].counts().error > 0]));
+    const isClean = (family: string) => (TABLES_OF[family] ?? []).every((name) => hasError.get(name) === false);
+    for (const [key, { family, synced, current, revision }] of due) {
+      if (!current) applied.delete(key);
+      else if (!isClean(family)) continue;
+      else if (synced) applied.set(key, revision);
+      due.delete(key);
+    }
+    for (const arrival of arrivals) if (isClean(arrival.family)) options.onApplied?.(arrival);
+    arrivals = [];
+    if (leaving.size === 0 || [...hasError.values()].includes(true)) return;
+    for (const key of applied.keys()) if (leaving.has(key.slice(0, key.indexOf('/')))) applied.delete(key);
+    leaving.clear();
   }
 
   /** Not the runner's own retry: that one would hold up the rows that are well. */
@@ -224,7 +292,7 @@ export function startSync(options: SyncOptions): Sync {
     },
     isRemoved: (ipv4) => tables.endpoints.get(ipv4) === undefined || tables.endpoints.get(ipv4)?.desired !== undefined,
     applied: () => applied,
-    stats: () => ({ passes, lastPassMs, lastPassAtMs, repairs, failures }),
+    stats: () => ({ passes, lastPassMs, lastPassAtMs, repairs, failures, queued, mostQueued }),
     problems() {
       return TABLE_NAMES.flatMap((name) => {
         const errors = tables[name].errors();
@@ -234,6 +302,6 @@ export function startSync(options: SyncOptions): Sync {
         ];
       });
     },
-    ended: runner.ended,
+    ended: Promise.all([runner.ended, checker.ended]).then(() => undefined),
   };
 }

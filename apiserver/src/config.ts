@@ -58,6 +58,34 @@ const timersSchema = z.strictObject({
   drainWaitMs: z.number().int().min(0).default(10_000),
 });
 
+const exportSchema = z.strictObject({
+  /**
+   * What peers get of this cluster's backends: one value per service, one per slice, or both. Both is what readers of every version
+   * take; a service of about 10 000 backends fits into slices only.
+   */
+  endpointSlices: z
+    .enum(['services', 'services-and-endpointslices', 'endpointslices-only'])
+    .default('services-and-endpointslices'),
+});
+
+const peersSchema = z.strictObject({
+  /** Objects that are taken of one peer; with more it is followed no further, and what is there stays. */
+  maxKeys: z.number().int().min(1).default(500_000),
+  /** The same in bytes of keys and values. */
+  maxBytes: z
+    .number()
+    .int()
+    .min(1)
+    .default(512 * 1024 * 1024),
+  /** How often a peer beyond its limits is tried again. */
+  retryMs: z.number().int().min(100).default(30_000),
+});
+
+const electionSchema = z.strictObject({
+  /** How long a replica that died without a word is waited for before another one writes in its place. */
+  ttlSeconds: z.number().int().min(1).max(60).default(10),
+});
+
 export const configSchema = z.strictObject({
   cluster: clusterSchema,
   /** This cluster's own etcd, as user admin-<cluster>. */
@@ -89,6 +117,10 @@ export const configSchema = z.strictObject({
   /** Nodes whose agents get an etcd user `node-<node>`. */
   nodes: z.array(z.string().refine((name) => isDnsSubdomain(name), 'is no node name (DNS subdomain)')).default([]),
   timers: timersSchema.prefault({}),
+  export: exportSchema.prefault({}),
+  peers: peersSchema.prefault({}),
+  /** Of the replicas that share one etcd, one writes. */
+  election: electionSchema.prefault({}),
 });
 
 export type Config = Readonly<z.infer<typeof configSchema>>;
@@ -98,6 +130,8 @@ export function stateFiles(stateDir: string) {
   return {
     clusterIps: join(stateDir, 'cluster-ips.json'),
     knownNodes: join(stateDir, 'known-nodes.json'),
+    replica: join(stateDir, 'replica-id'),
+    lock: join(stateDir, 'lock'),
     lastGoodDir: join(stateDir, 'last-good-manifests'),
   };
 }

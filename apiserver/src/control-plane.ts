@@ -1,15 +1,19 @@
 /** What the apiserver does without being asked: bootstrap, sources, export, mirror. Operations and the admin interface use it. */
 import { CANARY_FAMILIES } from '@clustermesh/contract';
-import { type Etcd, openEtcd } from '@clustermesh/kvstore';
-import { type Clock, type Log, systemClock } from '@clustermesh/runtime';
+import { type Etcd, type Leadership, openEtcd } from '@clustermesh/kvstore';
+import { type Clock, type Log, openZstd, systemClock } from '@clustermesh/runtime';
 import { type Bootstrap, startBootstrap } from './bootstrap/bootstrap.ts';
 import { type Config, stateFiles } from './config.ts';
 import { type Exporter, startExporter } from './export/exporter.ts';
+import type { KvstoreMetrics } from './kvstore-metrics.ts';
 import { type Mirror, startMirror } from './mirror/mirror.ts';
+import { observedEtcd } from './observed-etcd.ts';
 import type { LocalView, PeerDirectory } from './ports.ts';
 import { type AgentSource, startAgentSource } from './sources/agents.ts';
 import { type ManifestSource, startManifestSource } from './sources/manifests/manifests.ts';
 import { type NodeSource, startNodeSource } from './sources/nodes/nodes.ts';
+import { startPeerRecords } from './sources/peer-records.ts';
+import { replicaId, startTerms } from './term.ts';
 
 export interface ControlPlaneOptions {
   readonly config: Config;
@@ -17,6 +21,7 @@ export interface ControlPlaneOptions {
   readonly log: Log;
   readonly signal: AbortSignal;
   readonly clock?: Clock;
+  readonly metrics?: { readonly own: KvstoreMetrics; readonly mesh: KvstoreMetrics };
 }
 
 export interface ControlPlane {
@@ -25,9 +30,12 @@ export interface ControlPlane {
   readonly agents: AgentSource;
   readonly manifests: ManifestSource;
   readonly nodes: NodeSource;
-  readonly exporter: Exporter;
-  readonly mirror: Mirror;
+  /** Of the term that runs; empty views while another replica leads. */
+  readonly exporter: Omit<Exporter, 'ended'>;
+  readonly mirror: Omit<Mirror, 'ended'>;
   readonly local: LocalView;
+  isLeading(): boolean;
+  leader(): string | undefined;
   /** What readers would still miss, or undefined. A peer that does not answer is given up on after a while. */
   notReady(): string | undefined;
   /** After the signal: everything has ended, the connection is closed. Mirrored and exported data stays. */
@@ -44,7 +52,12 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
   const files = stateFiles(config.stateDir);
   const startedAt = clock.nowMs();
 
-  const etcd = openEtcd({ ...config.etcd, log: log.child({ subsystem: 'etcd' }), clock });
+  const zstd = openZstd();
+  const client = openEtcd({ ...config.etcd, log: log.child({ subsystem: 'etcd' }), clock });
+  const { metrics } = options;
+  const etcd = metrics === undefined ? client : observedEtcd(client, metrics.own.observe, clock.nowMs);
+  const meshEtcd = metrics === undefined ? client : observedEtcd(client, metrics.mesh.observe, clock.nowMs);
+  client.onEvent((event) => event.type === 'disconnected' && metrics?.own.lost('disconnected'));
   const common = { etcd, log, signal, clock };
   const bootstrap = startBootstrap({
     ...common,
@@ -52,8 +65,8 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     nodes: config.nodes,
     usersFile: config.usersFile,
   });
-  const { fence } = bootstrap;
   const agents = startAgentSource(common);
+  const onChange = () => terms.current()?.exporter.trigger();
   const manifests = startManifestSource({
     dir: config.manifestsDir,
     lastGoodDir: files.lastGoodDir,
@@ -63,34 +76,65 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     log,
     signal,
     clock,
-    onChange: () => exporter.trigger(),
+    onChange,
   });
   const nodes = startNodeSource({
     ...common,
     knownNodesFile: files.knownNodes,
     graceMs: timers.nodeGraceMs,
-    onChange: () => exporter.trigger(),
+    onChange,
   });
-  const exporter = startExporter({
+  const records = startPeerRecords({ ...common, log: log.child({ subsystem: 'peer-records' }) });
+
+  const begin = (leadership: Leadership, termSignal: AbortSignal) => {
+    const shared = { right: { fence: bootstrap.fence, leadership }, zstd, log, signal: termSignal, clock };
+    const exporter = startExporter({
+      ...shared,
+      etcd,
+      cluster,
+      sliceExport: config.export.endpointSlices,
+      manifests: manifests.snapshot,
+      nodes: nodes.snapshot,
+      heartbeatMs: timers.heartbeatMs,
+    });
+    const mirror = startMirror({
+      ...shared,
+      own: cluster,
+      local: meshEtcd,
+      metrics: metrics?.mesh,
+      directory: options.directory,
+      peersDir: config.peersDir,
+      agents,
+      timers,
+      limits: config.peers,
+    });
+    return { exporter, mirror, ended: Promise.all([exporter.ended, mirror.ended]).then(() => {}) };
+  };
+  const terms = startTerms({
     ...common,
-    cluster,
-    manifests: manifests.snapshot,
-    nodes: nodes.snapshot,
-    fence,
-    heartbeatMs: timers.heartbeatMs,
+    log: log.child({ subsystem: 'election' }),
+    replica: replicaId(files.replica),
+    ttlSeconds: config.election.ttlSeconds,
+    isBootstrapped: bootstrap.ready,
+    fence: bootstrap.fence,
+    begin,
   });
-  const mirror = startMirror({
-    own: cluster,
-    local: etcd,
-    directory: options.directory,
-    peersDir: config.peersDir,
-    agents,
-    fence,
-    timers,
-    log,
-    signal,
-    clock,
-  });
+
+  const exporter: ControlPlane['exporter'] = {
+    trigger: onChange,
+    problems: () => terms.current()?.exporter.problems() ?? [],
+    counts: () => terms.current()?.exporter.counts() ?? { services: 0, globalServices: 0, endpoints: 0 },
+    synced: () => terms.current()?.exporter.synced() ?? new Set(),
+    configRepairs: () => terms.current()?.exporter.configRepairs() ?? 0,
+    writers: () => terms.current()?.exporter.writers() ?? {},
+  };
+  const mirror: ControlPlane['mirror'] = {
+    peers: () => terms.current()?.mirror.peers() ?? records.peers(),
+    refresh: () => terms.current()?.mirror.refresh(),
+    problems: () => terms.current()?.mirror.problems() ?? [],
+    tookMs: () => terms.current()?.mirror.tookMs(),
+    counters: () => terms.current()?.mirror.counters() ?? new Map(),
+  };
 
   const local: LocalView = {
     problems: () => [...manifests.problems(), ...exporter.problems(), ...bootstrap.problems(), ...mirror.problems()],
@@ -98,9 +142,13 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
   };
 
   return {
+    isLeading: terms.isLeading,
+    leader: terms.leader,
     ...{ etcd, bootstrap, agents, manifests, nodes, exporter, mirror, local },
     notReady() {
       if (!bootstrap.ready()) return `etcd: ${bootstrap.lastError() || 'users and roles are not in place yet'}`;
+      // Another replica writes: this one is as ready as it can be.
+      if (terms.current() === undefined && terms.leader() !== undefined) return undefined;
       const waitingFor = nodes.snapshot().waitingFor;
       const unwritten = CANARY_FAMILIES.filter((family) => !exporter.synced().has(family));
       if (unwritten.length > 0)
@@ -112,7 +160,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
         : `mirror: ${missing.map((peer) => `${peer.cluster}: ${peer.error ?? 'syncing'}`).join('; ')}`;
     },
     async close() {
-      await Promise.all([bootstrap.ended, agents.ended, manifests.ended, nodes.ended, exporter.ended, mirror.ended]);
+      await Promise.all([bootstrap.ended, agents.ended, manifests.ended, nodes.ended, records.ended, terms.ended]);
       await etcd.close();
     },
   };

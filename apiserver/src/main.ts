@@ -1,9 +1,12 @@
 /** clustermesh-apiserver: one per cluster. The wiring, and nothing else. */
-import { configArgument, createLog, loadConfig, runDaemon, serveHttp, version } from '@clustermesh/runtime';
+import { MeshError } from '@clustermesh/contract';
+import { configArgument, createLog, loadConfig, runDaemon, serveHttp, tryLock, version } from '@clustermesh/runtime';
+import { Registry } from 'prom-client';
 import { readClusterInfo, startAdmin } from './admin/index.ts';
-import { configSchema } from './config.ts';
+import { configSchema, stateFiles } from './config.ts';
 import { startControlPlane } from './control-plane.ts';
-import { createMetrics } from './metrics.ts';
+import { createKvstoreMetrics } from './kvstore-metrics.ts';
+import { createMetrics, MESH_METRICS, OWN_METRICS } from './metrics.ts';
 import { createPeerDirectory, startOperations } from './operations/index.ts';
 
 const log = createLog('clustermesh-apiserver');
@@ -19,10 +22,23 @@ await runDaemon(log, async (signal) => {
     maxConnectedClusters: cluster.maxConnectedClusters,
     podCidr: cluster.podCIDR,
   };
+  // Two processes with one state directory would take each other for their own past (term.ts).
+  const lock = tryLock(stateFiles(config.stateDir).lock, String(process.pid));
+  if ('heldBy' in lock)
+    throw new MeshError({
+      code: 'locked',
+      message: `starting with the state directory ${config.stateDir}: process ${lock.heldBy} runs with it`,
+      hint: 'give every replica a state directory of its own',
+    });
   log.info({ cluster: cluster.name, id: cluster.id, version: version() }, 'starting');
 
   const directory = createPeerDirectory({ dir: config.peersDir, ownName: cluster.name, log });
-  const plane = startControlPlane({ config, directory, log, signal });
+  const registry = new Registry();
+  const metrics = {
+    own: createKvstoreMetrics(OWN_METRICS, registry),
+    mesh: createKvstoreMetrics(MESH_METRICS, registry),
+  };
+  const plane = startControlPlane({ config, directory, log, signal, metrics });
   const operations = startOperations({
     own,
     pkiDir,
@@ -43,12 +59,13 @@ await runDaemon(log, async (signal) => {
     etcd: plane.bootstrap,
     nodes: config.nodes,
   });
+  createMetrics(registry, cluster.name, plane);
   const http = await serveHttp({
     ...config.http,
-    registry: createMetrics(cluster.name, plane),
+    registry,
     notReady: plane.notReady,
   });
 
   // Callers first, then what they call, then what everything stands on.
-  return [admin.close, http.close, operations.close, plane.close];
+  return [admin.close, http.close, operations.close, plane.close, async () => lock.release()];
 });

@@ -1,13 +1,16 @@
 /** Prometheus metrics, read from the views when scraped. Cilium's names (wire-contract §4.5) where they say the same thing. */
-import { CANARY_FAMILIES } from '@clustermesh/contract';
+import { WIRE_FAMILIES } from '@clustermesh/contract';
 import { version } from '@clustermesh/runtime';
-import { collectDefaultMetrics, Gauge, Registry } from 'prom-client';
+import { Counter, collectDefaultMetrics, Gauge, type Registry } from 'prom-client';
 import type { ControlPlane } from './control-plane.ts';
+import type { PeerCounters } from './mirror/peer.ts';
 
 type Sample = readonly [labels: Record<string, string>, value: number];
 
-export function createMetrics(cluster: string, plane: ControlPlane): Registry {
-  const registry = new Registry();
+export const OWN_METRICS = 'cilium_clustermesh_apiserver_';
+export const MESH_METRICS = 'cilium_kvstoremesh_';
+
+export function createMetrics(registry: Registry, cluster: string, plane: ControlPlane): void {
   collectDefaultMetrics({ register: registry });
 
   const gauge = (name: string, help: string, labelNames: readonly string[], read: () => Iterable<Sample>) => {
@@ -27,10 +30,27 @@ export function createMetrics(cluster: string, plane: ControlPlane): Registry {
       const value = read();
       return value === undefined ? [] : [[{}, value]];
     });
+  /** Of what is only known as "so many now": counts every rise. */
+  const rises = (name: string, help: string, labelNames: readonly string[], read: () => Iterable<Sample>) => {
+    const last = new Map<string, number>();
+    new Counter({
+      name,
+      help,
+      labelNames: [...labelNames],
+      registers: [registry],
+      collect() {
+        for (const [labels, value] of read()) {
+          const key = JSON.stringify(labels);
+          this.inc(labels, Math.max(0, value - (last.get(key) ?? 0)));
+          last.set(key, value);
+        }
+      },
+    });
+  };
   const scoped = ['scope', 'source_cluster'];
 
   // ---- clustermesh-apiserver: this cluster's own state
-  const own = 'cilium_clustermesh_apiserver_';
+  const own = OWN_METRICS;
   one(`${own}bootstrap_seconds`, 'Time until users, roles and auth were in place', () => {
     const ms = plane.bootstrap.tookMs();
     return ms === undefined ? undefined : ms / 1000;
@@ -42,7 +62,7 @@ export function createMetrics(cluster: string, plane: ControlPlane): Registry {
       status.pending,
     ]),
   );
-  gauge(`${own}kvstore_sync_errors`, 'Keys that etcd refuses', scoped, () =>
+  rises(`${own}kvstore_sync_errors_total`, 'Keys that etcd refused', scoped, () =>
     Object.entries(plane.exporter.writers()).map(([scope, status]) => [
       { scope, source_cluster: cluster },
       status.errors.length,
@@ -53,14 +73,14 @@ export function createMetrics(cluster: string, plane: ControlPlane): Registry {
     'Whether the complete first state is in etcd',
     [...scoped, 'action'],
     () =>
-      CANARY_FAMILIES.map((family) => [
-        { scope: family, source_cluster: cluster, action: 'write' },
+      WIRE_FAMILIES.map((family) => [
+        { scope: `${family}/v1`, source_cluster: cluster, action: 'write' },
         plane.exporter.synced().has(family) ? 1 : 0,
       ]),
   );
 
   // ---- kvstoremesh: the peers
-  const mesh = 'cilium_kvstoremesh_';
+  const mesh = MESH_METRICS;
   const perPeer = (name: string, help: string, read: (peer: ReturnType<typeof plane.mirror.peers>[number]) => number) =>
     gauge(`${mesh}${name}`, help, ['target_cluster'], () =>
       plane.mirror.peers().map((peer) => [{ target_cluster: peer.cluster }, read(peer)]),
@@ -84,11 +104,30 @@ export function createMetrics(cluster: string, plane: ControlPlane): Registry {
       .flatMap((peer) =>
         Object.entries(peer.families).map(
           ([family, status]): Sample => [
-            { scope: family, source_cluster: peer.cluster, action: 'write' },
+            { scope: `${family}/v1`, source_cluster: peer.cluster, action: 'write' },
             status.synced ? 1 : 0,
           ],
         ),
       ),
+  );
+  gauge(`${mesh}version`, 'Release of this process', ['version'], () => [[{ version: version() }, 1]]);
+  one(`${mesh}bootstrap_seconds`, 'Time until all peers were mirrored', () => {
+    const ms = plane.mirror.tookMs();
+    return ms === undefined ? undefined : ms / 1000;
+  });
+  const perWriter = (read: (counters: PeerCounters) => number) => (): Sample[] =>
+    [...plane.mirror.counters()].map(([peer, counters]) => [{ scope: 'cache', source_cluster: peer }, read(counters)]);
+  gauge(
+    `${mesh}kvstore_sync_queue_size`,
+    'Keys waiting to be written',
+    scoped,
+    perWriter(({ queued }) => queued),
+  );
+  rises(
+    `${mesh}kvstore_sync_errors_total`,
+    'Keys that etcd refused',
+    scoped,
+    perWriter(({ refused }) => refused),
   );
   for (const family of ['nodes', 'services', 'ip'] as const) {
     const name = family === 'ip' ? 'endpoints' : family;
@@ -96,6 +135,16 @@ export function createMetrics(cluster: string, plane: ControlPlane): Registry {
   }
 
   // ---- what Cilium has no name for
+  gauge('clustermesh_mirror_objects', 'Objects counted against the quota of a peer', ['target_cluster'], () =>
+    [...plane.mirror.counters()].map(([peer, { keys }]) => [{ target_cluster: peer }, keys]),
+  );
+  gauge('clustermesh_mirror_bytes', 'Bytes counted against the quota of a peer', ['target_cluster'], () =>
+    [...plane.mirror.counters()].map(([peer, { bytes }]) => [{ target_cluster: peer }, bytes]),
+  );
+  one('clustermesh_apiserver_leading', 'Whether this replica writes', () => (plane.isLeading() ? 1 : 0));
+  rises('clustermesh_apiserver_config_repairs_total', 'Cluster configs of others put right', [], () => [
+    [{}, plane.exporter.configRepairs()],
+  ]);
   gauge(
     'clustermesh_mirror_quarantined',
     'Objects of a peer that are not taken over',
@@ -129,5 +178,4 @@ export function createMetrics(cluster: string, plane: ControlPlane): Registry {
     () => plane.nodes.snapshot().waitingFor.length,
   );
   one('clustermesh_apiserver_agents', 'Live agents', () => plane.agents.agents().length);
-  return registry;
 }

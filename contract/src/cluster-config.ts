@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { accept, type Decoded, reject } from './decoded.ts';
 import { EXTENSION_FIELD, extensionSchema } from './extension.ts';
 import { decodeJson } from './json.ts';
+import { WIRE_FAMILIES, type WireFamily } from './keys.ts';
 import { clusterIdProblem, type MaxConnectedClusters } from './names.ts';
 
 const schema = z.looseObject({
@@ -21,7 +22,26 @@ const schema = z.looseObject({
 
 export type ClusterConfig = z.infer<typeof schema>;
 
-const EXPORT_MODES = new Set(['', 'services-and-endpointslices', 'endpointslices-only']);
+/** What a cluster publishes of its services' backends; absent and '' are the legacy services alone. */
+export const ENDPOINT_SLICES_EXPORT_MODES = ['', 'services-and-endpointslices', 'endpointslices-only'] as const;
+export type EndpointSlicesExportMode = (typeof ENDPOINT_SLICES_EXPORT_MODES)[number];
+
+/** Undefined: a mode of a version that we do not know; its publisher's data cannot be understood as a whole. */
+export function endpointSlicesExportMode(config: ClusterConfig): EndpointSlicesExportMode | undefined {
+  const mode = config.capabilities.endpointSlicesExportMode ?? '';
+  return ENDPOINT_SLICES_EXPORT_MODES.find((known) => known === mode);
+}
+
+/** The families that a reader of this cluster waits for; the others have no canary or are of no use to it. */
+export function publishedFamilies(config: ClusterConfig): WireFamily[] {
+  const mode = endpointSlicesExportMode(config);
+  return WIRE_FAMILIES.filter((family) => {
+    if (family === 'services') return mode !== 'endpointslices-only';
+    if (family === 'serviceexports') return config.capabilities.serviceExportsEnabled !== undefined;
+    if (family === 'endpointslices') return mode === 'services-and-endpointslices' || mode === 'endpointslices-only';
+    return true;
+  });
+}
 
 export function encodeClusterConfig(config: ClusterConfig): string {
   return JSON.stringify(config);
@@ -46,14 +66,16 @@ export function validatePeerConfig(
   if (idProblem !== undefined) return reject(`cluster ${peer}: ${idProblem}`);
   if (config.id === local.id)
     return reject(`cluster ${peer} has cluster id ${config.id}, which is this cluster's own id`);
-  const max = config.capabilities.maxConnectedClusters ?? 255;
+  // Absent or 0 (Go leaves a zero out): a writer that knows of 255 only.
+  const max = config.capabilities.maxConnectedClusters || 255;
   if (max !== local.maxConnectedClusters) {
     return reject(
       `cluster ${peer} has maxConnectedClusters ${max}, this cluster has ${local.maxConnectedClusters}; all clusters must agree`,
     );
   }
-  const mode = config.capabilities.endpointSlicesExportMode ?? '';
-  if (!EXPORT_MODES.has(mode))
-    return reject(`cluster ${peer} has the unknown endpointSlicesExportMode ${JSON.stringify(mode)}`);
+  if (endpointSlicesExportMode(config) === undefined)
+    return reject(
+      `cluster ${peer} has the unknown endpointSlicesExportMode ${JSON.stringify(config.capabilities.endpointSlicesExportMode)}`,
+    );
   return accept(config);
 }

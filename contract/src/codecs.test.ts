@@ -219,6 +219,7 @@ describe('cluster configs', () => {
   it('are read as published, with absent capabilities too', () => {
     assert.equal(value(readers.config(configText)).capabilities.serviceExportsEnabled, false);
     assert.deepEqual(value(readers.config('{"id":3}')).capabilities, {});
+    value(readers.config('{"id":3,"capabilities":{"maxConnectedClusters":0}}'));
   });
 
   const wrong: [string, string, RegExp][] = [

@@ -6,7 +6,6 @@ import {
   clusterConfigKey,
   dataPrefix,
   endpointRecordKey,
-  FAMILIES,
   identityByIdKey,
   identityByLabelsKey,
   identityKey,
@@ -19,6 +18,7 @@ import {
   nodeSyncedKey,
   parseNodesKey,
   serviceKey,
+  WIRE_FAMILIES,
 } from './keys.ts';
 
 describe('keys', () => {
@@ -44,11 +44,12 @@ describe('keys', () => {
       ['nodes', 'services', 'identities', 'ip', 'serviceexports'].map((f) => `cilium/synced/eu/cilium/state/${f}/v1`),
     );
     assert.equal(canaryKey('eu', 'ip', 'cache'), 'cilium/synced/eu/cilium/cache/ip/v1');
+    assert.equal(canaryKey('eu', 'endpointslices', 'state'), 'cilium/synced/eu/cilium/state/endpointslices/v1');
   });
 
   it('lead back to the name, in both layouts and all families', () => {
     for (const layout of ['state', 'cache'] as const) {
-      for (const family of FAMILIES) {
+      for (const family of WIRE_FAMILIES) {
         const prefix = dataPrefix('eu', family, layout);
         assert.ok(prefix.endsWith('/'), prefix);
         assert.equal(keyName(`${prefix}a/b`, prefix), 'a/b');

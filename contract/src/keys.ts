@@ -15,6 +15,9 @@ export type Family = (typeof FAMILIES)[number];
 /** Families that get a canary: readers of serviceexports wait for one even when MCS is off (§1.4, §12.3). */
 export const CANARY_FAMILIES = [...FAMILIES, 'serviceexports'] as const;
 export type CanaryFamily = (typeof CANARY_FAMILIES)[number];
+/** Every family of the wire; which of them a cluster publishes is said by its config (`publishedFamilies`). */
+export const WIRE_FAMILIES = [...CANARY_FAMILIES, 'endpointslices'] as const;
+export type WireFamily = (typeof WIRE_FAMILIES)[number];
 
 export type Layout = 'state' | 'cache';
 
@@ -26,12 +29,12 @@ export function syncedPrefix(cluster: string): string {
   return `${SYNCED_PREFIX}${cluster}/`;
 }
 
-export function canaryKey(cluster: string, family: CanaryFamily, layout: Layout): string {
+export function canaryKey(cluster: string, family: WireFamily, layout: Layout): string {
   return `${SYNCED_PREFIX}${cluster}/cilium/${layout}/${family}/v1`;
 }
 
 /** The prefix under which a family's data of `cluster` lies; in the state layout identities and ip are not cluster-scoped. */
-export function dataPrefix(cluster: string, family: CanaryFamily, layout: Layout): string {
+export function dataPrefix(cluster: string, family: WireFamily, layout: Layout): string {
   const base = `cilium/${layout}/${family}/v1/`;
   if (layout === 'cache') return family === 'identities' ? `${base}${cluster}/id/` : `${base}${cluster}/`;
   if (family === 'identities') return `${base}id/`;
@@ -56,6 +59,14 @@ export function ipKey(cluster: string, address: string, layout: Layout = 'state'
   return `${dataPrefix(cluster, 'ip', layout)}${address}`;
 }
 
+export function serviceExportKey(cluster: string, namespace: string, name: string, layout: Layout = 'state'): string {
+  return `${dataPrefix(cluster, 'serviceexports', layout)}${namespace}/${name}`;
+}
+
+export function endpointSliceKey(cluster: string, namespace: string, slice: string, layout: Layout = 'state'): string {
+  return `${dataPrefix(cluster, 'endpointslices', layout)}${namespace}/${slice}`;
+}
+
 /** The part of a data key behind its family's prefix, or undefined for a foreign key. */
 export function keyName(key: string, prefix: string): string | undefined {
   return key.startsWith(prefix) && key.length > prefix.length ? key.slice(prefix.length) : undefined;
@@ -72,6 +83,11 @@ export const PEERS_PREFIX = 'clustermesh/peers/';
 export const HEALTH_PREFIX = 'clustermesh/health/';
 /** Present from the moment on which users, roles and auth are in place: nobody writes data into an etcd without it. */
 export const BOOTSTRAP_KEY = 'clustermesh/bootstrap';
+
+/** Who of several replicas writes: `clustermesh/election/<name>`. */
+export function electionKey(name: string): string {
+  return `clustermesh/election/${name}`;
+}
 
 export const LOCAL_FAMILIES = ['services', 'endpointslices', 'namespaces'] as const;
 export type LocalFamily = (typeof LOCAL_FAMILIES)[number];

@@ -1,10 +1,13 @@
 import assert from 'node:assert/strict';
+import { isIP, isIPv4 } from 'node:net';
 import { describe, it } from 'node:test';
 import fc from 'fast-check';
 import {
   ipv4Contains,
   ipv4RangesOverlap,
   ipv4ToNumber,
+  isIpAddress,
+  isIpv4,
   maskFromBase64,
   maskToBase64,
   numberToIpv4,
@@ -15,6 +18,23 @@ describe('addresses', () => {
   it('go to numbers and back', () => {
     fc.assert(fc.property(fc.nat(0xffffffff), (n) => assert.equal(ipv4ToNumber(numberToIpv4(n)), n)));
     assert.equal(numberToIpv4(0xffffffff), '255.255.255.255');
+  });
+
+  it('are what node takes for addresses, and nothing else is', () => {
+    const part = fc.oneof(fc.nat(300).map(String), fc.stringMatching(/^[0-9 a.:-]{0,4}$/));
+    const text = fc.oneof(
+      fc.array(part, { minLength: 3, maxLength: 5 }).map((parts) => parts.join('.')),
+      fc.ipV4(),
+      fc.ipV6(),
+      fc.string({ unit: 'binary', maxLength: 16 }),
+    );
+    fc.assert(
+      fc.property(text, (candidate) => {
+        assert.equal(isIpv4(candidate), isIPv4(candidate), candidate);
+        assert.equal(isIpAddress(candidate), isIP(candidate) !== 0, candidate);
+      }),
+      { numRuns: 2_000 },
+    );
   });
 
   it('are inside a CIDR up to its last one', () => {

@@ -39,3 +39,9 @@ export function toWireOp(op: TxnOp): WireRequestOp {
   if ('deletePrefix' in op) return { request_delete_range: prefixRange(op.deletePrefix) };
   return { request_range: { key: Buffer.from(op.get) } };
 }
+
+export function keyOf(op: TxnOp): string {
+  if ('put' in op) return op.put;
+  if ('delete' in op) return op.delete;
+  return 'get' in op ? op.get : op.deletePrefix;
+}

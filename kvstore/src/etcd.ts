@@ -3,10 +3,11 @@ import { systemClock } from '@clustermesh/runtime';
 import { createAuth } from './auth.ts';
 import type { Connection, ConnectionSettings } from './connection.ts';
 import { Connections } from './connections.ts';
-import { type Answer, toHeader, toKeyValue, toWireCompare, toWireOp } from './convert.ts';
+import { type Answer, keyOf, toHeader, toKeyValue, toWireCompare, toWireOp } from './convert.ts';
+import type { RangeAnswer } from './decode.ts';
 import { resolveTargets } from './endpoints.ts';
 import { openLease } from './leases.ts';
-import type { WireHeader, WireRangeResponse, WireTxnResponse } from './proto.ts';
+import type { WireHeader, WireTxnResponse } from './proto.ts';
 import { FIRST_PAGE, nextPageSize, prefixRange, successor } from './ranges.ts';
 import { abortable } from './signals.ts';
 import type { CallOptions, Etcd, EtcdOptions, Header, KeyValue, RangePage, TxnResult } from './types.ts';
@@ -81,43 +82,54 @@ export function openEtcd(options: EtcdOptions): Etcd {
   }
 
   async function getWithHeader(key: string, callOptions?: CallOptions) {
-    const response = await call<WireRangeResponse>(
-      'KV.Range',
-      { key: Buffer.from(key) },
-      `reading ${key}`,
-      callOptions,
-    );
-    const kv = response.kvs[0];
-    return { kv: kv && toKeyValue(kv), header: toHeader(response) };
+    const request = { key: Buffer.from(key), revision: callOptions?.revision ?? 0 };
+    const response = await call<RangeAnswer>('KV.Range', request, `reading ${key}`, callOptions);
+    return { kv: response.kvs[0], header: toHeader(response) };
   }
 
   async function* pages(prefix: string, callOptions?: CallOptions): AsyncGenerator<RangePage, void, void> {
-    const attempted = `listing ${prefix}`;
     const range = prefixRange(prefix);
-    let { key } = range;
-    let limit = FIRST_PAGE;
     let largest = Number.POSITIVE_INFINITY;
     let header: Header | undefined;
-    for (;;) {
-      let response: WireRangeResponse & Answer;
+
+    async function fetch(key: Buffer, wanted: number): Promise<{ response: RangeAnswer & Answer; limit: number }> {
       const pinned = { ...callOptions, connection: header?.connection ?? callOptions?.connection };
-      try {
-        const request = { key, range_end: range.range_end, limit, revision: header?.revision ?? 0 };
-        response = await call<WireRangeResponse>('KV.Range', request, attempted, pinned);
-      } catch (error) {
-        // The values outgrew the guess. Halving ends at 1: a single value always fits, etcd takes 1.5 MiB at most.
-        if (!(error instanceof MeshError) || error.code !== 'etcd-too-large' || limit === 1) throw error;
-        limit = Math.ceil(limit / 4);
-        largest = limit;
-        continue;
+      for (let limit = Math.min(wanted, largest); ; largest = limit) {
+        const request = {
+          key,
+          range_end: range.range_end,
+          limit,
+          revision: header?.revision ?? callOptions?.revision ?? 0,
+        };
+        try {
+          return { response: await call<RangeAnswer>('KV.Range', request, `listing ${prefix}`, pinned), limit };
+        } catch (error) {
+          // The values outgrew the guess. This ends at 1: a single value always fits, etcd takes 1.5 MiB at most.
+          if (!(error instanceof MeshError) || error.code !== 'etcd-too-large' || limit === 1) throw error;
+          limit = Math.ceil(limit / 4);
+        }
       }
+    }
+
+    let from = range.key;
+    let next = fetch(from, FIRST_PAGE);
+    for (;;) {
+      const { response, limit } = await next;
       header ??= toHeader(response);
-      const last = response.kvs.at(-1);
-      yield { kvs: response.kvs.map(toKeyValue), header };
-      if (!response.more || last === undefined) return;
-      key = successor(last.key);
-      const bytes = response.kvs.reduce((sum, kv) => sum + kv.key.length + kv.value.length + 48, 0);
-      limit = Math.min(nextPageSize(limit, response.kvs.length, bytes), largest);
+      const { kvs, lastKey } = response;
+      const isLast = !response.more || lastKey === undefined;
+      if (!isLast) {
+        // A server that goes round in circles would be listed for ever.
+        if (lastKey.compare(from) < 0)
+          throw new MeshError({ code: 'invalid-object', message: `listing ${prefix}: the keys come out of order` });
+        from = successor(lastKey);
+        const bytes = kvs.reduce((sum, kv) => sum + kv.key.length + kv.value.length + 48, 0);
+        // etcd collects the next page while this one is being taken in.
+        next = fetch(from, nextPageSize(limit, kvs.length, bytes));
+        next.catch(() => {}); // Who stops here does not ask for it.
+      }
+      yield { kvs, header };
+      if (isLast) return;
     }
   }
 
@@ -128,8 +140,7 @@ export function openEtcd(options: EtcdOptions): Etcd {
       failure: (request.failure ?? []).map(toWireOp),
     };
     const first = request.success[0] ?? request.failure?.[0];
-    const name = first === undefined ? 'nothing' : 'put' in first ? first.put : Object.values(first)[0];
-    const attempted = `a transaction of ${request.success.length} operations (first: ${name})`;
+    const attempted = `a transaction of ${request.success.length} operations (first: ${first === undefined ? 'nothing' : keyOf(first)})`;
     const response = await call<WireTxnResponse>('KV.Txn', wire, attempted, callOptions);
     const ran = response.succeeded ? request.success : (request.failure ?? []);
     const gets = ran.flatMap((op, index) => {
@@ -175,7 +186,7 @@ export function openEtcd(options: EtcdOptions): Etcd {
     },
     async count(prefix, callOptions) {
       const request = { ...prefixRange(prefix), count_only: true };
-      return Number((await call<WireRangeResponse>('KV.Range', request, `counting ${prefix}`, callOptions)).count);
+      return (await call<RangeAnswer>('KV.Range', request, `counting ${prefix}`, callOptions)).count;
     },
     async put(key, value, callOptions) {
       const request = { key: Buffer.from(key), value: Buffer.from(value), lease: callOptions?.lease ?? '0' };

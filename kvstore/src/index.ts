@@ -1,3 +1,4 @@
+export { type Election, type ElectionOptions, startElection } from './election.ts';
 export { openEtcd } from './etcd.ts';
 export { prefixEnd } from './ranges.ts';
 export { startReflector } from './reflector.ts';

@@ -76,7 +76,15 @@ export async function openLease(ports: LeasePorts, request: LeaseRequest, option
   const { signal } = stop;
   let id = await grant(options);
 
-  async function renew(): Promise<void> {
+  let renewing: Promise<void> | undefined;
+
+  /** One at a time: two that find the lease gone would grant two. */
+  const renew = () =>
+    (renewing ??= renewOnce().finally(() => {
+      renewing = undefined;
+    }));
+
+  async function renewOnce(): Promise<void> {
     const left = await keepAliveOnce(ports, id, (ttlSeconds * 1000) / 3);
     if (left > 0 || signal.aborted) return;
     ports.log.warn({ lease: id }, 'lease lost; granting another');
@@ -104,6 +112,7 @@ export async function openLease(ports: LeasePorts, request: LeaseRequest, option
       return id;
     },
     ttlSeconds,
+    renew,
     async close(options = {}) {
       if (stop.signal.aborted) return;
       stop.abort();

@@ -7,6 +7,7 @@
 import { createRequire } from 'node:module';
 import type { MethodDefinition } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
+import { decodeRange, decodeWatch } from './decode.ts';
 
 export interface WireHeader {
   readonly cluster_id: string;
@@ -70,17 +71,6 @@ export interface WireWatchRequest {
   readonly progress_request?: Record<string, never>;
 }
 
-export interface WireWatchResponse {
-  readonly header: WireHeader;
-  readonly watch_id: string;
-  readonly created: boolean;
-  readonly canceled: boolean;
-  readonly compact_revision: string;
-  readonly cancel_reason: string;
-  readonly fragment: boolean;
-  readonly events: { readonly type: 'Put' | 'Delete'; readonly kv: WireKeyValue }[];
-}
-
 export interface WirePermission {
   readonly permType: 'Read' | 'Write' | 'Readwrite';
   readonly key: Buffer;
@@ -101,6 +91,12 @@ function loadServices(): Map<string, AnyMethod> {
     if ('format' in service) continue;
     for (const [method, entry] of Object.entries(service))
       methods.set(`${name.replace('etcdserverpb.', '')}.${method}`, entry);
+  }
+  for (const [name, decode] of [
+    ['KV.Range', decodeRange],
+    ['Watch.Watch', decodeWatch],
+  ] as const) {
+    methods.set(name, { ...methods.get(name)!, responseDeserialize: decode });
   }
   const userAdd = methods.get('Auth.UserAdd')!;
   methods.set('Auth.UserAdd', {

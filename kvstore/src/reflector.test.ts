@@ -150,6 +150,192 @@ describe('reflector', { timeout: 60_000 }, () => {
     await stop();
   });
 
+  it('goes on from its last revision after a cut, and is synced when a list has shown the same', async () => {
+    const proxy = await server.proxy();
+    const direct = server.client();
+    const etcd = server.client({ endpoints: [proxy.endpoint] });
+    for (const name of ['a', 'b', 'c']) await direct.put(`resume/${name}`, name);
+    await direct.put('synced/resume', 'then');
+    const { sink, reflector, stop } = reflect(etcd, 'resume/', { canaryKey: 'synced/resume' });
+    await reflector.waitSynced();
+    for (let round = 1; round <= 3; round++) {
+      proxy.cut();
+      await eventually('noticing the cut', () => !reflector.status().synced);
+      await direct.put('resume/a', `${round}`);
+      await direct.delete('resume/b');
+      const { revision } = await direct.put('resume/b', `${round}`);
+      await direct.put('synced/resume', `${round}`);
+      proxy.heal();
+      await eventually('being synced again', () => reflector.status().synced);
+      assert.equal(reflector.status().resumes, round);
+      assert.ok(reflector.status().dataRevision >= revision);
+      assert.deepEqual(sink.contents(), { 'resume/a': `${round}`, 'resume/b': `${round}`, 'resume/c': 'c' });
+    }
+    assert.equal(sink.batches.filter((batch) => batch.kind === 'list').length, 1, 'the rows came from the watch');
+    assert.equal(sink.syncs.length, 4);
+    await stop();
+  });
+
+  it('lists anew in an etcd that was rebuilt with the same cluster id and is further on than it ever was', async () => {
+    await using rebuilt = await startEtcd({ sameClusterId: true });
+    const proxy = await rebuilt.proxy();
+    const direct = rebuilt.client();
+    const etcd = rebuilt.client({ endpoints: [proxy.endpoint] });
+    for (const name of ['a', 'b', 'c']) await direct.put(`same/${name}`, name);
+    const { sink, reflector, stop } = reflect(etcd, 'same/');
+    await reflector.waitSynced();
+    const before = reflector.status();
+    proxy.cut();
+    await rebuilt.wipe();
+    for (let i = 0; i < 20; i++) await direct.put('other', String(i));
+    await direct.put('same/b', 'b');
+    proxy.heal();
+    await eventually('the list of the new etcd', () => reflector.status().synced);
+    assert.equal(reflector.status().clusterId, before.clusterId);
+    assert.ok(reflector.status().revision > before.revision);
+    assert.deepEqual(sink.contents(), { 'same/b': 'b' });
+    assert.equal(reflector.status().resumes, 0);
+    await stop();
+  });
+
+  it('is not synced by a resume that lost something: the list that follows finds it', async () => {
+    const proxy = await server.proxy();
+    const direct = server.client();
+    const real = server.client({ endpoints: [proxy.endpoint] });
+    for (const name of ['a', 'b', 'c']) await direct.put(`lossy/${name}`, '1');
+    let watches = 0;
+    // A server that loses what happened while the watch was away.
+    const lossy = new Proxy(real, {
+      get: (target, name: keyof Etcd) =>
+        name === 'watch'
+          ? (request: Parameters<Etcd['watch']>[0]) =>
+              target.watch(++watches === 2 ? { ...request, onEvents: () => {} } : request)
+          : target[name],
+    });
+    const { sink, reflector, stop } = reflect(lossy, 'lossy/');
+    await reflector.waitSynced();
+    proxy.cut();
+    await eventually('noticing the cut', () => !reflector.status().synced);
+    await direct.delete('lossy/a');
+    await direct.put('lossy/b', '2');
+    proxy.heal();
+    await eventually('verifying', () => reflector.status().state === 'verifying');
+    await eventually('being synced again', () => reflector.status().synced);
+    assert.deepEqual(sink.contents(), { 'lossy/b': '2', 'lossy/c': '1' });
+    assert.equal(reflector.status().resumes, 0);
+    await stop();
+  });
+
+  it('a revision that is sent in parts counts when its last part has come', async () => {
+    const etcd = server.client();
+    const long = 'k'.repeat(200);
+    for (let i = 0; i < 12_000; i += 100) {
+      const success = Array.from({ length: 100 }, (_, k) => ({ put: `parts/${long}${i + k}`, value: 'x' }));
+      await etcd.txn({ success });
+    }
+    const { sink, reflector, stop } = reflect(etcd, 'parts/');
+    await reflector.waitSynced();
+    const early: number[] = [];
+    const apply = sink.apply.bind(sink);
+    sink.apply = (batch) => {
+      apply(batch);
+      if (sink.rows.size > 0) early.push(Math.max(batch.revision, reflector.status().dataRevision));
+    };
+    await etcd.deletePrefix('parts/');
+    await eventually('the end of it', () => sink.rows.size === 0);
+    const last = sink.batches.at(-1)!;
+    assert.ok(early.length > 0, 'etcd sends so much in parts');
+    assert.ok(early.every((revision) => revision < last.revision));
+    assert.equal(reflector.status().dataRevision, last.revision);
+    await stop();
+  });
+
+  it('stops at its limit of keys or bytes, says so, keeps what it has, and goes on when it fits again', async () => {
+    const etcd = server.client();
+    for (let i = 0; i < 20; i++) await etcd.put(`limit/${i}`, 'x'.repeat(100));
+    for (const limits of [{ maxKeys: 30 }, { maxBytes: 30 * 109 }]) {
+      const { sink, reflector, stop } = reflect(etcd, 'limit/', { limits: { ...limits, retryMs: 20 } });
+      await reflector.waitSynced();
+      for (let i = 20; i < 60; i++) await etcd.put(`limit/${i}`, 'x'.repeat(100));
+      await eventually('the limit', () => reflector.status().state === 'over-limit');
+      assert.match(reflector.status().lastError!, /reading limit\/: there are more than the \d+ (keys|bytes) allowed/);
+      assert.equal(reflector.status().synced, false);
+      const { size } = sink.rows;
+      assert.ok(size >= 30 && size <= 60, `${size} rows`);
+      assert.deepEqual(sink.removed, []);
+      const fresh = reflect(etcd, 'limit/', { limits: { ...limits, retryMs: 20 } });
+      await eventually('the limit in a first list', () => fresh.reflector.status().state === 'over-limit');
+      await fresh.stop();
+      for (let i = 20; i < 60; i++) await etcd.delete(`limit/${i}`);
+      await eventually('all rows', () => reflector.status().synced && sink.rows.size === 20);
+      assert.equal(
+        reflector.status().bytes,
+        [...sink.rows].reduce((sum, [key, value]) => sum + key.length + value.length, 0),
+      );
+      await stop();
+    }
+  });
+
+  it('keeps the rows of a leased writer that falls silent, until it is heard and has written everything again', async () => {
+    await using peer = await startEtcd();
+    const etcd = peer.client();
+    let heardAt: number | undefined = performance.now();
+    const lease = await etcd.lease({ ttlSeconds: 600 });
+    for (const name of ['a', 'b', 'c']) await etcd.put(`leased/${name}`, name, { lease: lease.id });
+    await etcd.put('leased/unleased', 'u');
+    await etcd.put('synced/leased', 'then', { lease: lease.id });
+    const holdDeletes = { lastHeartbeatAt: () => heardAt, silentAfterMs: 50, settleMs: 60_000 };
+    const options = { canaryKey: 'synced/leased', holdDeletes };
+    const { sink, reflector, stop } = reflect(etcd, 'leased/', options);
+    await reflector.waitSynced();
+    await eventually('silence', () => performance.now() - heardAt! > 60);
+    await peer.expire(lease.id);
+    await etcd.delete('leased/unleased');
+    await eventually('the delete of what had no lease', () => sink.removed.length === 1);
+    assert.deepEqual(sink.contents(), { 'leased/a': 'a', 'leased/b': 'b', 'leased/c': 'c' });
+    assert.equal(reflector.status().held, 3);
+
+    // The canary has gone with the lease: a session that begins now waits, and removes nothing.
+    etcd.reconnect('test');
+    await eventually('waiting for the canary', () => reflector.status().state === 'waiting-for-canary');
+    const beating = setInterval(() => {
+      heardAt = performance.now();
+    }, 10);
+    await etcd.put('leased/b', 'again');
+    await etcd.put('synced/leased', 'now');
+    await eventually('the rows of the writer that is back', () => sink.rows.get('leased/b') === 'again');
+    await eventually('the removal of the others', () => sink.rows.size === 1);
+    assert.equal(reflector.status().held, 0);
+    clearInterval(beating);
+    await stop();
+    await lease.close({ revoke: false });
+  });
+
+  it('a live writer that lost a lease is waited for: what it puts again was never removed', async () => {
+    await using peer = await startEtcd();
+    const etcd = peer.client();
+    const lease = await etcd.lease({ ttlSeconds: 600 });
+    const keys = Array.from({ length: 20 }, (_, i) => `burst/${i}`);
+    for (const key of keys) await etcd.put(key, 'x', { lease: lease.id });
+    let heardAt = performance.now();
+    const beating = setInterval(() => {
+      heardAt = performance.now();
+    }, 10);
+    const holdDeletes = { lastHeartbeatAt: () => heardAt, settleMs: 300 };
+    const { sink, reflector, stop } = reflect(etcd, 'burst/', { holdDeletes });
+    await reflector.waitSynced();
+    await peer.expire(lease.id);
+    await eventually('the rows being held', () => reflector.status().held === 20);
+    for (const key of keys.slice(1)) await etcd.put(key, 'x');
+    await eventually('what is really gone', () => sink.rows.size === 19);
+    assert.deepEqual(sink.removed, ['burst/0']);
+    await etcd.delete('burst/1');
+    await eventually('an ordinary delete at once', () => sink.rows.size === 18);
+    clearInterval(beating);
+    await stop();
+    await lease.close({ revoke: false });
+  });
+
   it('lists again when its revision was compacted away while it was cut off', async () => {
     const proxy = await server.proxy();
     const direct = server.client();

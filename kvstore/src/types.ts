@@ -53,6 +53,8 @@ export interface Header {
 export interface CallOptions {
   readonly signal?: AbortSignal | undefined;
   readonly timeoutMs?: number | undefined;
+  /** Of a read: as of this revision; fails if that was compacted. */
+  readonly revision?: number | undefined;
   /** Fails unless sent on this connection: what was read on one may not hold for the etcd behind the next. */
   readonly connection?: number | undefined;
 }
@@ -100,6 +102,9 @@ export interface WatchEvent {
   /** Empty for a delete. */
   readonly value: Buffer;
   readonly modRevision: number;
+  /** 0 and '0' for a delete. */
+  readonly createRevision: number;
+  readonly lease: string;
 }
 
 export interface WatchRequest {
@@ -140,6 +145,8 @@ export interface Lease {
   /** Changes when the lease was lost and granted again. */
   readonly id: string;
   readonly ttlSeconds: number;
+  /** Renews now instead of at the next third of the TTL; a lease that turns out to be lost is granted again. */
+  renew(): Promise<void>;
   /** Ends the keepalive and revokes the lease (best effort), unless told to let it run out. */
   close(options?: { readonly revoke?: boolean }): Promise<void>;
 }
@@ -242,7 +249,19 @@ export interface Sink {
   synced?(revision: number): void;
 }
 
-export type ReflectorState = 'connecting' | 'waiting-for-canary' | 'listing' | 'watching' | 'reconnecting' | 'closed';
+/**
+ * `verifying`: watching again from where the last session stopped; rows count as stale until a complete list has shown the same.
+ * `over-limit`: there is more under the prefix than may be held; what was applied stays.
+ */
+export type ReflectorState =
+  | 'connecting'
+  | 'waiting-for-canary'
+  | 'listing'
+  | 'verifying'
+  | 'watching'
+  | 'over-limit'
+  | 'reconnecting'
+  | 'closed';
 
 export interface ReflectorStatus {
   readonly state: ReflectorState;
@@ -261,10 +280,16 @@ export interface ReflectorStatus {
   readonly clusterId: string | undefined;
   /** Rows held. */
   readonly count: number;
+  /** Of their keys and values. */
+  readonly bytes: number;
+  /** Rows that etcd has no more, kept because their writer may only have lost its lease. */
+  readonly held: number;
   /** Monotonic ms; undefined before the first. */
   readonly lastProofOfLifeAt: number | undefined;
   /** Sessions that ended and were begun again. */
   readonly reconnects: number;
+  /** Sessions among those that went on from a revision, found complete by the list that followed. */
+  readonly resumes: number;
   readonly lastError: string | undefined;
   /** Differences that only a resync (not the watch) found. Above 0 means that a watch lost something. */
   readonly repairs: number;
@@ -273,6 +298,25 @@ export interface ReflectorStatus {
 export interface Backoff {
   readonly minMs: number;
   readonly maxMs: number;
+}
+
+export interface ReflectorLimits {
+  readonly maxKeys?: number | undefined;
+  /** Of keys and values. */
+  readonly maxBytes?: number | undefined;
+  /** How often it is looked whether what is there fits again (default 30 s). */
+  readonly retryMs?: number | undefined;
+}
+
+export interface HoldDeletes {
+  /** When the writer's heartbeat was received last, monotonic; undefined: never. */
+  lastHeartbeatAt(): number | undefined;
+  /** Default 120 s, two of Cilium's intervals. */
+  readonly silentAfterMs?: number | undefined;
+  /** Leased keys deleted at one revision that are taken for a lease that ended (default 10; Cilium deletes key by key). */
+  readonly burst?: number | undefined;
+  /** How long the heartbeat must be back before a list is believed although the canary is not new (default 60 s). */
+  readonly settleMs?: number | undefined;
 }
 
 export interface ReflectorOptions {
@@ -289,6 +333,12 @@ export interface ReflectorOptions {
   readonly backoff?: Backoff | undefined;
   /** List and compare this often while watching; default never. */
   readonly resyncIntervalMs?: number | undefined;
+  /** No more than this is taken in; beyond it the state is `over-limit`. Default: none. */
+  readonly limits?: ReflectorLimits | undefined;
+  /** For writers whose keys are leased: their deaths are not taken for deletes. */
+  readonly holdDeletes?: HoldDeletes | undefined;
+  /** Go on from the last revision after a reconnect, where that can be proven right (default true). */
+  readonly resume?: boolean | undefined;
   /** Keys that may wait for a slow sink before the session is given up and listed again (default 200 000). */
   readonly maxQueuedKeys?: number | undefined;
 }
@@ -310,14 +360,42 @@ export interface WriterOptions {
   readonly log: Log;
   readonly clock?: Clock | undefined;
   readonly signal: AbortSignal;
-  /** Every key of this writer hangs on one lease (at most 1000 keys). */
-  readonly lease?: { readonly ttlSeconds: number } | undefined;
+  /** Keys of this writer hang on leases, as many as are needed; without it, on none. */
+  readonly lease?: LeasedMode | undefined;
+  /** Default: as fast as etcd takes it. */
+  readonly rate?: WriteRate | undefined;
   /** Periodic full compare (default 60 s; 0: only on reconnect). */
   readonly auditIntervalMs?: number | undefined;
   /** Default 100 ms to 5 s. */
   readonly backoff?: Backoff | undefined;
   /** Added to every transaction; if they do not hold nothing is written, and the writer says so in its status. */
   readonly fence?: (() => readonly Compare[]) | undefined;
+  /** Writes only while leading, fenced by the election; stands by otherwise. */
+  readonly leadership?: Leadership | undefined;
+}
+
+export interface LeasedMode {
+  /** Default 900 s, as Cilium's. */
+  readonly ttlSeconds?: number | undefined;
+  /** Default 1000: etcd gets slow with more (etcd#15993). */
+  readonly maxKeysPerLease?: number | undefined;
+}
+
+/** Keys put or deleted a second. */
+export interface WriteRate {
+  readonly keysPerSecond: number;
+  /** Until everything has been written once, and again after another etcd has taken the place of this one. Default: unlimited. */
+  readonly bootstrapKeysPerSecond?: number | undefined;
+}
+
+/** Who may write, by an election (or a stand-in of a test). */
+export interface Leadership {
+  /** To be part of every transaction; undefined while somebody else leads. */
+  fence(): readonly Compare[] | undefined;
+  /** Called when leadership was won or lost. Returns the function that stops listening. */
+  onChange(listener: () => void): () => void;
+  /** For people: who leads. */
+  readonly holder: string | undefined;
 }
 
 export interface FlushResult {
@@ -349,6 +427,8 @@ export interface WriterStatus {
   readonly compares: number;
   /** Keys that were found changed or missing without this writer having done it. */
   readonly repairs: number;
+  /** Leases held, of the leased mode. */
+  readonly leases: number;
 }
 
 export interface Writer {

@@ -2,10 +2,11 @@ import { MeshError } from '@clustermesh/contract';
 import type { Clock } from '@clustermesh/runtime';
 import type { ClientDuplexStream } from '@grpc/grpc-js';
 import type { Connection } from './connection.ts';
+import type { WatchAnswer } from './decode.ts';
 import { toMeshError, watchCancelError } from './errors.ts';
-import type { WireHeader, WireWatchRequest, WireWatchResponse } from './proto.ts';
+import type { WireHeader, WireWatchRequest } from './proto.ts';
 import { prefixRange } from './ranges.ts';
-import type { Header, WatchEvent, WatchRequest } from './types.ts';
+import type { Header, WatchRequest } from './types.ts';
 
 interface Watcher {
   readonly request: WatchRequest;
@@ -31,7 +32,7 @@ const MAX_UNANSWERED = 2;
  */
 export class WatchStream {
   readonly #options: WatchStreamOptions;
-  readonly #stream: ClientDuplexStream<WireWatchRequest, WireWatchResponse>;
+  readonly #stream: ClientDuplexStream<WireWatchRequest, WatchAnswer>;
   readonly #watchers = new Map<string, Watcher>();
   readonly #timer: NodeJS.Timeout;
   #nextId = 1;
@@ -44,7 +45,7 @@ export class WatchStream {
   constructor(options: WatchStreamOptions) {
     this.#options = options;
     this.#stream = options.connection.duplex('Watch.Watch', true);
-    this.#stream.on('data', (response: WireWatchResponse) => this.#receive(response));
+    this.#stream.on('data', (response: WatchAnswer) => this.#receive(response));
     this.#stream.on('error', (error) => this.#end(options.connection.lost ?? toMeshError(error, 'watching')));
     this.#stream.on('end', () =>
       this.#end(new MeshError({ code: 'etcd-unreachable', message: 'watching: etcd ended the watch stream' })),
@@ -87,7 +88,7 @@ export class WatchStream {
     });
   }
 
-  #receive(response: WireWatchResponse): void {
+  #receive(response: WatchAnswer): void {
     this.#unanswered = 0;
     this.#receivedSinceTick = true;
     try {
@@ -96,26 +97,26 @@ export class WatchStream {
       return; // Another etcd: the connection has failed itself and ends this stream.
     }
     this.#options.observe(response.header);
-    const watcher = this.#watchers.get(response.watch_id) ?? this.#refusedWatcher(response);
+    const watcher = this.#watchers.get(response.watchId) ?? this.#refusedWatcher(response);
     if (watcher === undefined) {
-      if (response.watch_id === '-1' && !response.created && !response.canceled) this.#progress();
+      if (response.watchId === '-1' && !response.created && !response.canceled) this.#progress();
       return;
     }
     this.#dispatch(watcher, response);
   }
 
   /** etcd 3.5 refuses a create with watch id -1; answers to creates come in order, so it means the oldest that waits. */
-  #refusedWatcher(response: WireWatchResponse): Watcher | undefined {
-    if (response.watch_id !== '-1' || !response.canceled) return undefined;
+  #refusedWatcher(response: WatchAnswer): Watcher | undefined {
+    if (response.watchId !== '-1' || !response.canceled) return undefined;
     for (const watcher of this.#watchers.values()) if (!watcher.created) return watcher;
     return undefined;
   }
 
-  #dispatch(watcher: Watcher, response: WireWatchResponse): void {
+  #dispatch(watcher: Watcher, response: WatchAnswer): void {
     const { request, attempted } = watcher;
-    const compacted = Number(response.compact_revision);
+    const compacted = response.compactRevision;
     if (response.canceled || compacted > 0) {
-      watcher.end(watchCancelError(response.cancel_reason, compacted, attempted));
+      watcher.end(watchCancelError(response.cancelReason, compacted, attempted));
       return;
     }
     const header: Header = {
@@ -131,7 +132,7 @@ export class WatchStream {
     } else if (response.events.length === 0 && !response.fragment) {
       request.onProgress?.();
     } else {
-      request.onEvents(response.events.map(toEvent), header, !response.fragment);
+      request.onEvents(response.events, header, !response.fragment);
     }
   }
 
@@ -189,14 +190,4 @@ export class WatchStream {
       );
     }
   }
-}
-
-function toEvent(event: WireWatchResponse['events'][number]): WatchEvent {
-  const { kv } = event;
-  return {
-    type: event.type === 'Put' ? 'put' : 'delete',
-    key: kv.key.toString(),
-    value: kv.value,
-    modRevision: Number(kv.mod_revision),
-  };
 }

@@ -12,12 +12,13 @@ export const MAX_OPERATIONS = 100;
 export const MAX_BYTES = 512 << 10;
 
 /** Cuts operations into transactions in the order given. An oversized operation gets one of its own. */
-export function* batches(operations: Iterable<Operation>): Generator<Operation[], void, void> {
+export function* batches(operations: Iterable<Operation>, atMost = MAX_OPERATIONS): Generator<Operation[], void, void> {
+  const limit = Math.min(atMost, MAX_OPERATIONS);
   let batch: Operation[] = [];
   let bytes = 0;
   for (const operation of operations) {
     const size = operation.key.length + (operation.value?.length ?? 0) + 32;
-    if (batch.length > 0 && (batch.length === MAX_OPERATIONS || bytes + size > MAX_BYTES)) {
+    if (batch.length > 0 && (batch.length >= limit || bytes + size > MAX_BYTES)) {
       yield batch;
       batch = [];
       bytes = 0;

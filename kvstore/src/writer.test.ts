@@ -332,6 +332,85 @@ describe('writer', { timeout: 60_000 }, () => {
     await eventually('the key to expire', async () => (await client.get('alive/a')) === undefined);
   });
 
+  it('spreads its keys over as many leases as they need, and gives back those that are empty', async () => {
+    const { writer, stop } = write(etcd, ['leases/'], { lease: { ttlSeconds: 600, maxKeysPerLease: 100 } });
+    for (let i = 0; i < 1050; i++) writer.set(`leases/${i}`, 'x');
+    await writer.flush();
+    const perLease = new Map<string, number>();
+    for (const kv of (await etcd.range('leases/')).kvs) perLease.set(kv.lease, (perLease.get(kv.lease) ?? 0) + 1);
+    assert.equal(perLease.size, 11);
+    assert.ok(!perLease.has('0') && [...perLease.values()].every((count) => count <= 100));
+    assert.equal(writer.status().leases, 11);
+    for (let i = 0; i < 1000; i++) writer.delete(`leases/${i}`);
+    await writer.flush();
+    assert.equal(await etcd.count('leases/'), 50);
+    assert.equal(writer.status().leases, 1);
+    for (let i = 0; i < 60; i++) writer.set(`leases/again${i}`, 'x');
+    await writer.flush();
+    assert.equal(writer.status().leases, 2, 'a slot that was given back is not counted twice');
+    await stop();
+  });
+
+  it('puts the keys of a lost lease again, those of the others not, and the canary after them', async () => {
+    let written = 0;
+    const { writer, stop } = write(etcd, ['lost/'], { lease: { ttlSeconds: 1, maxKeysPerLease: 100 } });
+    for (let i = 0; i < 250; i++) writer.set(`lost/${i}`, 'x');
+    writer.canary('canary/lost', () => String(++written));
+    await writer.flush();
+    const { lease } = (await etcd.get('lost/0'))!;
+    await server.expire(lease);
+    await eventually('the keys of the lost lease', async () => (await etcd.count('lost/')) === 250);
+    await eventually('the canary', () => written === 2);
+    const { kvs } = await etcd.range('lost/');
+    assert.equal(kvs.filter((kv) => kv.version === 1 && kv.lease !== lease).length, 250);
+    const canary = (await etcd.get('canary/lost'))!;
+    const again = kvs.filter((kv) => kv.createRevision > 0 && kv.modRevision < canary.modRevision);
+    assert.equal(again.length, 250);
+    assert.equal(writer.status().compares, 1, 'no compare was needed');
+    await stop();
+  });
+
+  it('an unleased writer takes keys off the leases that an earlier, leased one left them on', async () => {
+    const first = write(etcd, ['mode/'], { lease: { ttlSeconds: 600 } });
+    first.writer.set('mode/a', '1');
+    await first.writer.flush();
+    await first.stop();
+    const second = write(etcd, ['mode/']);
+    second.writer.set('mode/a', '1');
+    await second.writer.flush();
+    assert.equal((await etcd.get('mode/a'))!.lease, '0');
+    await second.stop();
+  });
+
+  it('keeps to its rate once everything has been written, and bootstraps faster', async () => {
+    const rate = { keysPerSecond: 200 };
+    const { writer, stop } = write(etcd, ['rate/'], { rate });
+    for (let i = 0; i < 2000; i++) writer.set(`rate/${i}`, 'x');
+    const since = performance.now();
+    await writer.flush();
+    const bootstrapMs = performance.now() - since;
+    for (let i = 0; i < 200; i++) writer.set(`rate/${i}`, 'y');
+    const again = performance.now();
+    await writer.flush();
+    const tookMs = performance.now() - again;
+    assert.ok(tookMs >= 850, `200 keys at 200/s took ${tookMs} ms`);
+    assert.ok(bootstrapMs < 5_000, `bootstrap took ${bootstrapMs} ms`);
+    await stop();
+  });
+
+  it('does not sit out its retry delay when the connection is back', async () => {
+    await using away = await startEtcd();
+    const client = away.client();
+    await away.stop();
+    const { writer, stop } = write(client, ['back/'], { backoff: { minMs: 60_000, maxMs: 60_000 } });
+    writer.set('back/a', '1');
+    await eventually('the failure', () => writer.status().lastError);
+    await away.start();
+    await client.get('anything'); // Another user of this client has got through.
+    await eventually('the key', () => client.get('back/a'));
+    await stop();
+  });
+
   it('a writer whose fence does not hold writes nothing, and says so', async () => {
     await etcd.put('leader', 'other');
     const { writer, stop } = write(etcd, ['fenced/'], { fence: () => [{ key: 'leader', value: 'me' }] });

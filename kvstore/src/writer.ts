@@ -1,15 +1,16 @@
 import { MeshError, messageOf } from '@clustermesh/contract';
 import { startRunner, systemClock } from '@clustermesh/runtime';
+import { LeasePool } from './lease-pool.ts';
+import { RateLimit } from './rate-limit.ts';
 import { childOf } from './signals.ts';
-import type { FlushResult, KeyValue, Lease, Writer, WriterKeyError, WriterOptions, WriterStatus } from './types.ts';
+import type { Compare, FlushResult, KeyValue, Writer, WriterKeyError, WriterOptions, WriterStatus } from './types.ts';
 import { type Actual, batches, difference, isUnder, MAX_OPERATIONS, type Operation } from './writer-plan.ts';
 
 const DEFAULT_AUDIT_INTERVAL_MS = 60_000;
 const DEFAULT_BACKOFF = { minMs: 100, maxMs: 5_000 };
 /** A burst of sets becomes one pass. */
 const COALESCE_MS = 5;
-/** etcd gets slow with more (etcd#15993). */
-const MAX_LEASED_KEYS = 1000;
+const DEFAULT_LEASE = { ttlSeconds: 900, maxKeysPerLease: 1000 };
 
 /** Refusals that concern one key for good; everything else concerns the connection, or passes. */
 const KEY_ERRORS: ReadonlySet<string> = new Set(['etcd-too-large', 'etcd-permission', 'invalid-argument']);
@@ -55,7 +56,18 @@ export function startWriter(options: WriterOptions): Writer {
   let inFlight = 0;
   let lastFlushAt: number | undefined;
   let lastError: string | undefined;
-  let lease: Lease | undefined;
+  /** Everything has been written once to the etcd that answers now. */
+  let bootstrapped = false;
+  const rate = new RateLimit(clock);
+  const pool =
+    options.lease === undefined
+      ? undefined
+      : new LeasePool({
+          etcd,
+          ttlSeconds: options.lease.ttlSeconds ?? DEFAULT_LEASE.ttlSeconds,
+          maxKeysPerLease: options.lease.maxKeysPerLease ?? DEFAULT_LEASE.maxKeysPerLease,
+          onLost: putAgain,
+        });
 
   const isOwnKey = (key: string) => isUnder(owned, key);
   const isLeftover = (key: string) => !canaries.has(key) && (tombstones.has(key) || isUnder(readyPrefixes, key));
@@ -127,8 +139,9 @@ export function startWriter(options: WriterOptions): Writer {
     const actual = new Map<string, Actual>();
     const revisions = new Map<string, number>();
     let pinned: number | undefined;
-    const take = (kv: KeyValue) =>
-      actual.set(kv.key, { value: kv.value, leaseFits: lease === undefined || kv.lease === lease.id });
+    // A key on a foreign lease (of a process before this one, or of a writer in the other mode) would vanish with that.
+    const leaseOf = (key: string) => (pool === undefined ? '0' : pool.idOf(key));
+    const take = (kv: KeyValue) => actual.set(kv.key, { value: kv.value, leaseFits: kv.lease === leaseOf(kv.key) });
     for (const prefix of owned) {
       let newest = 0;
       for await (const page of etcd.pages(prefix, { signal, connection: pinned })) {
@@ -157,10 +170,14 @@ export function startWriter(options: WriterOptions): Writer {
       const { actual, revisions, others, connection: readOn } = await readActual();
       const found = difference(desired, actual, isLeftover);
       if (compares > 0) repairs += countForeign(found.dirty);
+      if (etcd.epoch !== comparedEpoch) bootstrapped = false;
       for (const key of tombstones) {
         const known = isOwnKey(key) || others.has(key);
-        if (known && !actual.has(key)) tombstones.delete(key);
-        else found.dirty.add(key);
+        if (!known || actual.has(key)) found.dirty.add(key);
+        else {
+          tombstones.delete(key);
+          pool?.release(key);
+        }
       }
       ({ dirty, applied } = found);
       connection = readOn;
@@ -199,15 +216,25 @@ export function startWriter(options: WriterOptions): Writer {
   }
 
   async function drain(): Promise<void> {
-    if (lease !== undefined && desired.size > MAX_LEASED_KEYS) {
-      throw new MeshError({
-        code: 'exhausted',
-        message: `writing ${desired.size} keys with one lease: at most ${MAX_LEASED_KEYS} are allowed`,
-      });
-    }
+    rate.perSecond = bootstrapped
+      ? (options.rate?.keysPerSecond ?? Number.POSITIVE_INFINITY)
+      : (options.rate?.bootstrapKeysPerSecond ?? Number.POSITIVE_INFINITY);
     // What is set from here on waits for the next pass: a pass must end, also under constant change.
-    for (const batch of batches(operations([...dirty]))) {
+    const keys = [...dirty];
+    try {
+      await writeAll(keys);
+    } catch (error) {
+      // An etcd that is full still takes deletes, and they are what makes room.
+      if (error instanceof MeshError && error.code === 'exhausted')
+        await writeAll(keys.filter((key) => !desired.has(key)));
+      throw error;
+    }
+  }
+
+  async function writeAll(keys: readonly string[]): Promise<void> {
+    for (const batch of batches(operations(keys), rate.burst)) {
       signal.throwIfAborted();
+      await rate.take(batch.length, signal);
       await write(batch);
     }
   }
@@ -219,8 +246,8 @@ export function startWriter(options: WriterOptions): Writer {
     }
     inFlight = batch.length;
     try {
-      const revision = await transact(batch);
-      for (const operation of batch) settle(operation, revision);
+      const { revision, leases } = await transact(batch);
+      for (const operation of batch) settle(operation, revision, leases?.get(operation.key));
     } catch (error) {
       for (const { key } of batch) dirty.add(key);
       const mesh = MeshError.from(error, 'writing');
@@ -232,27 +259,52 @@ export function startWriter(options: WriterOptions): Writer {
     }
   }
 
-  async function transact(batch: readonly Operation[]): Promise<number> {
-    const fence = options.fence?.() ?? [];
+  interface Written {
+    readonly revision: number;
+    /** The leases that the keys were put with. */
+    readonly leases: ReadonlyMap<string, string | undefined> | undefined;
+  }
+
+  async function transact(batch: readonly Operation[]): Promise<Written> {
+    const compare = fence(batch.length);
+    const puts = batch.filter(({ value }) => value !== undefined).map(({ key }) => key);
+    await pool?.assign(puts, signal);
+    const leases = pool === undefined ? undefined : new Map(puts.map((key) => [key, pool.idOf(key)]));
     const success = batch.map(({ key, value }) =>
-      value === undefined ? { delete: key } : { put: key, value, lease: lease?.id },
+      value === undefined ? { delete: key } : { put: key, value, lease: leases?.get(key) },
     );
-    const result = await etcd.txn({ compare: fence, success }, { signal, connection });
+    const result = await etcd.txn({ compare, success }, { signal, connection });
     if (!result.succeeded) {
       throw new MeshError({
         code: 'conflict',
-        message: `writing ${batch.length} keys: the fence (${fence.map((entry) => entry.key).join(', ')}) does not hold`,
+        message: `writing ${batch.length} keys: the fence (${compare.map((entry) => entry.key).join(', ')}) does not hold`,
         hint: 'another writer has taken over',
       });
     }
-    return result.header.revision;
+    return { revision: result.header.revision, leases };
   }
 
-  function settle({ key, value }: Operation, revision: number): void {
+  function fence(keys: number): readonly Compare[] {
+    const own = options.fence?.() ?? [];
+    if (options.leadership === undefined) return own;
+    const leading = options.leadership.fence();
+    if (leading !== undefined) return [...own, ...leading];
+    throw new MeshError({
+      code: 'conflict',
+      message: `writing ${keys} keys: standing by, ${options.leadership.holder ?? 'nobody'} leads`,
+    });
+  }
+
+  function settle({ key, value }: Operation, revision: number, lease: string | undefined): void {
     written++;
     for (const prefix of owned) if (key.startsWith(prefix)) lastRevision.set(prefix, revision);
-    if (value !== undefined) applied.set(key, value);
-    else if (!desired.has(key)) tombstones.delete(key);
+    if (value === undefined) {
+      pool?.release(key);
+      if (!desired.has(key)) tombstones.delete(key);
+    } else if (pool !== undefined && pool.idOf(key) !== lease) {
+      dirty.add(key); // The lease was lost on the way, and the key with it.
+      return;
+    } else applied.set(key, value);
     const wanted = desired.get(key);
     // Changed while it was being written, and back again: what changed otherwise is dirty and stays so.
     if (wanted === value || (wanted !== undefined && value?.equals(wanted) === true)) dirty.delete(key);
@@ -293,26 +345,31 @@ export function startWriter(options: WriterOptions): Writer {
     passes++;
     const thisPass = passes;
     try {
-      if (options.lease !== undefined)
-        lease ??= await etcd.lease({ ...options.lease, onRegranted: wantCompare }, { signal });
+      fence(dirty.size);
       if (compareWanted || (auditIntervalMs > 0 && clock.nowMs() - lastCompareAt >= auditIntervalMs)) await compare();
       await drain();
       await writeCanaries(thisPass);
+      await pool?.trim();
+      bootstrapped = true;
       lastFlushAt = clock.nowMs();
       lastError = undefined;
     } catch (error) {
       // Whether a write that failed like this took place is unknown; only a compare tells.
       compareWanted = true;
-      await dropLostLease(error);
+      // "requested lease not found": the pool learns of it now, not at the next third of the TTL.
+      if (error instanceof MeshError && error.code === 'not-found') await pool?.renewAll().catch(() => {});
       throw error;
     }
   }
 
-  async function dropLostLease(error: unknown): Promise<void> {
-    if (!(error instanceof MeshError) || error.code !== 'not-found' || lease === undefined) return;
-    const lost = lease;
-    lease = undefined;
-    await lost.close({ revoke: false });
+  function putAgain(lost: ReadonlySet<string>): void {
+    for (const key of lost) {
+      applied.delete(key);
+      if (desired.has(key)) dirty.add(key);
+    }
+    // What they promised is not true until the keys are back.
+    for (const canary of canaries.values()) canary.pending = true;
+    runner.trigger();
   }
 
   function wantCompare(): void {
@@ -324,7 +381,10 @@ export function startWriter(options: WriterOptions): Writer {
     if (signal.aborted) return;
     const message = messageOf(error);
     if (message !== lastError)
-      log.warn({ owned, pending: dirty.size, failures, reason: message }, 'not written yet; trying again');
+      log[options.leadership !== undefined && options.leadership.fence() === undefined ? 'info' : 'warn'](
+        { owned, pending: dirty.size, failures, reason: message },
+        'not written yet; trying again',
+      );
     lastError = message;
   }
 
@@ -338,14 +398,21 @@ export function startWriter(options: WriterOptions): Writer {
     signal: controller.signal,
     clock,
   });
-  const stopListening = etcd.onEvent((event) => event.type === 'disconnected' && wantCompare());
+  const stopListening = etcd.onEvent((event) => {
+    if (event.type === 'disconnected') wantCompare();
+    else runner.retryNow();
+  });
+  const stopFollowing = options.leadership?.onChange(() => {
+    wantCompare(); // Somebody else has written meanwhile.
+    runner.retryNow();
+  });
   runner.trigger();
 
   const done = runner.ended.then(async () => {
     stopListening();
+    stopFollowing?.();
     release();
-    // Not revoked: a daemon that restarts must not look dead to its readers meanwhile.
-    await lease?.close({ revoke: false });
+    await pool?.close();
   });
 
   function newestRevision(): number {
@@ -376,6 +443,7 @@ export function startWriter(options: WriterOptions): Writer {
     lastFlushAt,
     compares,
     repairs,
+    leases: pool?.size ?? 0,
   });
 
   return { set, delete: remove, replace, ready, flush, canary, status, done };

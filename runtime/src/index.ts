@@ -10,3 +10,4 @@ export * from './runner.ts';
 export * from './table.ts';
 export * from './version.ts';
 export * from './wait.ts';
+export * from './zstd.ts';

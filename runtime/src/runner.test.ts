@@ -51,6 +51,30 @@ describe('runner', () => {
     await runner.ended;
   });
 
+  it('does not sit out the delay after a failure when told that what was missing is back', async () => {
+    const stop = new AbortController();
+    let failures = 0;
+    const runner = startRunner({
+      run: async () => {
+        if (failures === 0) throw new Error('not yet');
+      },
+      minIntervalMs: 0,
+      retryMs: 20_000,
+      maxIntervalMs: Number.POSITIVE_INFINITY,
+      onError: () => void failures++,
+      signal: stop.signal,
+    });
+    const settled = runner.settled();
+    await waitFor(() => failures === 1, { what: 'the failure', timeoutMs: 5000 });
+    await new Promise((resolve) => setImmediate(resolve));
+    const since = performance.now();
+    runner.retryNow();
+    await settled;
+    assert.ok(performance.now() - since < 5000);
+    stop.abort();
+    await runner.ended;
+  });
+
   it('retries a failed pass with growing delays until it succeeds, and counts the failures', async () => {
     const stop = new AbortController();
     const failures: number[] = [];

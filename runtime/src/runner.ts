@@ -17,6 +17,8 @@ export interface RunnerOptions {
 export interface Runner {
   /** Asks for a pass; calls during a running pass ask for one more. Never blocks. */
   trigger(): void;
+  /** Cuts the delay after a failure short: what was missing is back. */
+  retryNow(): void;
   /** Resolves when a pass that started after this call has succeeded, or when the runner was stopped. */
   settled(): Promise<void>;
   /** Resolves when the loop has ended (after the signal). */
@@ -32,21 +34,36 @@ export function startRunner(options: RunnerOptions): Runner {
   let wanted = 0;
   let done = 0;
   let wake: (() => void) | undefined;
+  let cutDelay: (() => void) | undefined;
   let waiters: { readonly after: number; readonly resolve: () => void }[] = [];
 
   const trigger = () => {
     wanted++;
-    wake?.();
+    const first = wake;
+    // Once is enough, and an abort is dear (it builds an exception): triggers come by the hundred thousand.
+    wake = undefined;
+    first?.();
   };
 
   async function waitForWork(maxMs: number): Promise<void> {
     if (wanted > done || options.signal.aborted) return;
     const woken = new AbortController();
-    wake = () => woken.abort();
-    options.signal.addEventListener('abort', wake, { once: true });
+    const onAbort = () => woken.abort();
+    wake = onAbort;
+    options.signal.addEventListener('abort', onAbort, { once: true });
     await clock.sleep(Math.min(maxMs, 2 ** 31 - 1), woken.signal);
-    options.signal.removeEventListener('abort', wake);
+    options.signal.removeEventListener('abort', onAbort);
     wake = undefined;
+  }
+
+  async function delay(ms: number): Promise<void> {
+    if (options.signal.aborted) return;
+    const cut = new AbortController();
+    cutDelay = () => cut.abort();
+    options.signal.addEventListener('abort', cutDelay, { once: true });
+    await clock.sleep(ms, cut.signal);
+    options.signal.removeEventListener('abort', cutDelay);
+    cutDelay = undefined;
   }
 
   async function loop(): Promise<void> {
@@ -69,9 +86,8 @@ export function startRunner(options: RunnerOptions): Runner {
         failures++;
         options.onError(error, failures);
         wanted = Math.max(wanted, done + 1);
-        await clock.sleep(
+        await delay(
           Math.min(options.retryMs * 2 ** Math.min(failures - 1, 16), options.maxIntervalMs, LONGEST_RETRY_MS),
-          options.signal,
         );
       }
     }
@@ -82,6 +98,7 @@ export function startRunner(options: RunnerOptions): Runner {
   const ended = loop();
   return {
     trigger,
+    retryNow: () => cutDelay?.(),
     settled: () =>
       new Promise((resolve) => {
         if (options.signal.aborted) return resolve();

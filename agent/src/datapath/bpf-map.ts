@@ -17,7 +17,11 @@ export interface BpfMap<K, V> {
   update(rows: readonly (readonly [K, V])[]): Promise<(MeshError | undefined)[]>;
   /** What is absent already counts as removed. */
   remove(keys: readonly K[]): Promise<(MeshError | undefined)[]>;
-  /** Every row once; rows that come and go meanwhile may or may not be among them. */
+  /**
+   * Every row once; rows that come and go meanwhile may or may not be among them. In slices: `visit` sees what the kernel holds at
+   * that moment, and between slices others have their turn.
+   */
+  scan(visit: (key: K, value: V) => void): Promise<void>;
   entries(): Promise<[K, V][]>;
 }
 
@@ -80,6 +84,32 @@ export function openMap<K, V>(name: string, fd: number, layout: MapLayout<K, V>)
     return results;
   }
 
+  async function scan(visit: (key: K, value: V) => void): Promise<void> {
+    // A hash map's token is a bucket number, a trie's is a key.
+    let token = Buffer.alloc(Math.max(4, keyCodec.size));
+    let started = false;
+    let room = BATCH;
+    for (;;) {
+      const keys = Buffer.alloc(room * keyCodec.size);
+      const values = Buffer.alloc(room * valueCodec.size);
+      const next = Buffer.alloc(token.length);
+      const { rc, count } = libbpf.lookupBatch(fd, started ? token : null, next, keys, values, room);
+      if (rc === -libbpf.ENOSPC) {
+        room *= 2; // one bucket holds more than we made room for
+        continue;
+      }
+      if (unsupported(rc)) return scanOneByOne(fd, layout, visit);
+      if (rc < 0 && rc !== -libbpf.ENOENT) throw failure('listing', rc);
+      for (let i = 0; i < count; i++) {
+        visit(keyCodec.decode(keys, i * keyCodec.size), valueCodec.decode(values, i * valueCodec.size));
+      }
+      if (rc === -libbpf.ENOENT) return; // that was the last batch
+      token = next;
+      started = true;
+      await setImmediate();
+    }
+  }
+
   return {
     name,
     fd,
@@ -128,41 +158,19 @@ export function openMap<K, V>(name: string, fd: number, layout: MapLayout<K, V>)
       );
     },
 
+    scan,
     async entries() {
       const found: [K, V][] = [];
-      // A hash map's token is a bucket number, a trie's is a key.
-      let token = Buffer.alloc(Math.max(4, keyCodec.size));
-      let started = false;
-      let room = BATCH;
-      for (;;) {
-        const keys = Buffer.alloc(room * keyCodec.size);
-        const values = Buffer.alloc(room * valueCodec.size);
-        const next = Buffer.alloc(token.length);
-        const { rc, count } = libbpf.lookupBatch(fd, started ? token : null, next, keys, values, room);
-        if (rc === -libbpf.ENOSPC) {
-          room *= 2; // one bucket holds more than we made room for
-          continue;
-        }
-        if (unsupported(rc)) return entriesOneByOne(fd, layout);
-        if (rc < 0 && rc !== -libbpf.ENOENT) throw failure('listing', rc);
-        for (let i = 0; i < count; i++) {
-          found.push([keyCodec.decode(keys, i * keyCodec.size), valueCodec.decode(values, i * valueCodec.size)]);
-        }
-        if (rc === -libbpf.ENOENT) return found; // that was the last batch
-        token = next;
-        started = true;
-        await setImmediate();
-      }
+      await scan((key, value) => void found.push([key, value]));
+      return found;
     },
   };
 }
 
-function entriesOneByOne<K, V>(fd: number, { key, value }: MapLayout<K, V>): [K, V][] {
-  const found: [K, V][] = [];
+function scanOneByOne<K, V>(fd: number, { key, value }: MapLayout<K, V>, visit: (key: K, value: V) => void): void {
   const next = Buffer.alloc(key.size);
   const bytes = Buffer.alloc(value.size);
   for (let at: Buffer | null = null; libbpf.mapNextKey(fd, at, next) === 0; at = Buffer.from(next)) {
-    if (libbpf.mapLookup(fd, next, bytes) === 0) found.push([key.decode(next), value.decode(bytes)]);
+    if (libbpf.mapLookup(fd, next, bytes) === 0) visit(key.decode(next), value.decode(bytes));
   }
-  return found;
 }

@@ -17,7 +17,9 @@ interface TableShape<Row, K, V> {
   decode(key: K, value: V): Row;
 }
 
-function table<Row, K, V>(t: TableShape<Row, K, V>): MapOps<Row> {
+type ScannedOps<Row> = MapOps<Row> & Required<Pick<MapOps<Row>, 'scan'>>;
+
+function table<Row, K, V>(t: TableShape<Row, K, V>): ScannedOps<Row> {
   /** Encodes what can be, runs `op` on that, and puts the results back in order. */
   async function each<In, Out>(
     inputs: In[],
@@ -51,10 +53,18 @@ function table<Row, K, V>(t: TableShape<Row, K, V>): MapOps<Row> {
     return results;
   }
 
+  const scan = (visit: (key: string, row: Row) => void): Promise<void> =>
+    t.map.scan((key, value) => {
+      const row = t.decode(key, value);
+      visit(t.keyOf(row), row);
+    });
+
   return {
+    scan,
     async list() {
-      const rows = (await t.map.entries()).map(([key, value]) => t.decode(key, value));
-      return new Map(rows.map((row) => [t.keyOf(row), row]));
+      const rows = new Map<string, Row>();
+      await scan((key, row) => void rows.set(key, row));
+      return rows;
     },
     update: (rows) =>
       each(
@@ -173,8 +183,18 @@ export function ipcacheTable(
     return results;
   }
 
+  async function scan(visit: (prefix: string, row: IpcacheRow) => void): Promise<void> {
+    await hostTable.scan(visit);
+    await prefixTable.scan(visit);
+  }
+
   return {
-    list: async () => new Map([...(await hostTable.list()), ...(await prefixTable.list())]),
+    scan,
+    async list() {
+      const rows = new Map<string, IpcacheRow>();
+      await scan((prefix, row) => void rows.set(prefix, row));
+      return rows;
+    },
     update: (rows) => route(rows, keyOf, (ops, part) => ops.update(part)),
     remove: (keys) =>
       route(

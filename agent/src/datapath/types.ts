@@ -37,6 +37,11 @@ export interface OpResult {
 export interface MapOps<Row> {
   /** What the kernel holds now, by row key. */
   list(): Promise<Map<string, Row>>;
+  /**
+   * The same row by row, in slices: `visit` sees what the kernel holds at that moment, and updates may go on in between. Tables
+   * whose rows are made of several maps have none.
+   */
+  scan?(visit: (key: string, row: Row) => void): Promise<void>;
   /** One result per row, in order. A row that does not fit leaves the others unaffected. */
   update(rows: Row[]): Promise<OpResult[]>;
   remove(keys: string[]): Promise<OpResult[]>;

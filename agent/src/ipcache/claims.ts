@@ -16,8 +16,8 @@ export interface ClaimsProjection<Row> {
   /** The whole set of claims of one source object; an empty set withdraws it. */
   setClaims(source: string, claims: readonly Claim<Row>[]): void;
   restore(rows: ReadonlyMap<string, Row>): void;
-  /** What `isSettled` answers may have changed: look at restored rows again. */
-  sourcesChanged(): void;
+  /** What `isSettled` answers may have changed for rows of this cluster (default: of all): look at restored rows again. */
+  sourcesChanged(clusterId?: number): void;
   /** What `isRefused` answers may have changed: look at every row again. */
   rulesChanged(): void;
   flush(into: RowSink<Row>): void;
@@ -26,65 +26,100 @@ export interface ClaimsProjection<Row> {
   refusedCount(): number;
 }
 
-interface Held<Row> extends Claim<Row> {
+interface Held<Row> {
   readonly source: string;
+  readonly rank: number;
+  readonly row: Row;
 }
 
-export function createClaims<Row>(options: {
+/** Nearly every source claims one key, and nearly every key has one claim: a mesh of 300 000 of them must not pay for arrays. */
+type OneOrMore<T> = T | readonly T[];
+
+function listOf<T>(held: OneOrMore<T> | undefined): readonly T[] {
+  return held === undefined ? [] : Array.isArray(held) ? held : [held as T];
+}
+
+const compact = <T>(list: readonly T[]): OneOrMore<T> => (list.length === 1 ? list[0]! : list);
+
+export function createClaims<Row extends { readonly clusterId: number }>(options: {
   /** True when every source that could confirm this restored row has been heard: unclaimed, it is a leftover. */
   readonly isSettled: (row: Row) => boolean;
   /** Claims that may not be made. */
   readonly isRefused?: (row: Row) => boolean;
 }): ClaimsProjection<Row> {
-  const bySource = new Map<string, readonly Claim<Row>[]>();
-  const byKey = new Map<string, Held<Row>[]>();
+  const bySource = new Map<string, OneOrMore<string>>();
+  const byKey = new Map<string, OneOrMore<Held<Row>>>();
   let restored = new Map<string, Row>();
+  const restoredOf = new Map<number, Set<string>>();
   let dirty = new Set<string>();
   const refused = new Set<string>();
 
+  const isRefused = (key: string, row: Row): boolean => {
+    if (options.isRefused?.(row) !== true) return false;
+    refused.add(key);
+    return true;
+  };
+
   /** The best claim that may be made. */
-  function winner(key: string): Held<Row> | undefined {
+  function winner(key: string): Row | undefined {
+    if (refused.size > 0) refused.delete(key);
+    const claims = byKey.get(key);
+    if (claims === undefined) return undefined;
+    if (!Array.isArray(claims)) {
+      const { row } = claims as Held<Row>;
+      return isRefused(key, row) ? undefined : row;
+    }
     let best: Held<Row> | undefined;
-    refused.delete(key);
-    for (const claim of byKey.get(key) ?? []) {
-      if (options.isRefused?.(claim.row) === true) {
-        refused.add(key);
-        continue;
-      }
+    for (const claim of claims as readonly Held<Row>[]) {
+      if (isRefused(key, claim.row)) continue;
       if (best === undefined || claim.rank < best.rank || (claim.rank === best.rank && claim.source < best.source))
         best = claim;
     }
-    return best;
+    return best?.row;
   }
 
   function withdraw(source: string, key: string): void {
-    const rest = byKey.get(key)?.filter((claim) => claim.source !== source) ?? [];
-    if (rest.length > 0) byKey.set(key, rest);
+    const rest = listOf(byKey.get(key)).filter((claim) => claim.source !== source);
+    if (rest.length > 0) byKey.set(key, compact(rest));
     else byKey.delete(key);
     dirty.add(key);
   }
 
+  function forget(key: string, row: Row): void {
+    restored.delete(key);
+    const group = restoredOf.get(row.clusterId);
+    group?.delete(key);
+    if (group?.size === 0) restoredOf.delete(row.clusterId);
+  }
+
   return {
     setClaims(source, claims) {
-      for (const claim of bySource.get(source) ?? []) withdraw(source, claim.key);
+      for (const key of listOf(bySource.get(source))) withdraw(source, key);
       if (claims.length === 0) {
         bySource.delete(source);
         return;
       }
-      bySource.set(source, claims);
-      for (const claim of claims) {
-        const held = byKey.get(claim.key) ?? [];
-        held.push({ ...claim, source });
-        byKey.set(claim.key, held);
-        dirty.add(claim.key);
+      bySource.set(source, compact(claims.map((claim) => claim.key)));
+      for (const { key, rank, row } of claims) {
+        const held: Held<Row> = { source, rank, row };
+        const others = byKey.get(key);
+        byKey.set(key, others === undefined ? held : [...listOf(others), held]);
+        dirty.add(key);
       }
     },
     restore(rows) {
       restored = new Map(rows);
-      for (const key of restored.keys()) dirty.add(key);
+      restoredOf.clear();
+      for (const [key, row] of restored) {
+        dirty.add(key);
+        const group = restoredOf.get(row.clusterId);
+        if (group === undefined) restoredOf.set(row.clusterId, new Set([key]));
+        else group.add(key);
+      }
     },
-    sourcesChanged() {
-      for (const key of restored.keys()) dirty.add(key);
+    sourcesChanged(clusterId) {
+      const keys = clusterId === undefined ? restored.keys() : (restoredOf.get(clusterId) ?? []);
+      for (const key of keys) dirty.add(key);
     },
     rulesChanged() {
       for (const key of byKey.keys()) dirty.add(key);
@@ -94,8 +129,8 @@ export function createClaims<Row>(options: {
       dirty = new Set();
       for (const key of keys) {
         const old = restored.get(key);
-        if (old !== undefined && options.isSettled(old)) restored.delete(key);
-        const row = winner(key)?.row ?? restored.get(key);
+        if (old !== undefined && options.isSettled(old)) forget(key, old);
+        const row = winner(key) ?? restored.get(key);
         if (row === undefined) into.delete(key);
         else into.set(key, row);
       }

@@ -302,16 +302,16 @@ test('property: claims come to the same rows in any order, and to nothing when a
   fc.assert(
     fc.property(fc.uniqueArray(source, { selector: (s) => s.name }), fc.func(fc.nat()), (sources, shuffle) => {
       const run = (list: typeof sources) => {
-        const claims = createClaims<{ by: string }>({ isSettled: () => true });
-        const rows = new Map<string, { by: string }>();
+        const claims = createClaims<{ by: string; clusterId: number }>({ isSettled: () => true });
+        const rows = new Map<string, { by: string; clusterId: number }>();
         const sink = {
-          set: (key: string, row: { by: string }) => void rows.set(key, row),
+          set: (key: string, row: { by: string; clusterId: number }) => void rows.set(key, row),
           delete: (key: string) => void rows.delete(key),
         };
         for (const { name, keys, rank } of list) {
           claims.setClaims(
             name,
-            keys.map((key) => ({ key, rank, row: { by: name } })),
+            keys.map((key) => ({ key, rank, row: { by: name, clusterId: 1 } })),
           );
           claims.flush(sink);
         }

@@ -54,6 +54,7 @@ function claim(
 
 /** `10.1.1.7/24` → `10.1.1.0/24`: the kernel's trie knows a prefix by its network only. */
 function canonicalPrefix(cidr: Cidr): string {
+  if (cidr.length === 32) return formatCidr(cidr);
   const mask = cidr.length === 0 ? 0 : (0xffffffff << (32 - cidr.length)) >>> 0;
   return formatCidr({ ip: numberToIpv4((ipv4ToNumber(cidr.ip) & mask) >>> 0), length: cidr.length });
 }
@@ -154,19 +155,26 @@ function nodeClaims({ internalIp, innerIps, podCidrs, clusterId, rank }: NodeFac
   return claims;
 }
 
-/** A validated ip entry of a peer. IPv6 has no rows yet. */
-export function remoteIpClaims(entry: IpEntry, clusterId: number): IpcacheClaim[] {
-  const name = ipEntryName(entry);
-  if (name === undefined || !isIpv4(entry.IP)) return [];
-  const cidr = parseCidr(name.includes('/') ? name : hostPrefix(name));
-  if (cidr === undefined) return [];
-  const viaTunnel = isIpv4(entry.HostIP) && entry.HostIP !== entry.IP;
-  return [
-    claim(canonicalPrefix(cidr), RANK.remoteIp, {
-      identity: entry.ID,
-      clusterId,
-      tunnelEndpoint: viaTunnel ? entry.HostIP : null,
-      encryptKey: entry.Key,
-    }),
-  ];
+/**
+ * A validated ip entry of a peer. IPv6 has no rows yet. `shared` gives one string for equal ones: a node's address stands in the
+ * rows of all its pods.
+ */
+export function remoteIpClaims(
+  entry: IpEntry,
+  clusterId: number,
+  shared: (text: string) => string = (text) => text,
+): IpcacheClaim[] {
+  const prefix = remoteIpPrefix(entry);
+  if (prefix === undefined) return [];
+  const viaTunnel = entry.HostIP !== entry.IP && isIpv4(entry.HostIP);
+  const tunnelEndpoint = viaTunnel ? shared(entry.HostIP) : null;
+  const row = { prefix, identity: entry.ID, clusterId, tunnelEndpoint, encryptKey: entry.Key };
+  return [{ key: prefix, rank: RANK.remoteIp, row }];
+}
+
+function remoteIpPrefix(entry: IpEntry): string | undefined {
+  if (!isIpv4(entry.IP)) return undefined;
+  if (entry.Mask === undefined || entry.Mask === null) return hostPrefix(entry.IP);
+  const cidr = parseCidr(ipEntryName(entry) ?? '');
+  return cidr === undefined ? undefined : canonicalPrefix(cidr);
 }

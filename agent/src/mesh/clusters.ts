@@ -29,7 +29,11 @@ export interface Clusters {
   refused(): ReadonlyMap<string, string>;
 }
 
-export function createClusters(own: LocalClusterFacts & { readonly name: string }): Clusters {
+export function createClusters(
+  own: LocalClusterFacts & { readonly name: string },
+  /** Another cluster that has this id by way of its own etcd. */
+  directHolder: (id: number, name: string) => string | undefined = () => undefined,
+): Clusters {
   const peers = new Map<string, PeerRef>();
   const held = new Set<string>();
   const refused = new Map<string, string>();
@@ -49,6 +53,9 @@ export function createClusters(own: LocalClusterFacts & { readonly name: string 
     const rival = [...peers.values()].find((peer) => peer.id === decoded.value.id && peer.name !== name);
     if (rival !== undefined)
       return { reason: `cluster ${name} has cluster id ${rival.id}, which cluster ${rival.name} has already` };
+    const holder = directHolder(decoded.value.id, name);
+    if (holder !== undefined)
+      return { reason: `cluster ${name} has cluster id ${decoded.value.id}, which cluster ${holder} has already` };
     return { id: decoded.value.id };
   }
 

@@ -6,6 +6,8 @@ import { type Decoded, keyName } from '@clustermesh/contract';
 import { type Etcd, startReflector } from '@clustermesh/kvstore';
 import type { Log } from '@clustermesh/runtime';
 
+export type RowAction = 'create' | 'modify' | 'delete';
+
 export interface FamilyOptions<T> {
   readonly etcd: Etcd;
   readonly prefix: string;
@@ -13,8 +15,12 @@ export interface FamilyOptions<T> {
   readonly log: Log;
   readonly signal: AbortSignal;
   readonly decode: (name: string, text: string) => Decoded<T>;
+  /** Names that another source of the same rows has told before: what the first complete list does not have goes then, not earlier. */
+  readonly inherited?: ReadonlySet<string> | undefined;
   /** A row by its name behind the prefix; undefined: it is gone. */
   readonly onRow: (name: string, value: T | undefined) => void;
+  /** A row that changed after the first complete list; without a value: it is gone. */
+  readonly onArrival?: ((action: RowAction, value: T | undefined) => void) | undefined;
   /** After the rows of one batch. */
   readonly onBatch: () => void;
   /** A complete list has been applied. */
@@ -36,12 +42,14 @@ export interface FamilyState {
 export interface Family {
   state(): FamilyState;
   /** Names of the rows in force. */
-  names(): IterableIterator<string>;
+  names(): ReadonlySet<string>;
 }
 
 export function startFamily<T>(options: FamilyOptions<T>): Family {
   const { prefix, log } = options;
-  const names = new Set<string>();
+  const names = new Set<string>(options.inherited);
+  /** Of the inherited names, those that this source has not told itself. */
+  let unconfirmed: Set<string> | undefined = new Set(options.inherited);
   const quarantine = new Map<string, string>();
   let lastQuarantineReason: string | undefined;
   let listedEpoch: number | undefined;
@@ -50,6 +58,7 @@ export function startFamily<T>(options: FamilyOptions<T>): Family {
   function upsert(key: string, value: Buffer): void {
     const name = keyName(key, prefix);
     if (name === undefined) return;
+    unconfirmed?.delete(name);
     const decoded = options.decode(name, value.toString('utf8'));
     if (!decoded.ok) {
       if (quarantine.get(name) !== decoded.reason) log.warn({ key, reason: decoded.reason }, 'object quarantined');
@@ -57,16 +66,26 @@ export function startFamily<T>(options: FamilyOptions<T>): Family {
       lastQuarantineReason = decoded.reason;
       return;
     }
-    quarantine.delete(name);
+    if (quarantine.size > 0) quarantine.delete(name);
+    const action = names.has(name) ? 'modify' : 'create';
     names.add(name);
     options.onRow(name, decoded.value);
+    if (listedEpoch !== undefined) options.onArrival?.(action, decoded.value);
+  }
+
+  /** The first complete list has been applied: inherited rows that it did not have are gone. */
+  function dropUnconfirmed(): void {
+    for (const name of unconfirmed ?? []) if (names.delete(name)) options.onRow(name, undefined);
+    unconfirmed = undefined;
   }
 
   function remove(key: string): void {
     const name = keyName(key, prefix);
     if (name === undefined) return;
     quarantine.delete(name);
-    if (names.delete(name)) options.onRow(name, undefined);
+    if (!names.delete(name)) return;
+    options.onRow(name, undefined);
+    if (listedEpoch !== undefined) options.onArrival?.('delete', undefined);
   }
 
   startReflector({
@@ -88,6 +107,7 @@ export function startFamily<T>(options: FamilyOptions<T>): Family {
         if (options.signal.aborted) return;
         // Set, not raised: a rebuilt etcd counts from one again.
         revision = listRevision;
+        dropUnconfirmed();
         listedEpoch = options.etcd.epoch;
         options.onSynced();
       },
@@ -103,6 +123,6 @@ export function startFamily<T>(options: FamilyOptions<T>): Family {
       quarantined: quarantine.size,
       lastQuarantineReason: quarantine.size > 0 ? lastQuarantineReason : undefined,
     }),
-    names: () => names.values(),
+    names: () => names,
   };
 }

@@ -1,25 +1,25 @@
-/** One remote cluster, as the mirror keeps it in this cluster's etcd: four families in the cache layout, each behind its canary. */
+/**
+ * One remote cluster: four families, each behind its canary. From this cluster's etcd, as the mirror keeps them (cache layout), or
+ * from the remote cluster's own (state layout).
+ */
 import {
   canaryKey,
   type Decoded,
   dataPrefix,
-  decodeGlobalService,
   decodeIdentityEntry,
-  decodeIpEntry,
-  decodeNode,
+  EXTENSION_FIELD,
   FAMILIES,
   type Family as FamilyName,
   type GlobalService,
   type IpEntry,
+  type Layout,
   type MaxConnectedClusters,
   type MeshNode,
-  validateGlobalService,
-  validateIpEntry,
-  validateNode,
 } from '@clustermesh/contract';
 import type { Etcd } from '@clustermesh/kvstore';
 import type { Log } from '@clustermesh/runtime';
-import { type Family, startFamily } from './family.ts';
+import { readIpEntry, readNode, readService } from './decode.ts';
+import { type Family, type RowAction, startFamily } from './family.ts';
 
 export interface PeerRef {
   readonly name: string;
@@ -35,11 +35,17 @@ export interface PeerSink {
 
 export interface PeerOptions {
   readonly etcd: Etcd;
+  readonly layout: Layout;
+  readonly hasCanaries: boolean;
   readonly peer: PeerRef;
   readonly maxConnectedClusters: MaxConnectedClusters;
   readonly sink: PeerSink;
-  readonly onBatch: () => void;
-  readonly onSynced: () => void;
+  /** The same cluster as it was read before, from elsewhere: its rows stay until this source has been heard out. */
+  readonly successorOf?: Peer | undefined;
+  /** A row changed; `changedAt` is what the source says about when (RFC3339), if it does. */
+  readonly onArrival: (family: FamilyName, action: RowAction, changedAt: string | undefined) => void;
+  readonly onBatch: (family: FamilyName) => void;
+  readonly onSynced: (family: FamilyName) => void;
   readonly log: Log;
 }
 
@@ -60,46 +66,40 @@ export function startPeer(options: PeerOptions): Peer {
     name: FamilyName,
     decode: (name: string, text: string) => Decoded<T>,
     onRow: (name: string, value: T | undefined) => void,
+    changedAt: (value: T) => string | undefined,
   ): Family {
     return startFamily({
       etcd: options.etcd,
-      prefix: dataPrefix(peer.name, name, 'cache'),
-      canaryKey: canaryKey(peer.name, name, 'cache'),
+      prefix: dataPrefix(peer.name, name, options.layout),
+      canaryKey: options.hasCanaries ? canaryKey(peer.name, name, options.layout) : undefined,
+      inherited: options.successorOf?.families[name].names(),
       log: options.log.child({ peer: peer.name, family: name }),
       signal: stop.signal,
       decode,
       onRow,
-      onBatch: options.onBatch,
-      onSynced: options.onSynced,
+      onArrival: (action, value) => options.onArrival(name, action, value === undefined ? undefined : changedAt(value)),
+      onBatch: () => options.onBatch(name),
+      onSynced: () => options.onSynced(name),
     });
   }
+
+  const stamp = (value: Stamped): string | undefined => value[EXTENSION_FIELD]?.changedAt;
 
   const onNode = (name: string, node: MeshNode | undefined) => sink.peerNode(peer, name, node);
   const onService = (name: string, service: GlobalService | undefined) => sink.peerService(peer, name, service);
   const onIp = (name: string, entry: IpEntry | undefined) => sink.peerIp(peer, name, entry);
 
   const families: Record<FamilyName, Family> = {
-    nodes: family(
-      'nodes',
-      (name, text) => then(decodeNode(text), (node) => validateNode(node, { ...expected, name })),
-      onNode,
-    ),
-    services: family(
-      'services',
-      (name, text) =>
-        then(decodeGlobalService(text), (service) => validateGlobalService(service, { ...expected, name })),
-      onService,
-    ),
-    ip: family(
-      'ip',
-      (name, text) => then(decodeIpEntry(text), (entry) => validateIpEntry(entry, { ...expected, name })),
-      onIp,
-    ),
+    nodes: family('nodes', (name, text) => readNode(name, text, expected), onNode, stamp),
+    services: family('services', (name, text) => readService(name, text, expected), onService, stamp),
+    ip: family('ip', (name, text) => readIpEntry(name, text, expected), onIp, stamp),
     // Checked, counted and reported; no consumer before policy.
     identities: family(
       'identities',
       (name, text) => decodeIdentityEntry(name, text, expected),
       () => {},
+      // A label string has no room for a time.
+      () => undefined,
     ),
   };
   const withdraw: Record<FamilyName, (name: string) => void> = {
@@ -120,6 +120,6 @@ export function startPeer(options: PeerOptions): Peer {
   };
 }
 
-function then<A, B>(decoded: Decoded<A>, next: (value: A) => Decoded<B>): Decoded<B> {
-  return decoded.ok ? next(decoded.value) : decoded;
+interface Stamped {
+  readonly [EXTENSION_FIELD]?: { readonly changedAt?: string | undefined } | undefined;
 }

@@ -21,6 +21,7 @@ export interface StoreMemory {
    * connection, because the next one may lead to another etcd.
    */
   remember(connection: number): Promise<void>;
+  isRemembered(connection: number): boolean;
 }
 
 const REQUEST_TIMEOUT_MS = 3_000;
@@ -56,6 +57,7 @@ export function createStoreMemory(options: {
       }
       markedConnection = connection;
     },
+    isRemembered: (connection) => markedConnection === connection,
   };
 }
 

@@ -7,6 +7,7 @@
  * A row that fails becomes an error row and is tried again later; the others are unaffected. Which rows may be pruned is
  * decided before: whatever must stay is in the table (projections keep restored rows until their source has synced).
  */
+import { setImmediate } from 'node:timers/promises';
 import { MeshError } from '@clustermesh/contract';
 import type { Clock } from '@clustermesh/runtime';
 import type { MapOps, OpResult } from '../datapath/types.ts';
@@ -31,8 +32,12 @@ export interface PassResult {
 
 export interface Reconciler {
   pass(): Promise<PassResult>;
-  /** Returns how many rows differed. The next pass mends them. */
+  /**
+   * Returns how many rows differed. The next pass mends them. May run beside passes if `isScanned`: each row is compared in the
+   * moment in which it is read. Otherwise not.
+   */
   check(): Promise<number>;
+  readonly isScanned: boolean;
 }
 
 interface Work {
@@ -40,6 +45,9 @@ interface Work {
   readonly revision: number;
   readonly failures: number;
 }
+
+/** Rows looked at before others have their turn. */
+const SLICE = 10_000;
 
 export function createReconciler<Row>(options: ReconcilerOptions<Row>): Reconciler {
   const { table, ops, clock } = options;
@@ -94,6 +102,7 @@ export function createReconciler<Row>(options: ReconcilerOptions<Row>): Reconcil
   }
 
   return {
+    isScanned: ops.scan !== undefined,
     async pass() {
       const updates: Work[] = [];
       const removes: Work[] = [];
@@ -116,24 +125,20 @@ export function createReconciler<Row>(options: ReconcilerOptions<Row>): Reconcil
     },
 
     async check() {
-      const kernel = await ops.list();
+      table.beginRound();
       let differences = 0;
-      for (const [key, held] of kernel) {
-        const row = table.get(key);
-        if (row === undefined) {
-          table.seed(key, held);
-          table.delete(key);
-          differences++;
-        } else if (row.status === 'done' && row.desired !== undefined && !table.equal(row.desired, held)) {
-          table.touch(key);
-          differences++;
-        }
-      }
+      const compare = (key: string, held: Row) => {
+        if (table.compare(key, held)) differences++;
+      };
+      if (ops.scan !== undefined) await ops.scan(compare);
+      else for (const [key, held] of await ops.list()) compare(key, held);
+      let looked = 0;
       for (const [key, row] of table.entries()) {
-        if (row.status === 'done' && row.desired !== undefined && !kernel.has(key)) {
+        if (table.isUnseen(row)) {
           table.touch(key);
           differences++;
         }
+        if (ops.scan !== undefined && ++looked % SLICE === 0) await setImmediate();
       }
       return differences;
     },

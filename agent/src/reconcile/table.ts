@@ -33,6 +33,12 @@ export interface Table<Row> extends RowSink<Row> {
   seed(key: string, row: Row): void;
   get(key: string): TableRow<Row> | undefined;
   entries(): IterableIterator<[string, TableRow<Row>]>;
+  /** Begins a round in which the kernel's rows are held against these. Rows that are written meanwhile count as seen. */
+  beginRound(): void;
+  /** The kernel holds this row; true if it should not, or not so: then it is to be mended. */
+  compare(key: string, held: Row): boolean;
+  /** A row that should be in the kernel and was not seen there in this round: then it is to be written again. */
+  isUnseen(row: TableRow<Row>): boolean;
   /** Asks for the row to be written again although its desired value is the same. */
   touch(key: string): void;
   /** Keys to work on now: pending ones, and failed ones whose time has come. */
@@ -50,16 +56,22 @@ export interface Table<Row> extends RowSink<Row> {
   equal(a: Row, b: Row): boolean;
 }
 
+interface SeenRow<Row> extends TableRow<Row> {
+  /** The last round in which the kernel was seen to hold it, or in which it was written. */
+  seen: number;
+}
+
 export function createTable<Row>(options: {
   readonly name: string;
   readonly equal: (a: Row, b: Row) => boolean;
 }): Table<Row> {
-  const rows = new Map<string, TableRow<Row>>();
+  const rows = new Map<string, SeenRow<Row>>();
   const pending = new Set<string>();
   const failed = new Set<string>();
   let revision = 0;
+  let round = 0;
 
-  function put(key: string, row: TableRow<Row>): void {
+  function put(key: string, row: SeenRow<Row>): void {
     rows.set(key, row);
     if (row.status === 'pending') pending.add(key);
     else pending.delete(key);
@@ -68,7 +80,11 @@ export function createTable<Row>(options: {
   }
 
   function want(key: string, desired: Row | undefined): void {
-    put(key, { desired, revision: ++revision, status: 'pending', failures: 0, retryAtMs: 0 });
+    put(key, { desired, revision: ++revision, status: 'pending', failures: 0, retryAtMs: 0, seen: round });
+  }
+
+  function seed(key: string, row: Row): void {
+    put(key, { desired: row, revision: ++revision, status: 'done', failures: 0, retryAtMs: 0, seen: round });
   }
 
   return {
@@ -83,9 +99,21 @@ export function createTable<Row>(options: {
       const before = rows.get(key);
       if (before !== undefined && before.desired !== undefined) want(key, undefined);
     },
-    seed(key, row) {
-      put(key, { desired: row, revision: ++revision, status: 'done', failures: 0, retryAtMs: 0 });
+    seed,
+    beginRound: () => void round++,
+    compare(key, held) {
+      const row = rows.get(key);
+      if (row === undefined) {
+        seed(key, held);
+        want(key, undefined);
+        return true;
+      }
+      row.seen = round;
+      if (row.status !== 'done' || row.desired === undefined || options.equal(row.desired, held)) return false;
+      want(key, row.desired);
+      return true;
     },
+    isUnseen: (row) => row.status === 'done' && row.desired !== undefined && (row as SeenRow<Row>).seen !== round,
     get: (key) => rows.get(key),
     entries: () => rows.entries(),
     touch(key) {
@@ -115,13 +143,21 @@ export function createTable<Row>(options: {
           error: outcome.error,
           failures: row.failures + 1,
           retryAtMs: outcome.retryAtMs ?? 0,
+          seen: round,
         });
       } else if (row.desired === undefined) {
         rows.delete(key);
         pending.delete(key);
         failed.delete(key);
       } else {
-        put(key, { desired: row.desired, revision: row.revision, status: 'done', failures: 0, retryAtMs: 0 });
+        put(key, {
+          desired: row.desired,
+          revision: row.revision,
+          status: 'done',
+          failures: 0,
+          retryAtMs: 0,
+          seen: round,
+        });
       }
     },
     counts: () => ({ pending: pending.size, error: failed.size, done: rows.size - pending.size - failed.size }),

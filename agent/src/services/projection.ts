@@ -12,7 +12,7 @@ import type { Cidr, GlobalService, LocalService, LocalSlice } from '@clustermesh
 import { type Backend, type ServiceRow, serviceKey } from '../datapath/types.ts';
 import type { RowSink } from '../reconcile/table.ts';
 import { mergeService } from './merge.ts';
-import { type AcceptedService, withoutRefusedBackends } from './refused.ts';
+import { withoutRefusedBackends } from './refused.ts';
 
 /** What is known of the sources of services. Cluster ids as in backends. */
 export interface ServiceSources {
@@ -46,13 +46,17 @@ export function createServicesProjection(options: {
   const services = new Map<string, LocalService>();
   const slices = new Map<string, LocalSlice>();
   const slicesOf = new Map<string, Set<string>>();
-  const remotesOf = new Map<string, Map<string, AcceptedService & { readonly clusterId: number }>>();
+  const remotesOf = new Map<string, Map<string, { clusterId: number; service: GlobalService }>>();
+  /** Addresses left out: cluster → service → addresses. Status asks for them often, and there are hardly ever any. */
+  const refusedOf = new Map<string, Map<string, readonly string[]>>();
   let restored = new Map<string, ServiceRow>();
 
   /** Rows per service as last computed; `claims` is its inverse: frontend → services that have it. */
   const produced = new Map<string, Map<string, ServiceRow>>();
   const claims = new Map<string, Set<string>>();
 
+  /** What `sources` answers may have changed since the last flush. */
+  let areSourcesChanged = true;
   let dirtyServices = new Set<string>();
   let dirtyFrontends = new Set<string>();
 
@@ -97,7 +101,16 @@ export function createServicesProjection(options: {
     return backends.length === row.backends.length ? row : { ...row, backends };
   }
 
+  function setRefused(cluster: string, name: string, ips: readonly string[]): void {
+    const names = refusedOf.get(cluster) ?? new Map<string, readonly string[]>();
+    if (ips.length === 0) names.delete(name);
+    else names.set(name, ips);
+    if (names.size === 0) refusedOf.delete(cluster);
+    else refusedOf.set(cluster, names);
+  }
+
   function touchRestored(): void {
+    areSourcesChanged = true;
     for (const frontend of restored.keys()) {
       dirtyFrontends.add(frontend);
       for (const name of claims.get(frontend) ?? []) dirtyServices.add(name);
@@ -128,8 +141,10 @@ export function createServicesProjection(options: {
     },
     setRemote(cluster, remoteId, name, service) {
       const remotes = remotesOf.get(name) ?? new Map();
-      if (service === undefined) remotes.delete(cluster);
-      else remotes.set(cluster, { clusterId: remoteId, ...withoutRefusedBackends(service, options.podCidr) });
+      const accepted = service === undefined ? undefined : withoutRefusedBackends(service, options.podCidr);
+      if (accepted === undefined) remotes.delete(cluster);
+      else remotes.set(cluster, { clusterId: remoteId, service: accepted.service });
+      setRefused(cluster, name, accepted?.refused ?? []);
       if (remotes.size > 0) remotesOf.set(name, remotes);
       else remotesOf.delete(name);
       dirtyServices.add(name);
@@ -150,6 +165,8 @@ export function createServicesProjection(options: {
         if (row === undefined) into.delete(frontend);
         else into.set(frontend, row);
       }
+      if (!areSourcesChanged) return;
+      areSourcesChanged = false;
       for (const [frontend, row] of restored) {
         const isDecided = (id: number) => sources.isSettled(id) || sources.isGone(id);
         if (sources.isSettled(clusterId) && row.backends.every((backend) => isDecided(backend.clusterId)))
@@ -157,18 +174,10 @@ export function createServicesProjection(options: {
       }
     },
     problems() {
-      const refused = new Map<string, string[]>();
-      for (const [name, remotes] of remotesOf) {
-        for (const [cluster, remote] of remotes) {
-          if (remote.refused.length === 0) continue;
-          const before = refused.get(cluster) ?? [];
-          refused.set(cluster, [...before, ...remote.refused.map((ip) => `${ip} of ${name}`)]);
-        }
-      }
-      return [...refused].map(
-        ([cluster, ips]) =>
-          `${ips.length} service backends of ${cluster} cannot be another cluster's: ignored; e.g. ${ips[0]}`,
-      );
+      return [...refusedOf].map(([cluster, names]) => {
+        const ips = [...names].flatMap(([name, refused]) => refused.map((ip) => `${ip} of ${name}`));
+        return `${ips.length} service backends of ${cluster} cannot be another cluster's: ignored; e.g. ${ips[0]}`;
+      });
     },
     restoredCount: () => restored.size,
   };

@@ -1,16 +1,17 @@
 /** The agent's metrics, read from its state when they are scraped. */
-import { Gauge, Registry } from 'prom-client';
-import type { FamilyProgress } from '../mesh/mesh.ts';
+import { Gauge, type Registry } from 'prom-client';
+import type { FamilyProgress } from '../mesh/progress.ts';
 import { type Sync, TABLE_NAMES } from '../sync.ts';
 
 export function createMetrics(ports: {
+  readonly registry: Registry;
   readonly sync: Sync;
   readonly progress: () => readonly FamilyProgress[];
   readonly restoredCount: () => number;
   readonly endpoints: () => readonly { readonly state: string }[];
   readonly isEtcdConnected: () => boolean;
 }): Registry {
-  const registry = new Registry();
+  const { registry } = ports;
   const gauge = (name: string, help: string, labelNames: readonly string[], collect: (gauge: Gauge) => void) => {
     new Gauge({
       name: `clustermesh_agent_${name}`,
@@ -35,6 +36,12 @@ export function createMetrics(ports: {
   );
   gauge('pass_duration_seconds', 'Duration of the last pass over the kernel tables.', [], (metric) =>
     metric.set(ports.sync.stats().lastPassMs / 1000),
+  );
+  gauge('queued_rows', 'Rows that waited for the kernel when the last pass began.', [], (metric) =>
+    metric.set(ports.sync.stats().queued),
+  );
+  gauge('queued_rows_most', 'The most rows that ever waited for the kernel when a pass began.', [], (metric) =>
+    metric.set(ports.sync.stats().mostQueued),
   );
   gauge('passes_total', 'Passes over the kernel tables.', [], (metric) => metric.set(ports.sync.stats().passes));
   gauge('row_failures_total', 'Rows that the kernel refused, each try counted.', [], (metric) =>

@@ -13,6 +13,8 @@ export interface StatusPublisher {
 
 /** An unchanged status is written again after this long. */
 const REFRESH_MS = 10_000;
+/** Least time between two publications, by the size of the status: 5 s at 1000 families, 80 ms at 16. */
+const MS_PER_FAMILY = 5;
 const REQUEST_TIMEOUT_MS = 3_000;
 
 export function startStatusPublisher(options: {
@@ -22,6 +24,8 @@ export function startStatusPublisher(options: {
   readonly minIntervalMs: number;
   /** How long the status outlives an agent that is gone. */
   readonly leaseSeconds: number;
+  /** Families that the status names. */
+  readonly size: () => number;
   readonly clock: Clock;
   readonly log: Log;
 }): StatusPublisher {
@@ -42,6 +46,12 @@ export function startStatusPublisher(options: {
       },
       { timeoutMs: REQUEST_TIMEOUT_MS },
     );
+    // With hundreds of clusters the status is tens of kilobytes: then it is written more rarely.
+    const waitMs = (published?.atMs ?? Number.NEGATIVE_INFINITY) + options.size() * MS_PER_FAMILY - clock.nowMs();
+    if (waitMs > 0) {
+      again(waitMs);
+      return;
+    }
     const status = options.status();
     const text = JSON.stringify(status);
     if (published?.text === text && clock.nowMs() - published.atMs < REFRESH_MS) return;
@@ -49,6 +59,16 @@ export function startStatusPublisher(options: {
     await etcd.put(agentKey(options.node), value, { lease: lease.id, timeoutMs: REQUEST_TIMEOUT_MS });
     published = { text, atMs: clock.nowMs() };
     lastError = undefined;
+  }
+
+  let isWaiting = false;
+  function again(ms: number): void {
+    if (isWaiting) return;
+    isWaiting = true;
+    void clock.sleep(ms, stop.signal).then(() => {
+      isWaiting = false;
+      if (!stop.signal.aborted) runner.trigger();
+    });
   }
 
   const runner = startRunner({

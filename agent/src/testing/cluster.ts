@@ -15,6 +15,7 @@ import {
   type IpEntry,
   identityKey,
   ipKey,
+  type Layout,
   LOCAL_FAMILIES,
   type LocalService,
   type LocalSlice,
@@ -53,7 +54,7 @@ export interface TestNode {
 export interface TestCluster extends AsyncDisposable {
   readonly server: EtcdServer;
   readonly etcd: Etcd;
-  node(name: NodeName): Promise<TestNode>;
+  node(name: NodeName, options?: { readonly configDir?: string }): Promise<TestNode>;
   /** Everything the apiserver and the mirror of a settled cluster have written. */
   writeLocal(): Promise<void>;
   writePeer(peer: PeerFixture): Promise<void>;
@@ -105,7 +106,7 @@ export async function startCluster(): Promise<TestCluster> {
   const directory = mkdtempSync(join(tmpdir(), 'cm-agent-'));
 
   const put = (key: string, value: string) => etcd.put(key, value);
-  const config = (name: NodeName): AgentConfig =>
+  const config = (name: NodeName, configDir: string | undefined): AgentConfig =>
     parseAgentConfig({
       cluster: { name: CLUSTER, id: 1 },
       node: {
@@ -115,18 +116,19 @@ export async function startCluster(): Promise<TestCluster> {
         gatewayIP: name === 'n1' ? '10.1.1.1' : '10.1.2.1',
       },
       etcd: { endpoints: [server.endpoint] },
+      ...(configDir === undefined ? {} : { clustermesh: { configDir } }),
       socket: join(directory, `${name}.sock`),
       stateDir: join(directory, name),
       datapath: { bpffs: '/unused', cgroup: '/unused' },
       timers: { endpointAddTimeoutMs: 1_000, statusIntervalMs: 20 },
     });
 
-  async function node(name: NodeName): Promise<TestNode> {
+  async function node(name: NodeName, options: { readonly configDir?: string } = {}): Promise<TestNode> {
     const kernel = createFakeKernel();
     let client = server.client();
     const start = () =>
       startAgent({
-        config: config(name),
+        config: config(name, options.configDir),
         etcd: client,
         datapath: fakeDatapath(kernel),
         interfaces: () => kernel.interfaces,
@@ -165,43 +167,7 @@ export async function startCluster(): Promise<TestCluster> {
       await put(localKey('endpointslices', 'default/shop-1'), JSON.stringify(local));
       for (const family of LOCAL_FAMILIES) await put(localCanaryKey(family), 'now');
     },
-    async writePeer({ name, id, pods, without }) {
-      const nodeIp = `172.31.${id}.11`;
-      const meshNode: MeshNode = makeNode({
-        name: 'p1',
-        cluster: name,
-        clusterId: id,
-        internalIp: nodeIp,
-        gatewayIp: `10.${id}.1.1`,
-        podCidr: `10.${id}.1.0/24`,
-        labels: {},
-      });
-      const service: GlobalService = {
-        cluster: name,
-        namespace: 'default',
-        name: 'shop',
-        frontends: {},
-        backends: Object.fromEntries(pods.map((ip) => [ip, { http: { Protocol: 'TCP', Port: 8080 } }])),
-        labels: {},
-        selector: {},
-        includeExternal: true,
-        shared: true,
-        clusterID: id,
-      };
-      const identity = id * 65536 + 300;
-      await put(nodeKey(name, 'p1', 'cache'), encodeNode(meshNode));
-      await put(identityKey(name, identity, 'cache'), `k8s:app=shop;k8s:io.cilium.k8s.policy.cluster=${name};`);
-      for (const ip of pods) {
-        const entry: IpEntry = { IP: ip, HostIP: nodeIp, ID: identity, Key: 0, Metadata: '' };
-        await put(ipKey(name, ip, 'cache'), encodeIpEntry(entry));
-      }
-      await put(serviceKey(name, 'default', 'shop', 'cache'), encodeGlobalService(service));
-      await put(
-        clusterConfigKey(name),
-        encodeClusterConfig({ id, capabilities: { syncedCanaries: true, cached: true, maxConnectedClusters: 255 } }),
-      );
-      for (const family of FAMILIES) if (!without?.includes(family)) await put(canaryKey(name, family, 'cache'), 'now');
-    },
+    writePeer: (peer) => writePeer(etcd, peer, 'cache'),
     async removePeerConfig(name) {
       await etcd.delete(clusterConfigKey(name));
     },
@@ -218,4 +184,52 @@ export async function startCluster(): Promise<TestCluster> {
       rmSync(directory, { recursive: true, force: true });
     },
   };
+}
+
+/** What a peer publishes, as its mirror holds it or as its own etcd does. */
+export async function writePeer(etcd: Etcd, peer: PeerFixture, layout: Layout): Promise<void> {
+  const { name, id, pods, without } = peer;
+  const put = (key: string, value: string) => etcd.put(key, value);
+  const nodeIp = `172.31.${id}.11`;
+  const meshNode: MeshNode = makeNode({
+    name: 'p1',
+    cluster: name,
+    clusterId: id,
+    internalIp: nodeIp,
+    gatewayIp: `10.${id}.1.1`,
+    podCidr: `10.${id}.1.0/24`,
+    labels: {},
+  });
+  const service: GlobalService = {
+    cluster: name,
+    namespace: 'default',
+    name: 'shop',
+    frontends: {},
+    backends: Object.fromEntries(pods.map((ip) => [ip, { http: { Protocol: 'TCP', Port: 8080 } }])),
+    labels: {},
+    selector: {},
+    includeExternal: true,
+    shared: true,
+    clusterID: id,
+  };
+  const identity = id * 65536 + 300;
+  await put(nodeKey(name, 'p1', layout), encodeNode(meshNode));
+  await put(identityKey(name, identity, layout), `k8s:app=shop;k8s:io.cilium.k8s.policy.cluster=${name};`);
+  for (const ip of pods) {
+    const entry: IpEntry = { IP: ip, HostIP: nodeIp, ID: identity, Key: 0, Metadata: '' };
+    await put(ipKey(name, ip, layout), encodeIpEntry(entry));
+  }
+  await put(serviceKey(name, 'default', 'shop', layout), encodeGlobalService(service));
+  await put(
+    clusterConfigKey(name),
+    encodeClusterConfig({
+      id,
+      capabilities: {
+        syncedCanaries: true,
+        ...(layout === 'cache' ? { cached: true } : {}),
+        maxConnectedClusters: 255,
+      },
+    }),
+  );
+  for (const family of FAMILIES) if (!without?.includes(family)) await put(canaryKey(name, family, layout), 'now');
 }

@@ -1,12 +1,13 @@
 /** The status of a cluster, composed from what its parts know. Pure. */
-import type {
-  AgentStatus,
-  ClusterInfo,
-  ClusterStatus,
-  FamilyStatus,
-  NodeInfo,
-  PeerInfo,
-  PeerStatus,
+import {
+  type AgentStatus,
+  type ClusterInfo,
+  type ClusterStatus,
+  FAMILIES,
+  type FamilyStatus,
+  type NodeInfo,
+  type PeerInfo,
+  type PeerStatus,
 } from '@clustermesh/contract';
 
 export interface StatusFacts {
@@ -50,7 +51,9 @@ function peerInfo(peer: PeerStatus, agents: readonly AgentStatus[]): PeerInfo {
       revision: state.revision,
       quarantined: state.quarantined,
       lastQuarantineReason: state.lastQuarantineReason ?? '',
-      nodesApplied: agents.filter((agent) => hasApplied(agent, peer.cluster, family, state.revision)).length,
+      nodesApplied: agents.filter(
+        (agent) => !isApplied(family) || hasApplied(agent, peer.cluster, family, state.revision),
+      ).length,
     }),
   );
   return {
@@ -65,12 +68,15 @@ function peerInfo(peer: PeerStatus, agents: readonly AgentStatus[]): PeerInfo {
       families.length === 0
         ? 0
         : agents.filter((agent) =>
-            Object.entries(peer.families).every(([family, state]) =>
-              hasApplied(agent, peer.cluster, family, state.revision),
+            Object.entries(peer.families).every(
+              ([family, state]) => !isApplied(family) || hasApplied(agent, peer.cluster, family, state.revision),
             ),
           ).length,
   };
 }
+
+/** Agents take nothing from the other families, which are mirrored for other readers. */
+const isApplied = (family: string) => (FAMILIES as readonly string[]).includes(family);
 
 /** An agent that has not named the family has not even listed it: revision 0 of an empty family counts only when it did. */
 export function hasApplied(agent: AgentStatus, peer: string, family: string, revision: number): boolean {

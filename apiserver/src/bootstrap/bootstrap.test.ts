@@ -154,10 +154,10 @@ test('a wiped etcd is bootstrapped again before anything is written to it, and e
   eu.manifest('shop.yaml', shopManifest(['10.1.1.5']));
   await eu.publishNode('n1', 1, [{ id: 'a', ipv4: '10.1.1.5', identity: 65_801 }]);
   const state = async () => Object.keys(await eu.dump('cilium/')).filter((key) => !key.includes('.heartbeat'));
-  const canaries = 5;
+  const canaries = 6;
   const before = await eu.eventually('the state', async () => {
     const keys = await state();
-    return keys.length === 4 + canaries + 1 ? keys : undefined;
+    return keys.length === 5 + canaries + 1 ? keys : undefined;
   });
   await eu.server.wipe();
   await eu.eventually(

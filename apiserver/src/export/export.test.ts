@@ -221,14 +221,17 @@ test('nothing in, nothing out', () => {
 });
 
 test('our cluster config is one that a peer accepts', () => {
-  const decoded = decodeClusterConfig(ownClusterConfig(CLUSTER));
-  assert.ok(decoded.ok);
-  assert.ok(validatePeerConfig('eu', decoded.value, { id: 2, maxConnectedClusters: 255 }).ok);
-  assert.deepEqual(decoded.value.capabilities, {
-    syncedCanaries: true,
-    maxConnectedClusters: 255,
-    serviceExportsEnabled: false,
-  });
+  for (const mode of ['services', 'services-and-endpointslices', 'endpointslices-only'] as const) {
+    const decoded = decodeClusterConfig(ownClusterConfig(CLUSTER, mode));
+    assert.ok(decoded.ok);
+    assert.ok(validatePeerConfig('eu', decoded.value, { id: 2, maxConnectedClusters: 255 }).ok);
+    assert.deepEqual(decoded.value.capabilities, {
+      syncedCanaries: true,
+      maxConnectedClusters: 255,
+      serviceExportsEnabled: false,
+      ...(mode === 'services' ? {} : { endpointSlicesExportMode: mode }),
+    });
+  }
 });
 
 test('a value that differs only in our own object is not written again', () => {

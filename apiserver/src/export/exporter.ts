@@ -1,12 +1,10 @@
 /**
- * The only writer of `cilium/state/…`, of this cluster's own config and canaries, of the heartbeat, and of `clustermesh/local/…`.
+ * The only writer of `cilium/state/…`, of this cluster's own canaries and (config-keeper.ts) config, of the heartbeat, and of `clustermesh/local/…`.
  * Every pass projects the sources whole and hands the result to the writers, which find the difference.
  */
 import {
-  CANARY_FAMILIES,
-  type CanaryFamily,
+  type Compression,
   canaryKey,
-  clusterConfigKey,
   dataPrefix,
   HEARTBEAT_KEY,
   LOCAL_FAMILIES,
@@ -15,15 +13,20 @@ import {
   type MaxConnectedClusters,
   messageOf,
   rfc3339,
+  WIRE_FAMILIES,
+  type WireFamily,
 } from '@clustermesh/contract';
-import { type Compare, type Etcd, startWriter, type Writer, type WriterStatus } from '@clustermesh/kvstore';
+import { type Etcd, startWriter, type Writer, type WriterStatus } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
 import { isGlobalNamespace, type ManifestSnapshot } from '../sources/manifests/snapshot.ts';
 import type { NodesSnapshot } from '../sources/nodes/node-table.ts';
-import { ownClusterConfig } from './cluster-config.ts';
+import type { WriteRight } from '../write-right.ts';
+import { ownClusterConfig, type SliceExport } from './cluster-config.ts';
+import { keepClusterConfig } from './config-keeper.ts';
+import { exportEndpointSlices, SliceFrames } from './endpoint-slices.ts';
 import { exportEndpoints } from './endpoints.ts';
 import { exportLocal } from './local.ts';
-import { exportServices } from './services.ts';
+import { exportServices, fitServices } from './services.ts';
 import { stampChanges } from './stamp.ts';
 
 export interface ExporterOptions {
@@ -36,7 +39,9 @@ export interface ExporterOptions {
   };
   readonly manifests: () => ManifestSnapshot | undefined;
   readonly nodes: () => NodesSnapshot;
-  readonly fence: () => readonly Compare[];
+  readonly sliceExport: SliceExport;
+  readonly zstd: Compression;
+  readonly right: WriteRight;
   readonly heartbeatMs: number;
   readonly log: Log;
   readonly signal: AbortSignal;
@@ -49,13 +54,16 @@ export interface Exporter {
   problems(): readonly string[];
   counts(): { readonly services: number; readonly globalServices: number; readonly endpoints: number };
   /** Families whose complete first state is in etcd. */
-  synced(): ReadonlySet<CanaryFamily>;
-  writers(): Readonly<Record<'local' | 'state' | 'heartbeat', WriterStatus>>;
+  synced(): ReadonlySet<WireFamily>;
+  /** Times that somebody else's cluster config was put right. */
+  configRepairs(): number;
+  writers(): Readonly<Record<string, WriterStatus>>;
   readonly ended: Promise<void>;
 }
 
 /** A dead apiserver's heartbeat goes by itself; three missed beats are enough to be sure. */
 const heartbeatTtlSeconds = (heartbeatMs: number) => Math.max(30, Math.ceil((3 * heartbeatMs) / 1000));
+const REFUSED_SHOWN = 10;
 const BACKOFF = { minMs: 100, maxMs: 2_000 };
 type EndpointFamily = 'nodes' | 'ip' | 'identities';
 const ENDPOINT_FAMILIES: readonly EndpointFamily[] = ['nodes', 'identities', 'ip'];
@@ -64,20 +72,36 @@ export function startExporter(options: ExporterOptions): Exporter {
   const { cluster, etcd, signal } = options;
   const clock = options.clock ?? systemClock;
   const log = options.log.child({ subsystem: 'export' });
-  const prefix = (family: CanaryFamily) => dataPrefix(cluster.name, family, 'state');
-  const shared = { etcd, fence: options.fence, log, clock, signal, backoff: BACKOFF };
+  const prefix = (family: WireFamily) => dataPrefix(cluster.name, family, 'state');
+  const shared = { etcd, ...options.right, log, clock, signal, backoff: BACKOFF };
   const local = startWriter({ ...shared, owned: LOCAL_FAMILIES.map(localPrefix) });
-  const state = startWriter({ ...shared, owned: CANARY_FAMILIES.map(prefix) });
+  const state = startWriter({ ...shared, owned: WIRE_FAMILIES.map(prefix) });
   const heartbeat = startWriter({
     ...shared,
     owned: [HEARTBEAT_KEY],
     lease: { ttlSeconds: heartbeatTtlSeconds(options.heartbeatMs) },
   });
 
-  const synced = new Set<CanaryFamily>();
+  const config = keepClusterConfig({
+    etcd,
+    cluster: cluster.name,
+    value: ownClusterConfig(cluster, options.sliceExport),
+    right: options.right,
+    log,
+    clock,
+    signal,
+  });
+  const hasSlices = options.sliceExport !== 'services';
+  const hasServices = options.sliceExport !== 'endpointslices-only';
+  const frames = new SliceFrames(options.zstd);
+
+  const synced = new Set<WireFamily>();
   const announced = new Set<string>();
+  const withdrawn = new Set<WireFamily>();
   /** Values as they are in etcd or will be: what stamps are compared with. Undefined until etcd has been read once. */
-  let stamped: Map<CanaryFamily, ReadonlyMap<string, string>> | undefined;
+  let stamped: Map<WireFamily, ReadonlyMap<string, string>> | undefined;
+  /** The projection of the manifests, which change less often than the nodes. */
+  let projected: Projection | undefined;
   let owners: ReadonlyMap<string, string> = new Map();
   let problems: readonly string[] = [];
   let counts = { services: 0, globalServices: 0, endpoints: 0 };
@@ -90,7 +114,7 @@ export function startExporter(options: ExporterOptions): Exporter {
     writer.canary(canary, () => rfc3339(clock.wallMs()));
     writer.flush().then(onFlushed, () => {}); // rejects only when the writer has ended
   };
-  const announceFamily = (family: CanaryFamily) =>
+  const announceFamily = (family: WireFamily) =>
     announce(state, prefix(family), canaryKey(cluster.name, family, 'state'), () => synced.add(family));
 
   const writeLocal = (manifests: ManifestSnapshot) => {
@@ -101,14 +125,16 @@ export function startExporter(options: ExporterOptions): Exporter {
   };
 
   const writeFamily = (
-    family: CanaryFamily,
+    family: WireFamily,
     rows: ReadonlyMap<string, string>,
-    previous: Map<CanaryFamily, ReadonlyMap<string, string>>,
+    previous: Map<WireFamily, ReadonlyMap<string, string>>,
     isComplete: boolean,
   ) => {
     const before = previous.get(family) ?? new Map<string, string>();
     // Identities are label strings and carry no stamp.
-    const values = family === 'identities' ? rows : stampChanges(rows, before, clock.wallMs());
+    const stampedRows = family === 'identities' ? rows : stampChanges(rows, before, clock.wallMs());
+    const { values, problems: tooLarge } =
+      family === 'services' ? fitServices(stampedRows, before, hasSlices) : { values: stampedRows, problems: [] };
     if (isComplete) {
       previous.set(family, values);
       state.replace(prefix(family), values);
@@ -117,6 +143,16 @@ export function startExporter(options: ExporterOptions): Exporter {
       previous.set(family, new Map([...before, ...values]));
       for (const [key, value] of values) state.set(key, value);
     }
+    return tooLarge;
+  };
+
+  /** What this cluster does not publish (any more) has no canary: an empty family under one would say that nothing exists. */
+  const withdrawFamily = (family: WireFamily) => {
+    if (withdrawn.has(family)) return;
+    withdrawn.add(family);
+    state.replace(prefix(family), new Map());
+    state.ready(prefix(family));
+    state.delete(canaryKey(cluster.name, family, 'state'));
   };
 
   const pass = async () => {
@@ -124,10 +160,15 @@ export function startExporter(options: ExporterOptions): Exporter {
     // Which namespaces are closed is not known before the manifests have been read: nothing leaves until then.
     if (manifests === undefined) return;
     writeLocal(manifests);
-    stamped ??= await readStamped(etcd, prefix, signal);
-    state.set(clusterConfigKey(cluster.name), ownClusterConfig(cluster));
-    const services = exportServices(cluster, manifests.services.values(), manifests.slices.values());
-    writeFamily('services', services, stamped, true);
+    stamped ??= await readStamped(etcd, prefix, frames, signal);
+    if (projected?.manifests !== manifests) projected = project(options, manifests);
+    // Slices first: who reads both finds the backends of a service no later than the service.
+    if (hasSlices) {
+      state.replace(prefix('endpointslices'), frames.values(projected.slices));
+      announceFamily('endpointslices');
+    } else withdrawFamily('endpointslices');
+    const tooLarge = hasServices ? writeFamily('services', projected.services, stamped, true) : [];
+    if (!hasServices) withdrawFamily('services');
     announceFamily('serviceexports');
 
     const nodes = options.nodes();
@@ -140,13 +181,20 @@ export function startExporter(options: ExporterOptions): Exporter {
     owners = endpoints.owners;
     // Identities before the addresses that point at them.
     for (const family of ENDPOINT_FAMILIES) writeFamily(family, endpoints[family], stamped, nodes.complete);
-    problems = [...nodes.problems, ...endpoints.problems];
+    problems = [...tooLarge, ...nodes.problems, ...endpoints.problems];
     counts = {
       services: manifests.services.size,
       globalServices: [...manifests.services.values()].filter((service) => service.global).length,
       endpoints: nodes.endpoints.length,
     };
   };
+
+  /** Keys that etcd does not take, in words; the first of them are enough to see what is wrong. */
+  const refused = () =>
+    [local, state]
+      .flatMap((writer) => writer.status().errors)
+      .slice(0, REFUSED_SHOWN)
+      .map(({ key, reason }) => `etcd refuses ${key}: ${reason}`);
 
   const beat = async () => heartbeat.set(HEARTBEAT_KEY, rfc3339(clock.wallMs()));
   const onError = (error: unknown, failures: number) => {
@@ -175,24 +223,44 @@ export function startExporter(options: ExporterOptions): Exporter {
 
   return {
     trigger: runner.trigger,
-    problems: () => problems,
+    problems: () => [...config.problems(), ...problems, ...refused()],
     counts: () => counts,
     synced: () => synced,
+    configRepairs: config.repairs,
     writers: () => ({ local: local.status(), state: state.status(), heartbeat: heartbeat.status() }),
-    ended: Promise.all([runner.ended, beats.ended, local.done, state.done, heartbeat.done]).then(() => {}),
+    ended: Promise.all([runner.ended, beats.ended, config.ended, local.done, state.done, heartbeat.done]).then(
+      () => {},
+    ),
+  };
+}
+
+interface Projection {
+  readonly manifests: ManifestSnapshot;
+  readonly services: ReadonlyMap<string, string>;
+  readonly slices: ReadonlyMap<string, Uint8Array>;
+}
+
+function project({ cluster, sliceExport }: ExporterOptions, manifests: ManifestSnapshot): Projection {
+  const { services, slices, sliceMeta } = manifests;
+  return {
+    manifests,
+    services: exportServices(cluster, services.values(), slices.values()),
+    slices: sliceExport === 'services' ? new Map() : exportEndpointSlices(cluster, services, slices, sliceMeta),
   };
 }
 
 /** What a process before this one wrote: unchanged values keep their stamps. */
 async function readStamped(
   etcd: Etcd,
-  prefix: (family: CanaryFamily) => string,
+  prefix: (family: WireFamily) => string,
+  frames: SliceFrames,
   signal: AbortSignal,
-): Promise<Map<CanaryFamily, ReadonlyMap<string, string>>> {
-  const families = new Map<CanaryFamily, ReadonlyMap<string, string>>();
+): Promise<Map<WireFamily, ReadonlyMap<string, string>>> {
+  const families = new Map<WireFamily, ReadonlyMap<string, string>>();
   for (const family of ['services', 'nodes', 'ip'] as const) {
     const { kvs } = await etcd.range(prefix(family), { signal });
     families.set(family, new Map(kvs.map((kv) => [kv.key, kv.value.toString('utf8')])));
   }
+  for (const kv of (await etcd.range(prefix('endpointslices'), { signal })).kvs) frames.adopt(kv.key, kv.value);
   return families;
 }

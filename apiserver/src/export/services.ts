@@ -7,6 +7,7 @@ import {
   type ServicePortMap,
   serviceKey,
 } from '@clustermesh/contract';
+import { MAX_VALUE_BYTES, mib } from '../limits.ts';
 
 export interface ExportingCluster {
   readonly name: string;
@@ -85,4 +86,42 @@ export function exportServices(
     );
   }
   return rows;
+}
+
+export interface FittingServices {
+  readonly values: ReadonlyMap<string, string>;
+  /** One sentence per service whose value etcd would not take. */
+  readonly problems: readonly string[];
+}
+
+/**
+ * A service with too many backends for one value is not published as one, and never a part of it: its last version that fitted
+ * stays, as that of any bad object does. Slices have no such bound.
+ */
+export function fitServices(
+  values: ReadonlyMap<string, string>,
+  before: ReadonlyMap<string, string>,
+  hasSlices: boolean,
+): FittingServices {
+  const fitting = new Map<string, string>();
+  const problems: string[] = [];
+  for (const [key, value] of values) {
+    // A character has at most three bytes in UTF-8: most values need not be counted.
+    const bytes = value.length * 3 <= MAX_VALUE_BYTES ? 0 : Buffer.byteLength(value);
+    if (bytes <= MAX_VALUE_BYTES) {
+      fitting.set(key, value);
+      continue;
+    }
+    const { namespace, name, backends } = JSON.parse(value) as GlobalService;
+    const last = before.get(key);
+    if (last !== undefined) fitting.set(key, last);
+    problems.push(
+      `Service ${namespace}/${name}: with ${Object.keys(backends).length} backends its value for peers has ${mib(bytes)}, more than etcd takes (${mib(MAX_VALUE_BYTES)}): ` +
+        `${last === undefined ? 'not published as a service' : 'peers that read services keep its last version that fitted'}; ` +
+        (hasSlices
+          ? 'its endpoint slices carry all of them'
+          : 'publish endpoint slices (export.endpointSlices: services-and-endpointslices), or split the service'),
+    );
+  }
+  return { values: fitting, problems };
 }

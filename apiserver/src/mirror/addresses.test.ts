@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { type CanaryFamily, encodeNode, makeNode, maskToBase64, parseCidr } from '@clustermesh/contract';
+import { openZstd } from '@clustermesh/runtime';
 import type { AddressFacts } from './addresses.ts';
 import { objectProblem } from './validate.ts';
 
 const us = { cluster: 'us', clusterId: 2, maxConnectedClusters: 255 } as const;
+const zstd = openZstd();
 const POD = 131_100;
 const HOST = 1;
 const REMOTE_NODE = 6;
@@ -21,7 +23,7 @@ const facts: AddressFacts = {
 const byHand: AddressFacts = { ...facts, agreed: undefined };
 
 const judge = (family: CanaryFamily, name: string, value: string, held: AddressFacts) =>
-  objectProblem(family, name, Buffer.from(value), us, held);
+  objectProblem(family, name, Buffer.from(value), us, held, zstd);
 
 function entry(name: string, identity: number, held: AddressFacts) {
   const [ip = '', length] = name.split('/');

@@ -5,6 +5,7 @@
 import { BlockList } from 'node:net';
 import {
   type Cidr,
+  type ClusterEndpointSlice,
   formatCidr,
   type GlobalService,
   type IpEntry,
@@ -119,11 +120,27 @@ export function ipAddressProblem(entry: IpEntry, facts: AddressFacts): string | 
   return problem === undefined ? undefined : `ip entry ${problem}`;
 }
 
+/** Backends are pods, or on the network of their node. */
+function backendProblem(ip: string, facts: AddressFacts): string | undefined {
+  return facts.nodeIps.has(ip) ? undefined : podProblem(host(ip), facts);
+}
+
 export function serviceAddressProblem(service: GlobalService, facts: AddressFacts): string | undefined {
-  const problem = firstProblem(Object.keys(service.backends), (ip) =>
-    facts.nodeIps.has(ip) ? undefined : podProblem(host(ip), facts),
-  );
+  const problem = firstProblem(Object.keys(service.backends), (ip) => backendProblem(ip, facts));
   return problem === undefined ? undefined : `service ${service.namespace}/${service.name}: its backend ${problem}`;
+}
+
+/** Slices carry the same backends as services, so they are held to the same. `name` is theirs in the key. */
+export function sliceAddressProblem(
+  name: string,
+  slice: ClusterEndpointSlice,
+  facts: AddressFacts,
+): string | undefined {
+  const problem = firstProblem(
+    slice.endpoints.flatMap((endpoint) => endpoint.addresses),
+    (ip) => backendProblem(ip, facts),
+  );
+  return problem === undefined ? undefined : `endpoint slice ${name}: its backend ${problem}`;
 }
 
 /** The addresses of a peer's accepted nodes. */

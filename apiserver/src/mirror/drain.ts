@@ -5,7 +5,6 @@
  */
 import {
   type AgentStatus,
-  CANARY_FAMILIES,
   CLUSTER_CONFIG_PREFIX,
   clusterConfigKey,
   dataPrefix,
@@ -15,15 +14,16 @@ import {
   peerKey,
   SYNCED_PREFIX,
   syncedPrefix,
+  WIRE_FAMILIES,
 } from '@clustermesh/contract';
-import type { Compare, Etcd, TxnOp } from '@clustermesh/kvstore';
+import type { Etcd, TxnOp } from '@clustermesh/kvstore';
 import type { Clock, Log } from '@clustermesh/runtime';
+import { fencedWrite, type WriteRight } from '../write-right.ts';
 
 export interface DrainOptions {
   readonly cluster: string;
   readonly local: Etcd;
-  /** Part of every transaction: nothing is written into an etcd that has not been bootstrapped. */
-  readonly fence: () => readonly Compare[];
+  readonly right: WriteRight;
   readonly agents: () => readonly AgentStatus[];
   /** Bound of the wait for the agents. */
   readonly waitMs: number;
@@ -46,12 +46,8 @@ const POLL_MS = 100;
 /** Idempotent: begun again after any failure, it goes through the same steps. */
 export async function drainPeer(options: DrainOptions): Promise<void> {
   const { cluster, local, clock, log, signal } = options;
-  const write = async (...success: readonly TxnOp[]) => {
-    const { succeeded } = await local.txn({ compare: options.fence(), success }, { signal });
-    if (succeeded) return;
-    const message = `draining cluster ${cluster}: this cluster's etcd has not been bootstrapped`;
-    throw new MeshError({ code: 'conflict', message, retryable: true });
-  };
+  const write = (...operations: readonly TxnOp[]) =>
+    fencedWrite(local, options.right, operations, { attempted: `draining cluster ${cluster}`, signal });
 
   options.onStep('removing its config');
   // First: whatever happens from here on, the record says that there is something to drain.
@@ -75,7 +71,7 @@ export async function drainPeer(options: DrainOptions): Promise<void> {
 
   options.onStep('removing its data');
   await write({ deletePrefix: syncedPrefix(cluster) });
-  for (const family of CANARY_FAMILIES) await write({ deletePrefix: dataPrefix(cluster, family, 'cache') });
+  for (const family of WIRE_FAMILIES) await write({ deletePrefix: dataPrefix(cluster, family, 'cache') });
   await write({ delete: peerKey(cluster) });
   log.info({ cluster }, 'peer drained');
 }

@@ -38,6 +38,7 @@ async function recordOf(cluster: TestCluster, peer: string): Promise<PeerStatus 
 
 const cacheKeys = async (cluster: TestCluster) => Object.keys(await cluster.dump('cilium/cache/'));
 const MIRRORED = [
+  'cilium/cache/endpointslices/v1/us/shop/web-1',
   'cilium/cache/identities/v1/us/id/131100',
   'cilium/cache/ip/v1/us/10.2.1.5',
   'cilium/cache/nodes/v1/us/n1',
@@ -53,13 +54,19 @@ test('a peer is mirrored byte for byte in the cache layout, with config, canarie
   assert.equal(cache['cilium/cache/ip/v1/us/10.2.1.5'], state['cilium/state/ip/v1/default/10.2.1.5']);
   assert.deepEqual(JSON.parse((await eu.admin.get('cilium/cluster-config/us'))?.value.toString() ?? ''), {
     id: 2,
-    capabilities: { syncedCanaries: true, maxConnectedClusters: 255, serviceExportsEnabled: false, cached: true },
+    capabilities: {
+      syncedCanaries: true,
+      maxConnectedClusters: 255,
+      serviceExportsEnabled: false,
+      endpointSlicesExportMode: 'services-and-endpointslices',
+      cached: true,
+    },
     'x-clustermesh': { region: 'us-region' },
   });
   const canaries = Object.keys(await eu.dump('cilium/synced/us/'));
   assert.deepEqual(
     canaries,
-    ['identities', 'ip', 'nodes', 'serviceexports', 'services'].map(
+    ['endpointslices', 'identities', 'ip', 'nodes', 'serviceexports', 'services'].map(
       (family) => `cilium/synced/us/cilium/cache/${family}/v1`,
     ),
   );
@@ -72,8 +79,8 @@ test('a peer is mirrored byte for byte in the cache layout, with config, canarie
   assert.equal(record.error, undefined);
   assert.deepEqual([record.clusterId, record.connected], [2, true]);
   for (const [family, key] of [
-    ['services', MIRRORED[3]],
-    ['ip', MIRRORED[1]],
+    ['services', MIRRORED[4]],
+    ['ip', MIRRORED[2]],
   ] as const) {
     assert.equal(record.families[family]?.count, 1);
     assert.equal(
@@ -96,7 +103,7 @@ test('changes and removals travel, and the revision in the status follows them',
     async () => (await recordOf(eu, 'us'))?.families['services']?.revision === kv.modRevision,
   );
   us.manifest('shop.yaml', undefined);
-  await eu.eventually('the removal', async () => !(await cacheKeys(eu)).includes(MIRRORED[3] ?? ''));
+  await eu.eventually('the removal', async () => !(await cacheKeys(eu)).includes(MIRRORED[4] ?? ''));
 });
 
 test('while a peer is away its data stays, and the status says since when', async (t) => {
@@ -113,7 +120,7 @@ test('while a peer is away its data stays, and the status says since when', asyn
   await eu.eventually('the connection', () => statusOf(eu, 'us')?.connected && statusOf(eu, 'us')?.error === undefined);
   us.manifest('shop.yaml', shopManifest(['10.2.1.7']));
   await eu.eventually('a change after it', async () =>
-    (await eu.dump('cilium/cache/services/'))[MIRRORED[3] ?? '']?.includes('10.2.1.7'),
+    (await eu.dump('cilium/cache/services/'))[MIRRORED[4] ?? '']?.includes('10.2.1.7'),
   );
 });
 
@@ -125,12 +132,12 @@ test('a restart with the peer away loses nothing, and a change meanwhile is caug
   await us.server.stop();
   await eu.start();
   await eu.eventually('the error', () => statusOf(eu, 'us')?.error?.includes('not connected'));
-  await eu.eventually('its first full compare', () => eu.plane.exporter.synced().size === 5);
+  await eu.eventually('its first full compare', () => eu.plane.exporter.synced().size === 6);
   assert.deepEqual(await cacheKeys(eu), MIRRORED);
   await eu.eventually('the id, known from what is mirrored', () => statusOf(eu, 'us')?.clusterId === 2);
   await us.server.start();
   await ready(eu, 'us');
-  assert.deepEqual(await cacheKeys(eu), MIRRORED.slice(0, 3));
+  assert.deepEqual(await cacheKeys(eu), MIRRORED.slice(1, 4));
 });
 
 test("a peer's wiped etcd empties nothing: rows go only when its new list is complete", async (t) => {
@@ -145,7 +152,7 @@ test("a peer's wiped etcd empties nothing: rows go only when its new list is com
   let shrunk = false;
   const watching = setInterval(() => {
     void cacheKeys(eu).then((keys) => {
-      shrunk ||= !keys.includes(MIRRORED[0] ?? '') || !keys.includes(MIRRORED[3] ?? '');
+      shrunk ||= !keys.includes(MIRRORED[1] ?? '') || !keys.includes(MIRRORED[4] ?? '');
     });
   }, 20);
   t.after(() => clearInterval(watching));
@@ -172,7 +179,7 @@ test('a bad object is quarantined with its reason, its last good version stays, 
   await us.admin.put('cilium/state/ip/v1/default/10.2.9.2', entry('10.2.9.3', 131_100));
   await us.admin.put('cilium/state/ip/v1/default/10.2.9.4', Buffer.from([0x7b, 0xff, 0xfe]));
   await us.admin.put('cilium/state/nodes/v1/us/..%2f', '{}');
-  await us.admin.put(MIRRORED[3]?.replace('cache', 'state') ?? '', '{"cluster":"eu"}');
+  await us.admin.put(MIRRORED[4]?.replace('cache', 'state') ?? '', '{"cluster":"eu"}');
   const good = entry('10.2.9.5', 131_100);
   await us.admin.put('cilium/state/ip/v1/default/10.2.9.5', good);
   await eu.eventually(
@@ -189,13 +196,13 @@ test('a bad object is quarantined with its reason, its last good version stays, 
   assert.match(record.families['services']?.lastQuarantineReason ?? '', /service/);
   assert.equal(record.families['nodes']?.quarantined, 1);
   assert.deepEqual(await cacheKeys(eu), [...MIRRORED, 'cilium/cache/ip/v1/us/10.2.9.5'].sort());
-  const lastGood = (await eu.admin.get(MIRRORED[3] ?? ''))?.value.toString();
+  const lastGood = (await eu.admin.get(MIRRORED[4] ?? ''))?.value.toString();
   assert.match(lastGood ?? '', /10\.2\.1\.5/);
 
   await eu.stop();
   await eu.start();
   await ready(eu, 'us');
-  assert.equal((await eu.admin.get(MIRRORED[3] ?? ''))?.value.toString(), lastGood, 'also across a restart');
+  assert.equal((await eu.admin.get(MIRRORED[4] ?? ''))?.value.toString(), lastGood, 'also across a restart');
 
   await us.admin.put('cilium/state/ip/v1/default/10.2.9.1', entry('10.2.9.1', 131_100));
   await eu.eventually('the mended one', async () => (await cacheKeys(eu)).includes('cilium/cache/ip/v1/us/10.2.9.1'));
@@ -228,7 +235,7 @@ test('what lies outside the agreed pod CIDR is quarantined, and what is at a nod
   await us.publishNode('n67', 67, []);
   const atNode = () =>
     eu.eventually('the service', async () =>
-      (await eu.dump('cilium/cache/services/'))[MIRRORED[3] ?? '']?.includes('172.31.2.77'),
+      (await eu.dump('cilium/cache/services/'))['cilium/cache/services/v1/us/shop/web']?.includes('172.31.2.77'),
     );
   await atNode();
 
@@ -259,7 +266,7 @@ test('a removed peer is drained in order: config, then the agents, then canaries
   await eu.eventually('the config gone', async () => (await eu.admin.get('cilium/cluster-config/us')) === undefined);
   await eu.eventually('the wait', () => statusOf(eu, 'us')?.error?.includes('waiting for n1 to let go'));
   assert.deepEqual(await cacheKeys(eu), MIRRORED, 'nothing is deleted under a reader');
-  assert.equal(Object.keys(await eu.dump('cilium/synced/us/')).length, 5);
+  assert.equal(Object.keys(await eu.dump('cilium/synced/us/')).length, 6);
   await eu.publishAgent({ node: 'n1', applied: {} });
   await eu.eventually('the end', () => statusOf(eu, 'us') === undefined);
   const left = Object.keys({ ...(await eu.dump('cilium/')), ...(await eu.dump('clustermesh/peers/')) }).filter((key) =>
@@ -291,7 +298,10 @@ test('a drain writes nothing into an etcd that has not been bootstrapped', async
       cluster: 'us',
       local: eu.admin,
       agents: () => [],
-      fence: () => [{ key: 'no/such/marker', value: '1' }],
+      right: {
+        fence: () => [{ key: 'no/such/marker', value: '1' }],
+        leadership: { fence: () => [], onChange: () => () => {}, holder: undefined },
+      },
       waitMs: 0,
       status: () => '{}',
       clock: systemClock,
@@ -299,7 +309,7 @@ test('a drain writes nothing into an etcd that has not been bootstrapped', async
       signal: new AbortController().signal,
       onStep: () => {},
     }),
-    { code: 'conflict', message: /not been bootstrapped/ },
+    { code: 'conflict', message: /this etcd is a new one/ },
   );
   assert.deepEqual(await cacheKeys(eu), MIRRORED);
 });
@@ -311,7 +321,7 @@ test('a config directory that vanishes drains nobody, is reported, and is follow
   await eu.eventually('the problem', () => /clustermesh: the directory is gone/.test(eu.plane.local.problems().join()));
   us.manifest('shop.yaml', shopManifest(['10.2.1.8']));
   await eu.eventually('a change meanwhile', async () =>
-    (await eu.dump('cilium/cache/services/'))[MIRRORED[3] ?? '']?.includes('10.2.1.8'),
+    (await eu.dump('cilium/cache/services/'))['cilium/cache/services/v1/us/shop/web']?.includes('10.2.1.8'),
   );
   renameSync(away, dir);
   await eu.eventually('no problem', () => eu.plane.local.problems().length === 0);
@@ -407,7 +417,7 @@ test('the peer file is followed: malformed keeps, symlink swaps work, new endpoi
   );
   us.manifest('shop.yaml', shopManifest(['10.2.1.8']));
   await eu.eventually('a change', async () =>
-    (await eu.dump('cilium/cache/services/'))[MIRRORED[3] ?? '']?.includes('10.2.1.8'),
+    (await eu.dump('cilium/cache/services/'))[MIRRORED[4] ?? '']?.includes('10.2.1.8'),
   );
 
   const proxy = await us.server.proxy();
@@ -444,7 +454,7 @@ test('a wiped local etcd is filled again, also while the peer is away', async (t
   await eu.eventually(
     'the mirror',
     async () =>
-      (await cacheKeys(eu)).length === MIRRORED.length && Object.keys(await eu.dump('cilium/synced/us/')).length === 5,
+      (await cacheKeys(eu)).length === MIRRORED.length && Object.keys(await eu.dump('cilium/synced/us/')).length === 6,
   );
   assert.ok(await eu.eventually('the config', () => eu.admin.get('cilium/cluster-config/us')));
 });

@@ -5,16 +5,26 @@
  */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import { FAMILIES, type MaxConnectedClusters, messageOf, type PeerStatus, rfc3339 } from '@clustermesh/contract';
-import type { Compare, Etcd } from '@clustermesh/kvstore';
+import {
+  type Compression,
+  FAMILIES,
+  type MaxConnectedClusters,
+  messageOf,
+  type PeerStatus,
+  rfc3339,
+} from '@clustermesh/contract';
+import type { Etcd } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
+import type { KvstoreMetrics } from '../kvstore-metrics.ts';
 import { oncePending } from '../once-pending.ts';
 import type { AgentView, MirrorView, PeerConfig, PeerDirectory } from '../ports.ts';
 import { watchedDirectory } from '../watched-dir.ts';
+import type { WriteRight } from '../write-right.ts';
 import type { TakenCidr } from './addresses.ts';
 import { ClusterIds } from './cluster-ids.ts';
 import { drainPeer, findMirrored } from './drain.ts';
 import { type Peer, startPeer } from './peer.ts';
+import type { PeerLimits } from './quota.ts';
 import { startStatusLoop } from './status-loop.ts';
 
 export interface MirrorOptions {
@@ -28,7 +38,10 @@ export interface MirrorOptions {
   readonly directory: PeerDirectory;
   readonly peersDir: string;
   readonly agents: AgentView & { synced(): boolean };
-  readonly fence: () => readonly Compare[];
+  readonly right: WriteRight;
+  readonly limits: PeerLimits & { readonly retryMs: number };
+  readonly zstd: Compression;
+  readonly metrics?: KvstoreMetrics | undefined;
   readonly timers: { readonly peerStatusMs: number; readonly drainWaitMs: number };
   readonly log: Log;
   readonly signal: AbortSignal;
@@ -37,6 +50,8 @@ export interface MirrorOptions {
 
 export interface Mirror extends MirrorView {
   problems(): readonly string[];
+  /** Milliseconds from the start to the first time that every peer was mirrored. */
+  tookMs(): number | undefined;
   counters(): ReadonlyMap<string, ReturnType<Peer['counters']>>;
   readonly ended: Promise<void>;
 }
@@ -65,8 +80,17 @@ export function startMirror(options: MirrorOptions): Mirror {
   let problems: readonly string[] = [];
   /** Why the directory cannot be read; all that runs goes on meanwhile. */
   let readProblem: string | undefined;
+  const startedAt = clock.nowMs();
+  let tookMs: number | undefined;
+  let hasPassed = false;
 
   const onChange = () => statusLoop.trigger();
+  const noteBootstrap = () => {
+    if (tookMs !== undefined || !hasPassed || unusable.size > 0) return;
+    if ([...running.values()].every((peer) => peer.status().ready)) tookMs = clock.nowMs() - startedAt;
+  };
+  const { right, limits, zstd, metrics } = options;
+  const shared = { own, local, ids, right, limits, zstd, metrics, clock, onChange };
   const again = oncePending({ clock, signal, trigger: () => runner.trigger() });
 
   /** One peer's unusable file must not keep the others from being mirrored. */
@@ -76,17 +100,7 @@ export function startMirror(options: MirrorOptions): Mirror {
         { cidr: own.podCIDR, owner: 'this cluster' },
         ...agreedCidrs.filter((agreed) => agreed.cluster !== config.name),
       ];
-      const peer = startPeer({
-        config,
-        own,
-        local,
-        ids,
-        taken,
-        fence: options.fence,
-        log: options.log,
-        clock,
-        onChange,
-      });
+      const peer = startPeer({ ...shared, config, taken, log: options.log });
       running.set(config.name, peer);
       unusable.delete(config.name);
     } catch (error) {
@@ -107,9 +121,9 @@ export function startMirror(options: MirrorOptions): Mirror {
         await drainPeer({
           cluster,
           local,
+          right,
           agents: () => options.agents.agents(),
           waitMs: options.timers.drainWaitMs,
-          fence: options.fence,
           status: () => JSON.stringify(drainingStatus(cluster, drain, clock.wallMs())),
           clock,
           log,
@@ -211,6 +225,8 @@ export function startMirror(options: MirrorOptions): Mirror {
       ...malformed.map((name) => `peer file ${fileOf(name)} is malformed; the last good version stays in force`),
       ...[...unusable].map(([name, reason]) => `peer file ${fileOf(name)} is not usable: ${reason}`),
     ];
+    hasPassed = true;
+    noteBootstrap();
     await drainLeftovers(configs);
   };
 
@@ -234,6 +250,7 @@ export function startMirror(options: MirrorOptions): Mirror {
 
   const statusLoop = startStatusLoop({
     peers: () => running.values(),
+    afterPass: noteBootstrap,
     intervalMs: options.timers.peerStatusMs,
     log,
     clock,
@@ -266,6 +283,7 @@ export function startMirror(options: MirrorOptions): Mirror {
     peers: statuses,
     refresh: runner.trigger,
     problems: () => (readProblem === undefined ? problems : [readProblem, ...problems]),
+    tookMs: () => tookMs,
     counters: () => new Map([...running].map(([name, peer]) => [name, peer.counters()])),
     ended: end(),
   };

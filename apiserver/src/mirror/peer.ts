@@ -11,8 +11,8 @@
  * Nothing here removes mirrored data: a peer that cannot be reached, or is refused, keeps what it has.
  */
 import {
-  CANARY_FAMILIES,
-  type CanaryFamily,
+  type Compression,
+  canaryKey,
   clusterConfigKey,
   dataPrefix,
   decodeNode,
@@ -25,27 +25,56 @@ import {
   parseCidr,
   peerKey,
   rfc3339,
+  WIRE_FAMILIES,
+  type WireFamily,
 } from '@clustermesh/contract';
-import { type Compare, type Etcd, openEtcd, startReflector, startWriter } from '@clustermesh/kvstore';
+import { type Etcd, openEtcd, startReflector, startWriter } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner } from '@clustermesh/runtime';
+import type { KvstoreMetrics } from '../kvstore-metrics.ts';
+import { observedEtcd } from '../observed-etcd.ts';
 import { oncePending } from '../once-pending.ts';
 import type { PeerConfig } from '../ports.ts';
+import type { WriteRight } from '../write-right.ts';
 import { NodeIps, type TakenCidr } from './addresses.ts';
 import type { ClusterIds } from './cluster-ids.ts';
+import { startFamilies } from './families.ts';
 import { type FamilyMirror, startFamilyMirror } from './family.ts';
+import type { PeerLimits } from './quota.ts';
 import { type AcceptedConfig, acceptConfig } from './validate.ts';
 
 export interface PeerOptions {
   readonly config: PeerConfig;
-  readonly own: { readonly name: string; readonly id: number; readonly maxConnectedClusters: MaxConnectedClusters };
+  readonly own: {
+    readonly name: string;
+    readonly id: number;
+    readonly maxConnectedClusters: MaxConnectedClusters;
+    readonly podCIDR: string;
+  };
   readonly local: Etcd;
   readonly ids: ClusterIds;
   /** Pod CIDRs that are not this peer's. */
   readonly taken: () => readonly TakenCidr[];
-  readonly fence: () => readonly Compare[];
+  readonly right: WriteRight;
+  readonly limits: PeerLimits & { readonly retryMs: number };
+  readonly zstd: Compression;
+  readonly metrics?: KvstoreMetrics | undefined;
   readonly log: Log;
   readonly clock: Clock;
   readonly onChange: () => void;
+}
+
+export interface PeerCounters {
+  /** Connections lost, and when the last of them was. */
+  readonly failures: number;
+  readonly lastFailureAtWallMs: number;
+  /** Objects quarantined. */
+  readonly quarantined: number;
+  readonly queued: number;
+  readonly refused: number;
+  readonly keys: number;
+  readonly bytes: number;
+  /** Times that its heartbeat fell silent although its etcd answered. */
+  readonly silences: number;
 }
 
 export interface Peer {
@@ -55,7 +84,7 @@ export interface Peer {
   publish(status: PeerStatus): void;
   /** The peer's data here belongs to another cluster id: to be drained, and the peer begun anew. */
   isReplaced(): boolean;
-  counters(): { readonly failures: number; readonly lastFailureAtWallMs: number; readonly quarantined: number };
+  counters(): PeerCounters;
   /** Keeps all mirrored data. */
   close(): Promise<void>;
 }
@@ -66,7 +95,6 @@ type State =
   | {
       readonly name: 'mirroring';
       readonly id: number;
-      readonly families: ReadonlyMap<CanaryFamily, FamilyMirror>;
       readonly complaint: string | undefined;
     }
   | { readonly name: 'replaced'; readonly from: number; readonly to: number };
@@ -91,6 +119,8 @@ export function startPeer(options: PeerOptions): Peer {
   let failures = 0;
   let lastFailureAtWallMs = 0;
   let quarantined = 0;
+  let silences = 0;
+  let isSilent = false;
 
   const setState = (next: State) => {
     const reasonOf = (s: State) =>
@@ -102,7 +132,7 @@ export function startPeer(options: PeerOptions): Peer {
     onChange();
   };
 
-  const remote = openEtcd({
+  const client = openEtcd({
     endpoints: config.endpoints,
     hostAliases: config.hostAliases,
     caFile: config.caFile,
@@ -111,8 +141,13 @@ export function startPeer(options: PeerOptions): Peer {
     log,
     clock,
   });
+  const { metrics } = options;
+  const remote = metrics === undefined ? client : observedEtcd(client, metrics.observe, clock.nowMs);
   const stopListening = remote.onEvent((event) => {
-    if (event.type === 'disconnected') noteDisconnected(event.reason);
+    if (event.type === 'disconnected') {
+      metrics?.lost('disconnected');
+      noteDisconnected(event.reason);
+    }
     onChange();
   });
   const noteDisconnected = (reason: string) => {
@@ -126,8 +161,8 @@ export function startPeer(options: PeerOptions): Peer {
 
   const writer = startWriter({
     etcd: local,
-    owned: CANARY_FAMILIES.map((family) => dataPrefix(name, family, 'cache')),
-    fence: options.fence,
+    owned: WIRE_FAMILIES.map((family) => dataPrefix(name, family, 'cache')),
+    ...options.right,
     log,
     clock,
     signal,
@@ -144,7 +179,10 @@ export function startPeer(options: PeerOptions): Peer {
     backoff: { minMs: 100, maxMs: 10_000 },
     sink: {
       apply({ upserts }) {
-        if (upserts.length > 0) lastHeartbeatAt = clock.nowMs();
+        if (upserts.length > 0) {
+          lastHeartbeatAt = clock.nowMs();
+          isSilent = false;
+        }
         onChange();
       },
       synced() {
@@ -172,47 +210,69 @@ export function startPeer(options: PeerOptions): Peer {
     }
   };
 
-  const startFamilies = (accepted: AcceptedConfig): ReadonlyMap<CanaryFamily, FamilyMirror> => {
-    const peer = { cluster: name, clusterId: accepted.id, maxConnectedClusters: own.maxConnectedClusters };
-    const onQuarantine = () => {
-      quarantined++;
-    };
-    const agreed = config.agreed === undefined ? undefined : parseCidr(config.agreed.podCidr);
-    const nodeIps = new NodeIps();
-    const started = new Map<CanaryFamily, FamilyMirror>();
-    let judging = false;
-    /** Entries and backends may be at nodes, which may have been told later than they. Once per batch of nodes. */
-    const onNode = (node: string, value: Buffer | undefined) => {
-      const decoded = value === undefined ? undefined : decodeNode(value.toString('utf8'));
-      if (!nodeIps.set(node, decoded?.ok ? decoded.value : undefined) || judging) return;
-      judging = true;
-      queueMicrotask(() => {
-        judging = false;
-        for (const [family, mirror] of started) if (family !== 'nodes') mirror.judgeAgain();
-      });
-    };
-    const shared = {
-      peer,
-      addresses: () => ({ agreed, nodeIps, taken: options.taken() }),
-      hasCanaries: accepted.hasCanaries,
-      remote,
-      local,
-      writer,
-      log,
-      clock,
-      signal,
-      onChange,
-      onQuarantine,
-      onListed: () => runner.trigger(),
-    };
-    for (const family of accepted.families) {
-      const onMirrored = family === 'nodes' ? onNode : () => {};
-      started.set(family, startFamilyMirror({ ...shared, family, onMirrored }));
-    }
-    return started;
+  const agreed = config.agreed === undefined ? undefined : parseCidr(config.agreed.podCidr);
+  const nodeIps = new NodeIps();
+  let judging = false;
+  /** Entries and backends may be at nodes, which may have been told later than they. Once per batch of nodes. */
+  const onNode = (node: string, value: Buffer | undefined) => {
+    const decoded = value === undefined ? undefined : decodeNode(value.toString('utf8'));
+    if (!nodeIps.set(node, decoded?.ok ? decoded.value : undefined) || judging) return;
+    judging = true;
+    queueMicrotask(() => {
+      judging = false;
+      for (const [family, mirror] of families.current()) if (family !== 'nodes') mirror.judgeAgain();
+    });
   };
 
+  /** Of its own: a handshake that is to be tried again in a second must not wait for this one. */
+  const afterHalt = oncePending({ clock, signal, trigger: () => runner.trigger() });
+  const families = startFamilies({
+    cluster: name,
+    makeFamily: (family, accepted, shared) =>
+      startFamilyMirror({
+        ...shared,
+        family,
+        peer: { cluster: name, clusterId: accepted.id, maxConnectedClusters: own.maxConnectedClusters },
+        addresses: () => ({ agreed, nodeIps, taken: options.taken() }),
+        hasCanaries: accepted.hasCanaries,
+        remote,
+        local,
+        writer,
+        zstd: options.zstd,
+        log,
+        clock,
+        signal,
+        onChange,
+        onQuarantine: () => {
+          quarantined++;
+        },
+        onObject: family === 'nodes' ? onNode : () => {},
+        onMirrored: (action, seconds) => metrics?.event(`${family}/v1`, action, seconds),
+        onListed: () => runner.trigger(),
+      }),
+    removeRows(family) {
+      const rows = dataPrefix(name, family, 'cache');
+      writer.delete(canaryKey(name, family, 'cache'));
+      writer.replace(rows, new Map());
+      writer.ready(rows);
+    },
+    remote,
+    limits: options.limits,
+    log,
+    clock,
+    signal,
+    onHalted() {
+      afterHalt(options.limits.retryMs + 1);
+      onChange();
+    },
+  });
+
   const pass = async () => {
+    if (!isSilent && lastHeartbeatAt !== undefined && clock.nowMs() - lastHeartbeatAt > SILENT_AFTER_MS) {
+      isSilent = true;
+      silences++;
+      options.metrics?.lost('heartbeat');
+    }
     // Also while the peer is away: what is mirrored of it already holds its id.
     await ids.seed(local, own.name, signal);
     if (!heartbeat.status().synced || state.name === 'replaced') return;
@@ -231,11 +291,12 @@ export function startPeer(options: PeerOptions): Peer {
         `cluster id ${accepted.id} of cluster ${name} is already used by cluster ${holder}, which stays undisturbed`,
       );
 
-    const families = state.name === 'mirroring' ? state.families : startFamilies(accepted);
+    // Before anything is withdrawn: a reader must not miss what its config still promises.
     writer.set(clusterConfigKey(name), accepted.cachedValue);
-    if (state.name !== 'mirroring' || state.complaint !== undefined)
-      setState({ name: 'mirroring', id: accepted.id, families, complaint: undefined });
-    for (const [name, family] of families) {
+    const isChanged = await families.follow(accepted);
+    if (state.name !== 'mirroring' || state.complaint !== undefined || isChanged)
+      setState({ name: 'mirroring', id: accepted.id, complaint: undefined });
+    for (const [name, family] of families.current()) {
       await family.announce();
       // Before the nodes are known, what is at their addresses is in quarantine, and its last good version would be removed.
       if (name === 'nodes' && !family.listed()) break;
@@ -281,15 +342,19 @@ export function startPeer(options: PeerOptions): Peer {
     if (state.name === 'mirroring' && state.complaint !== undefined) return state.complaint;
     if (state.name === 'replaced')
       return `cluster ${name} changed its id from ${state.from} to ${state.to}; its data is being drained`;
+    const halted = families.halted();
+    if (halted !== undefined) return `${halted}: not followed any further, what is here stays`;
     if (localError !== '') return localError;
+    const refused = writer.status().errors;
+    if (refused[0] !== undefined)
+      return `this cluster's etcd refuses ${refused.length} of its objects, as ${refused[0].key}: ${refused[0].reason}`;
     if (lastHeartbeatAt === undefined) return 'its etcd answers, but there is no heartbeat: is its apiserver running?';
     if (nowMs - lastHeartbeatAt > SILENT_AFTER_MS)
       return `its etcd answers, but its heartbeat has been silent for ${seconds(lastHeartbeatAt)}: is its apiserver running?`;
     return undefined;
   };
 
-  const familyStatus = (family: CanaryFamily) => {
-    const mirror = state.name === 'mirroring' ? state.families.get(family) : undefined;
+  const familyStatus = (family: WireFamily, mirror: FamilyMirror | undefined) => {
     const reason = mirror?.lastQuarantineReason();
     return {
       synced: mirror?.synced() ?? false,
@@ -304,27 +369,36 @@ export function startPeer(options: PeerOptions): Peer {
     config,
     isReplaced: () => state.name === 'replaced',
     publish: (status) => writer.set(peerKey(name), JSON.stringify(status)),
-    counters: () => ({ failures, lastFailureAtWallMs, quarantined }),
+    counters() {
+      const { pending, errors } = writer.status();
+      const { keys, bytes } = families.quota;
+      return {
+        ...{ failures, lastFailureAtWallMs, quarantined, silences, keys, bytes },
+        queued: pending,
+        refused: errors.length,
+      };
+    },
     status() {
       const nowMs = clock.nowMs();
       const error = errorText(nowMs);
-      const families = Object.fromEntries(FAMILIES.map((family) => [family, familyStatus(family)]));
+      const mirrors: readonly (readonly [WireFamily, FamilyMirror | undefined])[] =
+        state.name === 'mirroring' ? [...families.current()] : FAMILIES.map((family) => [family, undefined]);
+      const byFamily = Object.fromEntries(mirrors.map(([family, mirror]) => [family, familyStatus(family, mirror)]));
       return {
         cluster: name,
         clusterId: state.name === 'mirroring' ? state.id : (ids.idOf(name) ?? config.agreed?.id ?? 0),
         connected: isConnected(),
-        ready: state.name === 'mirroring' && Object.values(families).every((family) => family.synced),
+        ready: state.name === 'mirroring' && Object.values(byFamily).every((family) => family.synced),
         lastProofAgeMs: lastHeartbeatAt === undefined ? null : Math.round(nowMs - lastHeartbeatAt),
         updatedAt: rfc3339(clock.wallMs()),
         ...(error === undefined ? {} : { error }),
-        families,
+        families: byFamily,
       };
     },
     async close() {
       stop.abort();
       stopListening();
-      const families = state.name === 'mirroring' ? [...state.families.values()] : [];
-      await Promise.all([runner.ended, heartbeat.done, writer.done, ...families.map((family) => family.ended)]);
+      await Promise.all([runner.ended, heartbeat.done, writer.done, families.ended()]);
       await remote.close();
     },
   };

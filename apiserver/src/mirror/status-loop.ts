@@ -5,6 +5,7 @@ import type { Peer } from './peer.ts';
 
 export interface StatusLoopOptions {
   readonly peers: () => Iterable<Peer>;
+  readonly afterPass: () => void;
   readonly intervalMs: number;
   readonly log: Log;
   readonly clock: Clock;
@@ -31,6 +32,7 @@ export function startStatusLoop(options: StatusLoopOptions): { trigger(): void; 
       peer.publish(status);
       published.set(peer, { fingerprint, atMs: clock.nowMs() });
     }
+    options.afterPass();
   };
   return startRunner({
     run,

@@ -4,25 +4,37 @@
  */
 import {
   accept,
-  type CanaryFamily,
   type ClusterConfig,
+  type Compression,
   type Decoded,
   decodeClusterConfig,
+  decodeEndpointSlice,
   decodeGlobalService,
   decodeIdentityEntry,
   decodeIpEntry,
   decodeNode,
+  decodeServiceExport,
   encodeClusterConfig,
-  FAMILIES,
   isDnsSubdomain,
   type MaxConnectedClusters,
+  publishedFamilies,
   reject,
+  validateEndpointSlice,
   validateGlobalService,
   validateIpEntry,
   validateNode,
   validatePeerConfig,
+  validateServiceExport,
+  type WireFamily,
 } from '@clustermesh/contract';
-import { type AddressFacts, ipAddressProblem, nodeAddressProblem, serviceAddressProblem } from './addresses.ts';
+import { MAX_VALUE_BYTES, mib } from '../limits.ts';
+import {
+  type AddressFacts,
+  ipAddressProblem,
+  nodeAddressProblem,
+  serviceAddressProblem,
+  sliceAddressProblem,
+} from './addresses.ts';
 
 export interface PeerFacts {
   readonly cluster: string;
@@ -46,37 +58,65 @@ function isNamespacedName(name: string): boolean {
   return parts.length === 2 && parts.every(isDnsSubdomain);
 }
 
-function checkServiceExport(name: string, text: string, peer: PeerFacts): Decoded<unknown> {
-  let raw: { cluster?: unknown; namespace?: unknown; name?: unknown };
-  try {
-    raw = JSON.parse(text) ?? {};
-  } catch {
-    return reject('service export is not JSON');
-  }
-  if (raw.cluster !== peer.cluster || `${raw.namespace}/${raw.name}` !== name) {
-    return reject(
-      `service export ${raw.cluster}/${raw.namespace}/${raw.name} lies under the key of ${peer.cluster}/${name}`,
-    );
-  }
-  return accept(raw);
+/** What a stranger wrote, for people: of bounded length, and without control characters. */
+export function quote(text: string): string {
+  return JSON.stringify(text.length <= QUOTED ? text : `${text.slice(0, QUOTED)}…`);
 }
+const QUOTED = 100;
+const LONGEST_REASON = 400;
 
 /** Why the object under `name` (its key behind the family's prefix) must not be taken over; undefined when it is fine. */
 export function objectProblem(
-  family: CanaryFamily,
+  family: WireFamily,
   name: string,
   value: Buffer,
   peer: PeerFacts,
   addresses: AddressFacts,
+  zstd: Compression,
 ): string | undefined {
+  if (value.length > MAX_VALUE_BYTES)
+    return `${family} ${quote(name)} has ${mib(value.length)}; this cluster's etcd takes ${mib(MAX_VALUE_BYTES)}`;
+  const result =
+    family === 'endpointslices'
+      ? checkSlice(name, value, peer, addresses, zstd)
+      : checkText(family, name, value, peer, addresses);
+  return result.ok ? undefined : result.reason.slice(0, LONGEST_REASON);
+}
+
+function checkSlice(
+  name: string,
+  value: Buffer,
+  peer: PeerFacts,
+  addresses: AddressFacts,
+  zstd: Compression,
+): Decoded<unknown> {
+  if (!isNamespacedName(name)) return reject(`${quote(name)} is no namespace/name`);
+  const decoded = decodeEndpointSlice(value, zstd);
+  return checked(
+    decoded,
+    (slice) => validateEndpointSlice(slice, { ...peer, name }),
+    addresses,
+    (slice, facts) => sliceAddressProblem(name, slice, facts),
+  );
+}
+
+type TextFamily = Exclude<WireFamily, 'endpointslices'>;
+
+function checkText(
+  family: TextFamily,
+  name: string,
+  value: Buffer,
+  peer: PeerFacts,
+  addresses: AddressFacts,
+): Decoded<unknown> {
   const text = decodeText(value);
-  if (text === undefined) return `${family} ${JSON.stringify(name)} is not UTF-8`;
-  const result = checkObject(family, name, text, peer, addresses);
-  return result.ok ? undefined : result.reason;
+  return text === undefined
+    ? reject(`${family} ${quote(name)} is not UTF-8`)
+    : checkObject(family, name, text, peer, addresses);
 }
 
 function checkObject(
-  family: CanaryFamily,
+  family: TextFamily,
   name: string,
   text: string,
   peer: PeerFacts,
@@ -85,12 +125,12 @@ function checkObject(
   const expected = { ...peer, name };
   switch (family) {
     case 'nodes': {
-      if (!isDnsSubdomain(name)) return reject(`${JSON.stringify(name)} is no node name`);
+      if (!isDnsSubdomain(name)) return reject(`${quote(name)} is no node name`);
       const decoded = decodeNode(text);
       return checked(decoded, (node) => validateNode(node, expected), addresses, nodeAddressProblem);
     }
     case 'services': {
-      if (!isNamespacedName(name)) return reject(`${JSON.stringify(name)} is no namespace/name`);
+      if (!isNamespacedName(name)) return reject(`${quote(name)} is no namespace/name`);
       const decoded = decodeGlobalService(text);
       return checked(decoded, (service) => validateGlobalService(service, expected), addresses, serviceAddressProblem);
     }
@@ -100,10 +140,11 @@ function checkObject(
       const decoded = decodeIpEntry(text);
       return checked(decoded, (entry) => validateIpEntry(entry, expected), addresses, ipAddressProblem);
     }
-    case 'serviceexports':
-      return isNamespacedName(name)
-        ? checkServiceExport(name, text, peer)
-        : reject(`${JSON.stringify(name)} is no namespace/name`);
+    case 'serviceexports': {
+      if (!isNamespacedName(name)) return reject(`${quote(name)} is no namespace/name`);
+      const decoded = decodeServiceExport(text);
+      return decoded.ok ? validateServiceExport(decoded.value, expected) : decoded;
+    }
   }
 }
 
@@ -123,7 +164,7 @@ export interface AcceptedConfig {
   readonly id: number;
   /** Without canaries there is nothing to wait for before a list (§1.4). */
   readonly hasCanaries: boolean;
-  readonly families: readonly CanaryFamily[];
+  readonly families: readonly WireFamily[];
   /** The value for our own agents: the mirror keeps canaries and scopes every key by cluster (§1.3). */
   readonly cachedValue: string;
 }
@@ -150,18 +191,18 @@ export function acceptConfig(
       `cluster ${cluster} offers a mirror of itself (capability "cached") in place of its own state; a mirror is never mirrored onward`,
     );
   }
-  const families: readonly CanaryFamily[] =
-    capabilities.serviceExportsEnabled === undefined ? FAMILIES : [...FAMILIES, 'serviceexports'];
   return accept({
     id,
     hasCanaries: capabilities.syncedCanaries === true,
-    families,
+    families: publishedFamilies(decoded.value),
     cachedValue: cachedConfig(decoded.value),
   });
 }
 
-/** Endpoint slices are not mirrored, so the mirror must not claim them. */
+/** What the peer says of itself, with fields that we do not know, and the two things that a mirror has of its own. */
 function cachedConfig(config: ClusterConfig): string {
-  const { endpointSlicesExportMode: _, ...capabilities } = config.capabilities;
-  return encodeClusterConfig({ ...config, capabilities: { ...capabilities, cached: true, syncedCanaries: true } });
+  return encodeClusterConfig({
+    ...config,
+    capabilities: { ...config.capabilities, cached: true, syncedCanaries: true },
+  });
 }

@@ -12,7 +12,7 @@ import { type EtcdServer, startEtcd } from '@clustermesh/kvstore/testing';
 import { ensureClusterPki, issueClient, type KeyAndCertificate, loadCa } from '@clustermesh/pki';
 import { createLog, silentLog, waitFor } from '@clustermesh/runtime';
 import { configSchema } from '../config.ts';
-import { type ControlPlane, startControlPlane } from '../control-plane.ts';
+import { type ControlPlane, type ControlPlaneOptions, startControlPlane } from '../control-plane.ts';
 import { createPeerDirectory } from '../operations/index.ts';
 
 export interface TestClusterOptions {
@@ -21,6 +21,14 @@ export interface TestClusterOptions {
   readonly nodes?: readonly string[];
   readonly timers?: Readonly<Record<string, number>>;
   readonly cluster?: Readonly<Record<string, unknown>>;
+  /** Further sections of apiserver.yaml. */
+  readonly config?: Readonly<Record<string, unknown>>;
+  readonly metrics?: ControlPlaneOptions['metrics'];
+  readonly etcdArgs?: readonly string[];
+  /** Another control plane on the etcd of this one; everything else is its own. */
+  readonly replicaOf?: TestCluster;
+  /** Where this one's control plane finds the etcd, e.g. a proxy. */
+  readonly endpoint?: string;
 }
 
 export interface TestCluster {
@@ -83,7 +91,7 @@ async function clientCertificate(cluster: string, commonName: string): Promise<K
 }
 
 export async function startCluster(t: TestContext, options: TestClusterOptions): Promise<TestCluster> {
-  const { name, id } = options;
+  const { name, id, replicaOf, metrics } = options;
   const root = mkdtempSync(join(tmpdir(), `cm-cp-${name}-`));
   const path = (...parts: string[]) => join(root, ...parts);
   cpSync(await pkiOf(name), path('pki'), { recursive: true });
@@ -92,7 +100,8 @@ export async function startCluster(t: TestContext, options: TestClusterOptions):
     certFile: path('pki', 'server.crt'),
     keyFile: path('pki', 'server.key'),
   };
-  const server = await startEtcd({ tls });
+  const server = replicaOf?.server ?? (await startEtcd({ tls, extraArgs: options.etcdArgs ?? [] }));
+  const endpoint = options.endpoint ?? server.endpoint;
   const adminFiles = { caFile: tls.caFile, certFile: path('pki', 'admin.crt'), keyFile: path('pki', 'admin.key') };
   const log = process.env.CM_TEST_LOG === undefined ? silentLog() : createLog(`test-${name}`);
 
@@ -101,7 +110,7 @@ export async function startCluster(t: TestContext, options: TestClusterOptions):
       ...{ name, id, serviceCIDR: '10.96.0.0/16', podCIDR: `10.${id}.0.0/16`, region: `${name}-region` },
       ...options.cluster,
     },
-    etcd: { endpoints: [server.endpoint], ...adminFiles },
+    etcd: { endpoints: [endpoint], ...adminFiles },
     advertise: { endpoints: [server.endpoint] },
     pki: { dir: path('pki') },
     manifestsDir: path('manifests'),
@@ -113,6 +122,8 @@ export async function startCluster(t: TestContext, options: TestClusterOptions):
     http: { port: 0 },
     nodes: options.nodes ?? [],
     timers: { heartbeatMs: 1000, peerStatusMs: 2000, nodeGraceMs: 60_000, drainWaitMs: 2000, ...options.timers },
+    election: { ttlSeconds: 2 },
+    ...options.config,
   });
 
   let stopPlane: (() => Promise<void>) | undefined;
@@ -129,7 +140,7 @@ export async function startCluster(t: TestContext, options: TestClusterOptions):
     async start() {
       const abort = new AbortController();
       const directory = createPeerDirectory({ dir: config.peersDir, ownName: name, log });
-      const started = startControlPlane({ config, directory, log, signal: abort.signal });
+      const started = startControlPlane({ config, directory, log, signal: abort.signal, ...(metrics && { metrics }) });
       plane = started;
       stopPlane = async () => {
         abort.abort();
@@ -184,7 +195,7 @@ export async function startCluster(t: TestContext, options: TestClusterOptions):
   };
   t.after(async () => {
     await cluster.stop();
-    await server.close();
+    if (replicaOf === undefined) await server.close();
     rmSync(root, { recursive: true, force: true });
   });
   await cluster.start();

@@ -23,6 +23,8 @@ export interface EtcdServerOptions {
   /** Serves https and asks for client certificates of this CA; without it, plain http. */
   readonly tls?: EtcdServerTls | undefined;
   readonly extraArgs?: readonly string[];
+  /** Keeps its cluster id through `wipe`, as an etcd does that is rebuilt with equal flags. */
+  readonly sameClusterId?: boolean;
 }
 
 export interface EtcdServer extends AsyncDisposable {
@@ -40,6 +42,8 @@ export interface EtcdServer extends AsyncDisposable {
   restart(): Promise<void>;
   /** Stopped, emptied and started again: another cluster id, revision 1. */
   wipe(): Promise<void>;
+  /** Ends a lease with all its keys, as etcd does when nobody keeps it alive. Not over TLS. */
+  expire(lease: string): Promise<void>;
   /** SIGSTOP: the kernel still accepts connections, nobody answers. */
   pause(): void;
   resume(): void;
@@ -80,6 +84,7 @@ async function startOnFreePorts(options: EtcdServerOptions): Promise<EtcdServer>
   let exited: Promise<void> = Promise.resolve();
   let output = '';
   let generation = 0;
+  const firstToken = randomBytes(8).toString('hex');
 
   function args(): string[] {
     const peer = `http://127.0.0.1:${peerPort}`;
@@ -89,7 +94,7 @@ async function startOnFreePorts(options: EtcdServerOptions): Promise<EtcdServer>
       ...['--listen-client-urls', endpoint, '--advertise-client-urls', endpoint],
       ...['--listen-peer-urls', peer, '--initial-advertise-peer-urls', peer, '--initial-cluster', `test=${peer}`],
       // Random: with equal flags a rebuilt etcd would have the same cluster id.
-      ...['--initial-cluster-token', randomBytes(8).toString('hex')],
+      ...['--initial-cluster-token', options.sameClusterId === true ? firstToken : randomBytes(8).toString('hex')],
       ...[
         '--unsafe-no-fsync',
         '--heartbeat-interval',
@@ -192,6 +197,12 @@ async function startOnFreePorts(options: EtcdServerOptions): Promise<EtcdServer>
       await end('SIGKILL');
       generation++;
       await server.start();
+    },
+    async expire(lease) {
+      const body = JSON.stringify({ ID: lease });
+      const response = await fetch(`${endpoint}/v3/lease/revoke`, { method: 'POST', body });
+      if (!response.ok)
+        throw new MeshError({ code: 'internal', message: `ending lease ${lease}: ${await response.text()}` });
     },
     pause: () => void child?.kill('SIGSTOP'),
     resume: () => void child?.kill('SIGCONT'),

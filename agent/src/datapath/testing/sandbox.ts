@@ -1,6 +1,7 @@
 /**
- * What a test makes in the kernel: a bpffs, a cgroup, network namespaces. All of it is called cm-dpt-<pid>…, and each new
- * sandbox first removes what test runs that were killed have left. Test files run side by side: one of them at a time cleans.
+ * What a test makes in the kernel: a bpffs, a cgroup, network namespaces. All of it is called <prefix><pid>…, and each new
+ * sandbox first removes what runs with the same prefix that were killed have left. Test files run side by side: one of them at
+ * a time cleans.
  */
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs';
@@ -8,10 +9,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { tryLock, waitFor } from '@clustermesh/runtime';
 
-const PREFIX = 'cm-dpt-';
+const DEFAULT_PREFIX = 'cm-dpt-';
 const RUN = '/run';
 const NETNS = '/run/netns';
-const CLEANING = join(tmpdir(), 'cm-dpt-cleaning.lock');
 
 export interface Sandbox {
   name: string;
@@ -90,18 +90,19 @@ async function remove(name: string): Promise<void> {
   }
 }
 
-async function removeLeftovers(): Promise<void> {
+async function removeLeftovers(prefix: string): Promise<void> {
+  const cleaning = join(tmpdir(), `${prefix}cleaning.lock`);
   const lock = await waitFor(
     () => {
-      const held = tryLock(CLEANING, String(process.pid));
+      const held = tryLock(cleaning, String(process.pid));
       return 'release' in held ? held : undefined;
     },
-    { what: `${CLEANING}, held by another test that cleans up`, timeoutMs: 60_000, intervalMs: 20 },
+    { what: `${cleaning}, held by another test that cleans up`, timeoutMs: 60_000, intervalMs: 20 },
   );
   try {
     const names = [...listOf(RUN), ...listOf(NETNS), ...listOf(cgroupRoot())].flatMap((name) => {
-      const match = /^cm-dpt-(\d+)(-|$)/.exec(name);
-      return match !== null && !existsSync(`/proc/${match[1]}`) ? [`${PREFIX}${match[1]}`] : [];
+      const match = name.startsWith(prefix) ? /^(\d+)(-|$)/.exec(name.slice(prefix.length)) : null;
+      return match !== null && !existsSync(`/proc/${match[1]}`) ? [`${prefix}${match[1]}`] : [];
     });
     for (const name of new Set(names)) await remove(name);
   } finally {
@@ -109,9 +110,9 @@ async function removeLeftovers(): Promise<void> {
   }
 }
 
-export async function openSandbox(): Promise<Sandbox> {
-  await removeLeftovers();
-  const name = `${PREFIX}${process.pid}`;
+export async function openSandbox(prefix = DEFAULT_PREFIX): Promise<Sandbox> {
+  await removeLeftovers(prefix);
+  const name = `${prefix}${process.pid}`;
   await remove(name);
   const bpffs = join(RUN, name, 'bpf');
   mkdirSync(bpffs, { recursive: true });

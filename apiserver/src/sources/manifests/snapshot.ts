@@ -16,11 +16,19 @@ export interface ManifestSnapshot {
   readonly services: ReadonlyMap<string, LocalService>;
   /** By `namespace/name`. */
   readonly slices: ReadonlyMap<string, LocalSlice>;
+  /** By `namespace/name`: what of a slice only its export as a slice needs. */
+  readonly sliceMeta: ReadonlyMap<string, SliceMeta>;
   /** For namespaces that no manifest declares. */
   readonly defaultGlobalNamespace: boolean;
   /** Readable sentences, each with its place. */
   readonly problems: readonly string[];
   readonly notes: readonly string[];
+}
+
+export interface SliceMeta {
+  readonly addressType: 'IPv4' | 'IPv6';
+  readonly labels: Readonly<Record<string, string>>;
+  readonly annotations: Readonly<Record<string, string>>;
 }
 
 export interface SnapshotInput {
@@ -118,12 +126,14 @@ export function buildSnapshot(input: SnapshotInput): SnapshotResult {
   }
 
   const slices = new Map<string, LocalSlice>();
+  const sliceMeta = new Map<string, SliceMeta>();
   for (const { object, where, key } of ofKind('EndpointSlice')) {
     if (object.addressType === 'FQDN') {
       notes.push(`${where}: ${key}: addressType FQDN cannot be a backend, ignored`);
       continue;
     }
-    const { namespace, name, labels } = object.metadata;
+    const { namespace, name, labels, annotations } = object.metadata;
+    sliceMeta.set(`${namespace}/${name}`, { addressType: object.addressType, labels, annotations: annotations ?? {} });
     slices.set(`${namespace}/${name}`, {
       namespace,
       name,
@@ -153,6 +163,7 @@ export function buildSnapshot(input: SnapshotInput): SnapshotResult {
     namespaces,
     services,
     slices,
+    sliceMeta,
     defaultGlobalNamespace: input.defaultGlobalNamespace,
     problems,
     notes,

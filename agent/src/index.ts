@@ -1,0 +1,5 @@
+/** What benchmarks start: the core, and the kernel side. The daemon is `main.ts`. */
+export { type Agent, type AgentPorts, startAgent } from './agent.ts';
+export { type AgentConfig, parseAgentConfig } from './config.ts';
+export { openDatapath } from './datapath/index.ts';
+export type { Datapath, DatapathConfig, IpcacheRow, MapOps, NodeRow, OpResult } from './datapath/types.ts';

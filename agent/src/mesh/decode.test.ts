@@ -1,0 +1,152 @@
+import assert from 'node:assert/strict';
+import { describe, test } from 'node:test';
+import {
+  type Decoded,
+  decodeIpEntry,
+  decodeNode,
+  encodeNode,
+  makeNode,
+  validateIpEntry,
+  validateNode,
+} from '@clustermesh/contract';
+import fc from 'fast-check';
+import { type Expected, readIpEntry, readNode } from './decode.ts';
+
+const EXPECTED: Expected = { cluster: 'us', clusterId: 2, maxConnectedClusters: 255 };
+const RUNS = { numRuns: Number(process.env.CM_RUNS ?? 3_000) };
+
+/** Values that a stranger may put anywhere. */
+const odd = fc.oneof(
+  fc.constantFrom<unknown>(
+    null,
+    '',
+    0,
+    -1,
+    1.5,
+    256,
+    2 ** 32,
+    true,
+    [],
+    {},
+    '10.2.1.5',
+    '10.2.1.05',
+    'fd00::1',
+    '////AA==',
+  ),
+  fc.jsonValue({ maxDepth: 2 }),
+);
+
+/** A good object of which up to three fields are left out, replaced or added. */
+function spoiled(good: object, extra: readonly string[]): fc.Arbitrary<string> {
+  const fields = [...Object.keys(good), ...extra];
+  return fc
+    .array(fc.tuple(fc.constantFrom(...fields), fc.option(odd, { nil: undefined, freq: 4 })), { maxLength: 3 })
+    .map((changes) => {
+      const object: Record<string, unknown> = { ...structuredClone(good) };
+      for (const [field, value] of changes) {
+        if (value === undefined) delete object[field];
+        else object[field] = value;
+      }
+      return JSON.stringify(object);
+    });
+}
+
+const name = fc.constantFrom('10.2.1.5', '10.2.1.5/32', '10.2.1.05', 'fd00::1', '', 'n1', 'n2');
+
+function same(fast: Decoded<unknown>, slow: Decoded<unknown>): void {
+  assert.deepEqual(fast, slow);
+}
+
+describe('the fast path says what the contract says', () => {
+  const entry = {
+    IP: '10.2.1.5',
+    Mask: null,
+    HostIP: '172.31.2.11',
+    ID: 2 * 65_536 + 300,
+    Key: 0,
+    Metadata: '',
+    K8sNamespace: 'shop',
+    K8sPodName: 'web-0',
+    'x-clustermesh': { changedAt: '2026-01-01T00:00:00Z', zone: 'a', other: 1 },
+    Later: { version: 2 },
+  };
+
+  test('of an address', () => {
+    const texts = fc.oneof(
+      spoiled(entry, ['NamedPorts', 'K8sServiceAccount', '__proto__', 'another']),
+      fc.string(),
+      fc.json(),
+    );
+    fc.assert(
+      fc.property(texts, name, (text, key) => {
+        const decoded = decodeIpEntry(text);
+        same(
+          readIpEntry(key, text, EXPECTED),
+          decoded.ok ? validateIpEntry(decoded.value, { ...EXPECTED, name: key }) : decoded,
+        );
+      }),
+      RUNS,
+    );
+  });
+
+  test('of an address with any identity', () => {
+    fc.assert(
+      fc.property(fc.oneof(fc.nat(300), fc.integer({ min: 65_000, max: 262_500 })), (ID) => {
+        const text = JSON.stringify({ ...entry, ID });
+        const decoded = decodeIpEntry(text);
+        assert.ok(decoded.ok);
+        same(readIpEntry(entry.IP, text, EXPECTED), validateIpEntry(decoded.value, { ...EXPECTED, name: entry.IP }));
+      }),
+      RUNS,
+    );
+  });
+
+  const node = {
+    ...JSON.parse(
+      encodeNode(
+        makeNode({
+          name: 'n1',
+          cluster: 'us',
+          clusterId: 2,
+          internalIp: '172.31.2.11',
+          gatewayIp: '10.2.1.1',
+          podCidr: '10.2.1.0/24',
+          labels: { a: 'b' },
+        }),
+      ),
+    ),
+    'x-clustermesh': { changedAt: '2026-01-01T00:00:00Z' },
+  };
+
+  test('of a node', () => {
+    const addresses = [
+      [],
+      [{ Type: 'Hostname', IP: 'n1' }],
+      [{ Type: 'InternalIP', IP: 'nowhere' }],
+      [{ Type: 'InternalIP', IP: '172.31.2.11', Since: 'x' }],
+    ];
+    const cidrs = [
+      '10.2.1.0/24',
+      { IP: '10.2.1.0', Mask: '////AA==' },
+      { IP: '10.2.1.0', Mask: '//8AAA==', Zone: '' },
+      { IP: '10.2.1.0', Mask: '/w//AA==' },
+      { IP: 'fd00::', Mask: '////AA==' },
+    ];
+    const texts = fc.oneof(
+      spoiled(node, ['__proto__', 'another']),
+      fc.constantFrom(...addresses).map((IPAddresses) => JSON.stringify({ ...node, IPAddresses })),
+      fc.constantFrom(...cidrs).map((IPv4AllocCIDR) => JSON.stringify({ ...node, IPv4AllocCIDR })),
+      fc.json(),
+    );
+    fc.assert(
+      fc.property(texts, name, (text, key) => {
+        const decoded = decodeNode(text);
+        same(
+          readNode(key, text, EXPECTED),
+          decoded.ok ? validateNode(decoded.value, { ...EXPECTED, name: key }) : decoded,
+        );
+      }),
+      RUNS,
+    );
+  });
+});

@@ -1,0 +1,111 @@
+/** How far each family of each cluster is, and what of that changed since the last pass: work in proportion to changes. */
+import type { Family as FamilyName } from '@clustermesh/contract';
+import type { Clock } from '@clustermesh/runtime';
+import type { FamilyState, RowAction } from './family.ts';
+
+export interface FamilyProgress extends FamilyState {
+  readonly peer: string;
+  readonly family: string;
+}
+
+/** A row of a peer that changed. */
+export interface Arrival {
+  readonly peer: string;
+  readonly family: string;
+  readonly action: RowAction;
+  /** When it was received, on the monotonic clock. */
+  readonly receivedMs: number;
+  /**
+   * When it changed at its source, on the wall clock there. Undefined if the source does not say: deletes and rows of plain
+   * Cilium carry no time. Identities cannot; they count from receipt.
+   */
+  readonly changedMs: number | undefined;
+}
+
+/** What happened since it was last asked for. */
+export interface MeshChanges {
+  readonly families: readonly FamilyProgress[];
+  /** Clusters that are no longer followed. */
+  readonly left: readonly string[];
+  readonly arrivals: readonly Arrival[];
+}
+
+export interface Progress {
+  follow(peer: string, family: string, state: () => FamilyState): void;
+  /** None of the cluster's families is followed any more. */
+  unfollow(peer: string): void;
+  touch(peer: string, family: string): void;
+  touchAll(): void;
+  /** A complete list of the family has been applied. */
+  synced(peer: string, family: string): void;
+  arrived(peer: string, family: FamilyName, action: RowAction, changedAt: string | undefined): void;
+  all(): FamilyProgress[];
+  /** Families that were never complete: `ip of us`. */
+  unsynced(): string[];
+  isSynced(): boolean;
+  takeChanges(): MeshChanges;
+}
+
+/** Enough for a minute of changes; more are not timed. */
+const MOST_ARRIVALS = 50_000;
+
+export function createProgress(clock: Clock): Progress {
+  const followed = new Map<string, { readonly peer: string; readonly family: string; state(): FamilyState }>();
+  const familiesOf = new Map<string, Set<string>>();
+  const touched = new Set<string>();
+  const unsynced = new Set<string>();
+  let left: string[] = [];
+  let arrivals: Arrival[] = [];
+
+  return {
+    follow(peer, family, state) {
+      const key = `${peer}/${family}`;
+      followed.set(key, { peer, family, state });
+      touched.add(key);
+      unsynced.add(key);
+      const families = familiesOf.get(peer);
+      if (families === undefined) familiesOf.set(peer, new Set([key]));
+      else families.add(key);
+    },
+    unfollow(peer) {
+      const keys = familiesOf.get(peer);
+      if (keys === undefined) return;
+      for (const key of keys) for (const set of [followed, touched, unsynced]) set.delete(key);
+      familiesOf.delete(peer);
+      left.push(peer);
+    },
+    touch: (peer, family) => void touched.add(`${peer}/${family}`),
+    touchAll() {
+      for (const key of followed.keys()) touched.add(key);
+    },
+    synced(peer, family) {
+      const key = `${peer}/${family}`;
+      touched.add(key);
+      unsynced.delete(key);
+    },
+    arrived(peer, family, action, changedAt) {
+      if (arrivals.length >= MOST_ARRIVALS) return;
+      const stamped = changedAt === undefined ? Number.NaN : Date.parse(changedAt);
+      const changedMs = family === 'identities' ? clock.wallMs() : Number.isNaN(stamped) ? undefined : stamped;
+      arrivals.push({ peer, family, action, receivedMs: clock.nowMs(), changedMs });
+    },
+    all: () => [...followed.values()].map(({ peer, family, state }) => ({ peer, family, ...state() })),
+    unsynced: () =>
+      [...unsynced].flatMap((key) => {
+        const entry = followed.get(key);
+        return entry === undefined ? [] : [`${entry.family} of ${entry.peer}`];
+      }),
+    isSynced: () => unsynced.size === 0,
+    takeChanges() {
+      const families = [...touched].flatMap((key) => {
+        const entry = followed.get(key);
+        return entry === undefined ? [] : [{ peer: entry.peer, family: entry.family, ...entry.state() }];
+      });
+      const changes = { families, left, arrivals };
+      touched.clear();
+      left = [];
+      arrivals = [];
+      return changes;
+    },
+  };
+}
