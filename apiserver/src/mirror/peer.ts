@@ -217,6 +217,7 @@ export function startPeer(options: PeerOptions): Peer {
           ownPodCidr: own.podCIDR,
         },
         hasCanaries: accepted.hasCanaries,
+        lastHeartbeatAt: () => lastHeartbeatAt,
         remote,
         local,
         writer,
