@@ -7,6 +7,7 @@ import type { IpcacheRow, NodeRow, ServiceRow } from './datapath/types.ts';
 import { type ClaimsProjection, createClaims } from './ipcache/claims.ts';
 import { createNodeIds } from './ipcache/node-ids.ts';
 import {
+  hostPrefix,
   localEndpointClaims,
   localNodeClaims,
   ownEndpointClaim,
@@ -127,6 +128,16 @@ export function createDesired(options: DesiredOptions): Desired {
     return ip;
   }
 
+  /** One string for all addresses of a peer. */
+  const sourcesOfIps = new Map<string, string>();
+  function sourceOfIps({ name }: { readonly name: string }): string {
+    const known = sourcesOfIps.get(name);
+    if (known !== undefined) return known;
+    const source = `peer/${name}/ip`;
+    sourcesOfIps.set(name, source);
+    return source;
+  }
+
   ipcache.setClaims('world', [worldClaim()]);
   ipcache.setClaims('own', ownNodeClaims({ clusterId: own.clusterId, ip: own.nodeIp, gatewayIp: own.gatewayIp }));
   nodes.setClaims('own', [{ key: own.nodeIp, rank: RANK.ownNode, row: { ip: own.nodeIp, clusterId: own.clusterId } }]);
@@ -161,11 +172,12 @@ export function createDesired(options: DesiredOptions): Desired {
       nodes.setClaims(`peer/${peer.name}/${name}`, nodeClaim(node && nodeInternalIp(node), peer.id, RANK.remoteNode));
     },
     peerService: (peer, name, service) => services.setRemote(peer.name, peer.id, name, service),
-    peerIp: (peer, name, entry) =>
-      ipcache.setClaims(
-        `peer/${peer.name}/ip/${name}`,
-        entry === undefined ? [] : remoteIpClaims(entry, peer.id, shared),
-      ),
+    peerIp(peer, name, entry) {
+      const claims = entry === undefined ? [] : remoteIpClaims(entry, peer.id, shared);
+      // A host's name says its one row; two prefixes may be two texts of one.
+      if (name.includes('/')) ipcache.setClaims(`peer/${peer.name}/ip/${name}`, claims);
+      else ipcache.setClaim(sourceOfIps(peer), hostPrefix(name), claims[0]);
+    },
     unknownEndpoint(ipv4, identity) {
       const claims = identity === undefined ? [] : [ownEndpointClaim({ ipv4, identity }, own.clusterId)];
       ipcache.setClaims(

@@ -88,11 +88,12 @@ describe('faults', { timeout: 300_000 }, () => {
   /** Everything that is ever written under these prefixes, as etcd accepted it. */
   async function record(prefixes: readonly string[]): Promise<Write[]> {
     const history: Write[] = [];
+    const { revision } = await direct.status();
     for (const prefix of prefixes) {
       await new Promise<void>((resolve, reject) => {
         const watch = server.client().watch({
           prefix,
-          startRevision: 1,
+          startRevision: revision + 1,
           signal: ended.signal,
           onCreated: () => resolve(),
           onEvents: (events) => {
@@ -213,7 +214,7 @@ describe('faults', { timeout: 300_000 }, () => {
     const [prefix, key] = ['f44/', 'election/f44'];
     const history = await record([prefix, key]);
     const stop = new AbortController();
-    const common = { log: silentLog(), signal: stop.signal };
+    const common = { log: silentLog(), signal: AbortSignal.any([stop.signal, ended.signal]) };
     const sides = await Promise.all(
       ['a', 'b'].map(async (name) => {
         const link = await server.proxy();
@@ -237,6 +238,7 @@ describe('faults', { timeout: 300_000 }, () => {
       for (const { name, writer } of sides)
         for (let i = 0; i < 20; i++) writer.set(`${prefix}${i}`, `${name} ${count++}`);
     }, 3);
+    common.signal.addEventListener('abort', () => clearInterval(writing));
     for (let round = 0; round < 3; round++) {
       await eventually('a leader that writes', () => {
         const leader = sides.find(({ election }) => election.isLeading());
@@ -252,7 +254,6 @@ describe('faults', { timeout: 300_000 }, () => {
       leader.link.heal();
       await eventually('the first to follow', () => leader.election.status().state === 'following');
     }
-    clearInterval(writing);
     stop.abort();
     await Promise.all(sides.flatMap(({ election, writer }) => [election.done, writer.done]));
     assertOneWriterPerTerm(history, key);
@@ -265,15 +266,20 @@ describe('faults', { timeout: 300_000 }, () => {
         const heartbeatKey = `beat-${mode}-${fate}`;
         const prefix = `f10-${mode}-${fate}/`;
         const lease = { ttlSeconds: 1, maxKeysPerLease: 100 };
-        const holdDeletes = { lastHeartbeatAt: () => heardAt, silentAfterMs: 400, settleMs: 60_000 };
+        const holdDeletes = { lastHeartbeatAt: () => heardAt, silentAfterMs: 400, settleMs: 500 };
         const options = { prefix, writer: mode === 'leased' ? { lease } : {}, reader: { holdDeletes } };
         await using pair = await startReplica(server, options);
         const stopBeating = new AbortController();
         const beats = startWriter({
           ...{ etcd: server.client({ endpoints: [pair.links.writer.endpoint] }), owned: [heartbeatKey] },
-          ...{ log: silentLog(), signal: stopBeating.signal, lease: { ttlSeconds: 1 } },
+          ...{
+            log: silentLog(),
+            signal: AbortSignal.any([stopBeating.signal, ended.signal]),
+            lease: { ttlSeconds: 1 },
+          },
         });
         const beating = setInterval(() => beats.set(heartbeatKey, String(performance.now())), 50);
+        ended.signal.addEventListener('abort', () => clearInterval(beating));
         const hearing = {
           apply({ upserts }: SinkBatch) {
             if (upserts.length > 0) heardAt = performance.now();

@@ -37,104 +37,113 @@ const history = fc
   .tuple(fc.array(step, { minLength: 10, maxLength: 60 }), fc.option(fc.nat(60), { freq: 3 }))
   .map(([steps, at]): Step[] => (at === null ? steps : [...steps.slice(0, at), { do: 'wipe' }, ...steps.slice(at)]));
 
-describe('writer to reflector through failures', { timeout: 600_000 }, () => {
-  let server: EtcdServer;
-  let direct: Etcd;
-  let run = 0;
-  before(async () => {
-    server = await startEtcd();
-    direct = server.client();
-  });
-  after(() => server.close());
+for (const sameClusterId of [false, true])
+  describe(`writer to reflector through failures, rebuilt with ${sameClusterId ? 'the same' : 'another'} cluster id`, {
+    timeout: 600_000,
+  }, () => {
+    let server: EtcdServer;
+    let direct: Etcd;
+    let run = 0;
+    before(async () => {
+      server = await startEtcd({ sameClusterId });
+      direct = server.client();
+    });
+    after(() => server.close());
 
-  it(`after any history the reader has exactly what the writer wants (seed ${seed})`, async () => {
-    await fc.assert(fc.asyncProperty(history, check), { seed, numRuns: runs, endOnFailure: true });
-  });
+    it(`after any history the reader has exactly what the writer wants (seed ${seed})`, async () => {
+      await fc.assert(fc.asyncProperty(history, check), { seed, numRuns: runs, endOnFailure: true });
+    });
 
-  async function check(steps: Step[]): Promise<void> {
-    const prefix = `run${run++}/`;
-    const canaryKey = `synced/${prefix}`;
-    const proxies: Record<'writer' | 'reader', TcpProxy & { readonly endpoint: string }> = {
-      writer: await server.proxy(),
-      reader: await server.proxy(),
-    };
-    const stop = new AbortController();
-    const common = { log: silentLog(), signal: stop.signal, backoff: { minMs: 5, maxMs: 40 } };
-    const client = (name: 'writer' | 'reader') =>
-      server.client({
-        endpoints: [proxies[name].endpoint],
-        requestTimeoutMs: 250,
-        connectTimeoutMs: 250,
-        progressIntervalMs: 60,
-      });
-    const [writing, reading] = [client('writer'), client('reader')];
-    const model = new Map<string, string>();
-    const sink = memorySink();
-    const violations = watchForEarlyRemovals(sink, model, prefix);
+    async function check(steps: Step[]): Promise<void> {
+      const prefix = `run${run++}/`;
+      const canaryKey = `synced/${prefix}`;
+      const proxies: Record<'writer' | 'reader', TcpProxy & { readonly endpoint: string }> = {
+        writer: await server.proxy(),
+        reader: await server.proxy(),
+      };
+      const stop = new AbortController();
+      const common = { log: silentLog(), signal: stop.signal, backoff: { minMs: 5, maxMs: 40 } };
+      const client = (name: 'writer' | 'reader') =>
+        server.client({
+          endpoints: [proxies[name].endpoint],
+          requestTimeoutMs: 250,
+          connectTimeoutMs: 250,
+          progressIntervalMs: 60,
+        });
+      const [writing, reading] = [client('writer'), client('reader')];
+      const model = new Map<string, string>();
+      const sink = memorySink();
+      const violations = watchForEarlyRemovals(sink, model, prefix);
 
-    const writer = startWriter({ ...common, etcd: writing, owned: [prefix], auditIntervalMs: 200 });
-    writer.ready(prefix);
-    writer.canary(canaryKey, () => 'now');
-    const reflector = startReflector({ ...common, etcd: reading, prefix, canaryKey, sink });
-    try {
-      for (const current of steps) await perform(current);
-      for (const proxy of Object.values(proxies)) proxy.heal();
-      await writer.flush();
-      const wanted = Object.fromEntries([...model].sort(([a], [b]) => (a < b ? -1 : 1)));
-      await waitFor(() => reflector.status().synced && equal(sink.contents(), wanted), {
-        what: `the reader to have ${JSON.stringify(wanted)}; it has ${JSON.stringify(sink.contents())}, status ${JSON.stringify(reflector.status())}`,
-        timeoutMs: 10_000,
-        intervalMs: 5,
-      });
-      const { kvs } = await direct.range(prefix);
-      assert.deepEqual(Object.fromEntries(kvs.map((kv) => [kv.key, kv.value.toString()])), wanted);
-      assert.deepEqual(violations, []);
-      assert.equal(reflector.status().count, model.size);
-    } finally {
-      stop.abort();
-      await Promise.all([writer.done, reflector.done, writing.close(), reading.close()]);
-      await Promise.all(Object.values(proxies).map((proxy) => proxy.close()));
-    }
+      const writer = startWriter({ ...common, etcd: writing, owned: [prefix], auditIntervalMs: 200 });
+      writer.ready(prefix);
+      writer.canary(canaryKey, () => 'now');
+      const reflector = startReflector({ ...common, etcd: reading, prefix, canaryKey, sink });
+      try {
+        for (const current of steps) await perform(current);
+        for (const proxy of Object.values(proxies)) proxy.heal();
+        await writer.flush();
+        const wanted = Object.fromEntries([...model].sort(([a], [b]) => (a < b ? -1 : 1)));
+        const inEtcd = async () =>
+          Object.fromEntries((await direct.range(prefix)).kvs.map((kv) => [kv.key, kv.value.toString()]));
+        // Meddling is repaired by the next audit; only then is there anything to agree on.
+        await waitFor(async () => equal(await inEtcd(), wanted), {
+          what: `etcd to have ${JSON.stringify(wanted)}, writer ${JSON.stringify(writer.status())}`,
+          timeoutMs: 10_000,
+          intervalMs: 5,
+        });
+        await waitFor(() => reflector.status().synced && equal(sink.contents(), wanted), {
+          what: `the reader to have ${JSON.stringify(wanted)}; it has ${JSON.stringify(sink.contents())}, status ${JSON.stringify(reflector.status())}`,
+          timeoutMs: 10_000,
+          intervalMs: 5,
+        });
+        assert.deepEqual(violations, []);
+        assert.equal(reflector.status().count, model.size);
+      } finally {
+        stop.abort();
+        await Promise.all([writer.done, reflector.done, writing.close(), reading.close()]);
+        await Promise.all(Object.values(proxies).map((proxy) => proxy.close()));
+      }
 
-    async function perform(current: Step): Promise<void> {
-      switch (current.do) {
-        case 'set':
-          model.set(prefix + current.key, current.value);
-          return writer.set(prefix + current.key, current.value);
-        case 'delete':
-          model.delete(prefix + current.key);
-          return writer.delete(prefix + current.key);
-        case 'replace': {
-          const rows = new Map(current.keys.map((name) => [prefix + name, 'replaced']));
-          model.clear();
-          for (const [name, value] of rows) model.set(name, value);
-          return writer.replace(prefix, rows);
+      async function perform(current: Step): Promise<void> {
+        switch (current.do) {
+          case 'set':
+            model.set(prefix + current.key, current.value);
+            return writer.set(prefix + current.key, current.value);
+          case 'delete':
+            model.delete(prefix + current.key);
+            return writer.delete(prefix + current.key);
+          case 'replace': {
+            const rows = new Map(current.keys.map((name) => [prefix + name, 'replaced']));
+            model.clear();
+            for (const [name, value] of rows) model.set(name, value);
+            return writer.replace(prefix, rows);
+          }
+          case 'cut':
+          case 'blackhole':
+          case 'heal':
+            return proxies[current.side][current.do]();
+          case 'compact':
+            return direct.compact((await direct.put('compact', '')).revision);
+          case 'meddle':
+            // Somebody else changes one of the writer's keys and adds another.
+            await direct.put(`${prefix}k0`, 'meddled');
+            await direct.put(`${prefix}foreign`, 'meddled');
+            return undefined;
+          case 'wipe':
+            return server.wipe();
+          case 'flush':
+            for (const proxy of Object.values(proxies)) proxy.heal();
+            await writer.flush();
+            return undefined;
+          case 'pause':
+            // Any moment is a right moment: lets the other side get somewhere, or not.
+            await new Promise((resolve) => setTimeout(resolve, 5));
+            return undefined;
         }
-        case 'cut':
-        case 'blackhole':
-        case 'heal':
-          return proxies[current.side][current.do]();
-        case 'compact':
-          return direct.compact((await direct.put('compact', '')).revision);
-        case 'meddle':
-          // Somebody else changes one of the writer's keys and adds another.
-          await direct.put(`${prefix}k0`, 'meddled');
-          await direct.put(`${prefix}foreign`, 'meddled');
-          return undefined;
-        case 'wipe':
-          return server.wipe();
-        case 'flush':
-          for (const proxy of Object.values(proxies)) proxy.heal();
-          await writer.flush();
-          return undefined;
-        case 'pause':
-          // Any moment is a right moment: lets the other side get somewhere, or not.
-          await new Promise((resolve) => setTimeout(resolve, 5));
-          return undefined;
       }
     }
-  }
-});
+  });
 
 /**
  * A row that the writer has wanted all along must never be removed at the reader, whatever happens to etcd: that is what canaries and

@@ -15,6 +15,11 @@ export interface Claim<Row> {
 export interface ClaimsProjection<Row> {
   /** The whole set of claims of one source object; an empty set withdraws it. */
   setClaims(source: string, claims: readonly Claim<Row>[]): void;
+  /**
+   * The claim of a source that never claims anything but `key`s by this call: what it claims is not remembered by source, which is
+   * most of what a claim costs. Undefined withdraws it.
+   */
+  setClaim(source: string, key: string, claim: Claim<Row> | undefined): void;
   restore(rows: ReadonlyMap<string, Row>): void;
   /** What `isSettled` answers may have changed for rows of this cluster (default: of all): look at restored rows again. */
   sourcesChanged(clusterId?: number): void;
@@ -38,6 +43,9 @@ type OneOrMore<T> = T | readonly T[];
 function listOf<T>(held: OneOrMore<T> | undefined): readonly T[] {
   return held === undefined ? [] : Array.isArray(held) ? held : [held as T];
 }
+
+const isOnly = (held: OneOrMore<{ readonly source: string }>, source: string): boolean =>
+  !Array.isArray(held) && (held as { readonly source: string }).source === source;
 
 const compact = <T>(list: readonly T[]): OneOrMore<T> => (list.length === 1 ? list[0]! : list);
 
@@ -106,6 +114,18 @@ export function createClaims<Row extends { readonly clusterId: number }>(options
         byKey.set(key, others === undefined ? held : [...listOf(others), held]);
         dirty.add(key);
       }
+    },
+    setClaim(source, key, claim) {
+      const others = byKey.get(key);
+      if (claim !== undefined) {
+        const held: Held<Row> = { source, rank: claim.rank, row: claim.row };
+        if (others === undefined || isOnly(others, source)) byKey.set(key, held);
+        else byKey.set(key, [...listOf(others).filter((other) => other.source !== source), held]);
+      } else if (others !== undefined) {
+        withdraw(source, key);
+        return;
+      }
+      dirty.add(key);
     },
     restore(rows) {
       restored = new Map(rows);

@@ -325,3 +325,34 @@ test('property: claims come to the same rows in any order, and to nothing when a
     }),
   );
 });
+
+test('property: single claims come to the same rows as sets of one', () => {
+  const change = fc.record({
+    source: fc.constantFrom('a', 'b', 'c'),
+    key: fc.constantFrom('x', 'y'),
+    identity: fc.option(fc.nat(3), { nil: undefined }),
+    rank: fc.nat(2),
+  });
+  fc.assert(
+    fc.property(fc.array(change, { maxLength: 30 }), (changes) => {
+      const [single, sets] = [0, 1].map(() =>
+        createClaims<{ clusterId: number; by: string }>({ isSettled: () => true }),
+      );
+      const kernels = [new Map<string, object>(), new Map<string, object>()] as const;
+      const sinkOf = (rows: Map<string, object>) => ({
+        set: (key: string, row: object) => void rows.set(key, row),
+        delete: (key: string) => void rows.delete(key),
+      });
+      for (const { source, key, identity, rank } of changes) {
+        const row = { by: `${source}${identity}`, clusterId: 1 };
+        const claim = identity === undefined ? undefined : { key, rank, row };
+        // Sources of equal rank are ordered by name: the names must be so in both.
+        single!.setClaim(source, key, claim);
+        sets!.setClaims(`${source}/${key}`, claim === undefined ? [] : [claim]);
+        single!.flush(sinkOf(kernels[0]));
+        sets!.flush(sinkOf(kernels[1]));
+        assert.deepEqual([...kernels[0]].sort(), [...kernels[1]].sort());
+      }
+    }),
+  );
+});

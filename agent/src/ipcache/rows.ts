@@ -59,7 +59,7 @@ function canonicalPrefix(cidr: Cidr): string {
   return formatCidr({ ip: numberToIpv4((ipv4ToNumber(cidr.ip) & mask) >>> 0), length: cidr.length });
 }
 
-const hostPrefix = (ip: string): string => `${ip}/32`;
+export const hostPrefix = (ip: string): string => `${ip}/32`;
 
 export function worldClaim(): IpcacheClaim {
   return claim('0.0.0.0/0', RANK.world, { identity: RESERVED_IDENTITY.world, clusterId: 0, tunnelEndpoint: null });

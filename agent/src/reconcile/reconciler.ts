@@ -40,8 +40,9 @@ export interface Reconciler {
   readonly isScanned: boolean;
 }
 
-interface Work {
+interface Work<Row> {
   readonly key: string;
+  readonly desired: Row | undefined;
   readonly revision: number;
   readonly failures: number;
 }
@@ -56,22 +57,25 @@ export function createReconciler<Row>(options: ReconcilerOptions<Row>): Reconcil
   const maxRetryMs = options.maxRetryMs ?? 10_000;
 
   /** Runs one batch and writes the results back; returns the work that failed. */
-  async function runBatch(batch: readonly Work[], call: () => Promise<OpResult[]>): Promise<Work[]> {
-    let errors: Map<string, MeshError | undefined>;
+  async function runBatch(batch: readonly Work<Row>[], call: () => Promise<OpResult[]>): Promise<Work<Row>[]> {
+    let errorOf: (work: Work<Row>, index: number) => MeshError | undefined;
     try {
-      errors = new Map((await call()).map((result) => [result.key, result.error]));
+      const results = await call();
+      errorOf = (work, index) => {
+        const result = results[index];
+        if (result?.key === work.key) return result.error;
+        return new MeshError({
+          code: 'internal',
+          message: `programming row ${work.key} of ${table.name}: the datapath gave no result`,
+        });
+      };
     } catch (error) {
       const failure = MeshError.from(error, `programming ${batch.length} rows of ${table.name}`, 'kernel');
-      errors = new Map(batch.map((work) => [work.key, failure]));
+      errorOf = () => failure;
     }
-    const failed: Work[] = [];
-    for (const work of batch) {
-      const error = errors.has(work.key)
-        ? errors.get(work.key)
-        : new MeshError({
-            code: 'internal',
-            message: `programming row ${work.key} of ${table.name}: the datapath gave no result`,
-          });
+    const failed: Work<Row>[] = [];
+    for (const [index, work] of batch.entries()) {
+      const error = errorOf(work, index);
       if (error === undefined) {
         table.settle(work.key, work.revision, {});
         continue;
@@ -84,10 +88,10 @@ export function createReconciler<Row>(options: ReconcilerOptions<Row>): Reconcil
   }
 
   async function inBatches(
-    work: readonly Work[],
-    call: (batch: readonly Work[]) => Promise<OpResult[]>,
-  ): Promise<Work[]> {
-    const failed: Work[] = [];
+    work: readonly Work<Row>[],
+    call: (batch: readonly Work<Row>[]) => Promise<OpResult[]>,
+  ): Promise<Work<Row>[]> {
+    const failed: Work<Row>[] = [];
     for (let at = 0; at < work.length; at += batchSize) {
       // A row that changed while an earlier batch was written is pending again: the next pass takes it.
       const batch = work.slice(at, at + batchSize).filter(({ key, revision }) => table.get(key)?.revision === revision);
@@ -97,19 +101,24 @@ export function createReconciler<Row>(options: ReconcilerOptions<Row>): Reconcil
     return failed;
   }
 
-  async function update(work: readonly Work[]): Promise<Work[]> {
-    return inBatches(work, (batch) => ops.update(batch.flatMap(({ key }) => table.get(key)?.desired ?? [])));
+  async function update(work: readonly Work<Row>[]): Promise<Work<Row>[]> {
+    return inBatches(work, (batch) => ops.update(batch.map(({ desired }) => desired as Row)));
   }
 
   return {
     isScanned: ops.scan !== undefined,
     async pass() {
-      const updates: Work[] = [];
-      const removes: Work[] = [];
+      const updates: Work<Row>[] = [];
+      const removes: Work<Row>[] = [];
       for (const key of table.due(clock.nowMs())) {
         const row = table.get(key);
         if (row === undefined) continue;
-        (row.desired === undefined ? removes : updates).push({ key, revision: row.revision, failures: row.failures });
+        (row.desired === undefined ? removes : updates).push({
+          key,
+          desired: row.desired,
+          revision: row.revision,
+          failures: row.failures,
+        });
       }
       // Make before break: what is new is there before what is old goes. A full map is the exception: removing makes room,
       // so what did not fit is tried once more after that.

@@ -1,6 +1,6 @@
 /**
- * The desired rows of one kernel table, each with what became of it. Rows are immutable; a changed row is a new one with a
- * higher revision. One writer (the projections, through `RowSink`), one reader (the reconciler).
+ * The desired rows of one kernel table, each with what became of it. What is desired never changes in a row: a changed row is a
+ * new one with a higher revision. One writer (the projections, through `RowSink`), one reader (the reconciler).
  */
 import type { MeshError } from '@clustermesh/contract';
 
@@ -56,7 +56,12 @@ export interface Table<Row> extends RowSink<Row> {
   equal(a: Row, b: Row): boolean;
 }
 
+/** With a few hundred thousand rows, what becomes of one is noted in place. */
 interface SeenRow<Row> extends TableRow<Row> {
+  status: TableRow<Row>['status'];
+  error: MeshError | undefined;
+  failures: number;
+  retryAtMs: number;
   /** The last round in which the kernel was seen to hold it, or in which it was written. */
   seen: number;
 }
@@ -75,16 +80,25 @@ export function createTable<Row>(options: {
     rows.set(key, row);
     if (row.status === 'pending') pending.add(key);
     else pending.delete(key);
-    if (row.status === 'error') failed.add(key);
-    else failed.delete(key);
+    if (failed.size > 0) failed.delete(key);
   }
 
+  const fresh = (desired: Row | undefined, status: TableRow<Row>['status']): SeenRow<Row> => ({
+    desired,
+    revision: ++revision,
+    status,
+    error: undefined,
+    failures: 0,
+    retryAtMs: 0,
+    seen: round,
+  });
+
   function want(key: string, desired: Row | undefined): void {
-    put(key, { desired, revision: ++revision, status: 'pending', failures: 0, retryAtMs: 0, seen: round });
+    put(key, fresh(desired, 'pending'));
   }
 
   function seed(key: string, row: Row): void {
-    put(key, { desired: row, revision: ++revision, status: 'done', failures: 0, retryAtMs: 0, seen: round });
+    put(key, fresh(row, 'done'));
   }
 
   return {
@@ -136,29 +150,25 @@ export function createTable<Row>(options: {
     settle(key, readRevision, outcome) {
       const row = rows.get(key);
       if (row === undefined || row.revision !== readRevision) return;
+      pending.delete(key);
       if (outcome.error !== undefined) {
-        put(key, {
-          ...row,
-          status: 'error',
-          error: outcome.error,
-          failures: row.failures + 1,
-          retryAtMs: outcome.retryAtMs ?? 0,
-          seen: round,
-        });
-      } else if (row.desired === undefined) {
-        rows.delete(key);
-        pending.delete(key);
-        failed.delete(key);
-      } else {
-        put(key, {
-          desired: row.desired,
-          revision: row.revision,
-          status: 'done',
-          failures: 0,
-          retryAtMs: 0,
-          seen: round,
-        });
+        row.status = 'error';
+        row.error = outcome.error;
+        row.failures++;
+        row.retryAtMs = outcome.retryAtMs ?? 0;
+        failed.add(key);
+        return;
       }
+      if (failed.size > 0) failed.delete(key);
+      if (row.desired === undefined) {
+        rows.delete(key);
+        return;
+      }
+      row.status = 'done';
+      row.error = undefined;
+      row.failures = 0;
+      row.retryAtMs = 0;
+      row.seen = round;
     },
     counts: () => ({ pending: pending.size, error: failed.size, done: rows.size - pending.size - failed.size }),
     errors() {

@@ -15,6 +15,8 @@ export interface FamilyOptions {
   /** Where the peer's addresses may lie, as far as is known now. */
   readonly addresses: () => AddressFacts;
   readonly hasCanaries: boolean;
+  /** Of the peer's writer; monotonic. */
+  readonly lastHeartbeatAt: () => number | undefined;
   readonly remote: Etcd;
   readonly local: Etcd;
   /** The peer's writer; owns this family's prefix among others. */
@@ -157,6 +159,8 @@ export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
       signal: session,
       backoff: { minMs: 100, maxMs: 10_000 },
       resyncIntervalMs: RESYNC_MS,
+      // Cilium's keys are leased: when its writer dies they go, and what they stand for need not.
+      holdDeletes: { lastHeartbeatAt: options.lastHeartbeatAt },
       sink: {
         apply({ upserts, removes }) {
           for (const key of removes) {

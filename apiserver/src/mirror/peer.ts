@@ -235,6 +235,7 @@ export function startPeer(options: PeerOptions): Peer {
         peer: { cluster: name, clusterId: accepted.id, maxConnectedClusters: own.maxConnectedClusters },
         addresses: () => ({ agreed, nodeIps, taken: options.taken() }),
         hasCanaries: accepted.hasCanaries,
+        lastHeartbeatAt: () => lastHeartbeatAt,
         remote,
         local,
         writer,
