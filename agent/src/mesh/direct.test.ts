@@ -149,8 +149,12 @@ describe('a remote cluster read from its own etcd', { timeout: 120_000 }, () => 
       'us.etcd-client.key': 'secret',
     });
     await backendsAre(node, 'the backends of us', LOCAL_BACKEND, ...US.pods);
-    assert.equal(node.kernel.ipcache.rows.get('10.2.1.5/32')?.tunnelEndpoint, '172.31.2.11');
     await eventually('everything to be applied', () => node.agent.status().applied);
+    // Another family than the backends: it may come after them.
+    await eventually(
+      'the address with its tunnel',
+      () => node.kernel.ipcache.rows.get('10.2.1.5/32')?.tunnelEndpoint === '172.31.2.11',
+    );
     await eventually('us in the status', () =>
       FAMILIES.every((family) =>
         node.agent.status().families.some((each) => each.peer === 'us' && each.family === family && each.synced),
