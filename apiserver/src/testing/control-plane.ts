@@ -63,7 +63,7 @@ export interface TestEndpoint {
   readonly identity: number;
 }
 
-const TIMEOUT_MS = 15_000;
+const TIMEOUT_MS = 60_000;
 /** Every etcd of a test run listens for the end of the process. */
 process.setMaxListeners(100);
 
