@@ -156,6 +156,8 @@ function watchForEarlyRemovals(
 ): string[] {
   const violations: string[] = [];
   const unwanted = new Set<string>();
+  /** The reader has it as it is wanted: until then its removal may be of a time before it was. */
+  const due = new Set<string>();
   const forget = model.delete.bind(model);
   model.delete = (name) => {
     unwanted.add(name);
@@ -169,9 +171,10 @@ function watchForEarlyRemovals(
   const apply = sink.apply.bind(sink);
   sink.apply = (batch) => {
     for (const name of batch.removes) {
-      if (model.has(name) && !unwanted.has(name) && name.startsWith(prefix))
+      if (due.has(name) && model.has(name) && !unwanted.has(name) && name.startsWith(prefix))
         violations.push(`${name} was removed while wanted`);
     }
+    for (const { key: name, value } of batch.upserts) if (model.get(name) === value.toString()) due.add(name);
     apply(batch);
   };
   return violations;
