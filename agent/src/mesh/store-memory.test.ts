@@ -30,6 +30,18 @@ test('a store is known once it was remembered, also to the next process', async 
   assert.equal(await r.memory().isKnown(), true);
 });
 
+test('what is asked twice at once is done once: whoever dies in between leaves one mark, not two', async (t) => {
+  const r = await rig(t);
+  const memory = r.memory();
+  const connection = await r.connect();
+  const revision = async () => (await r.server.client().range('clustermesh/')).header.revision;
+  const before = await revision();
+  await Promise.all([memory.remember(connection), memory.remember(connection)]);
+  await memory.remember(connection);
+  assert.equal(await revision(), before + 1);
+  assert.equal(await r.memory().isKnown(), true);
+});
+
 test('a restarted etcd is known, a wiped one is not, although its cluster id is the same', async (t) => {
   const r = await rig(t);
   const memory = r.memory();

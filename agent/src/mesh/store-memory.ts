@@ -18,7 +18,7 @@ export interface StoreMemory {
   isKnown(): Promise<boolean>;
   /**
    * All that this node holds was confirmed on this connection: from here on the store behind it is the known one. Pinned to the
-   * connection, because the next one may lead to another etcd.
+   * connection, because the next one may lead to another etcd. Calls while one is under way share its outcome.
    */
   remember(connection: number): Promise<void>;
   isRemembered(connection: number): boolean;
@@ -36,6 +36,21 @@ export function createStoreMemory(options: {
   const key = storeMarkKey(options.node);
   let mark = readMark(path);
   let markedConnection: number | undefined;
+  let marking: Promise<void> | undefined;
+
+  async function rememberOn(connection: number): Promise<void> {
+    const call = { connection, timeoutMs: REQUEST_TIMEOUT_MS };
+    const found = await etcd.get(key, call);
+    if (mark === undefined || found?.value.toString() !== mark) {
+      const fresh = randomUUID();
+      // etcd first: a mark that only the disk knows would be looked for in vain for ever, one that only etcd knows is
+      // replaced the next time.
+      await etcd.put(key, fresh, call);
+      atomicWrite(path, `${fresh}\n`);
+      mark = fresh;
+    }
+    markedConnection = connection;
+  }
 
   return {
     async isKnown() {
@@ -43,19 +58,13 @@ export function createStoreMemory(options: {
       const found = await etcd.get(key, { timeoutMs: REQUEST_TIMEOUT_MS });
       return found?.value.toString() === mark;
     },
-    async remember(connection) {
-      if (markedConnection === connection) return;
-      const call = { connection, timeoutMs: REQUEST_TIMEOUT_MS };
-      const found = await etcd.get(key, call);
-      if (mark === undefined || found?.value.toString() !== mark) {
-        const fresh = randomUUID();
-        // etcd first: a mark that only the disk knows would be looked for in vain for ever, one that only etcd knows is
-        // replaced the next time.
-        await etcd.put(key, fresh, call);
-        atomicWrite(path, `${fresh}\n`);
-        mark = fresh;
-      }
-      markedConnection = connection;
+    remember(connection) {
+      if (markedConnection === connection) return Promise.resolve();
+      // One at a time: of two, each would leave a mark of its own, and disk and store could be left with different ones.
+      marking ??= rememberOn(connection).finally(() => {
+        marking = undefined;
+      });
+      return marking;
     },
     isRemembered: (connection) => markedConnection === connection,
   };
