@@ -17,7 +17,7 @@ import {
   remoteNodeClaims,
   worldClaim,
 } from './ipcache/rows.ts';
-import type { MeshSink, MeshView } from './mesh/mesh.ts';
+import type { MeshSink, MeshView } from './mesh/types.ts';
 import type { RowSink } from './reconcile/table.ts';
 import { createServicesProjection } from './services/projection.ts';
 

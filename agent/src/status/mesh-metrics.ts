@@ -5,8 +5,8 @@
 
 import type { Clock } from '@clustermesh/runtime';
 import { Gauge, Histogram, type Registry } from 'prom-client';
-import type { RemoteState } from '../mesh/mesh.ts';
 import type { Arrival, FamilyProgress } from '../mesh/progress.ts';
+import type { RemoteState } from '../mesh/types.ts';
 
 export interface MeshMetrics {
   /** Everything known was applied for the first time. */

@@ -1,0 +1,60 @@
+/**
+ * This cluster's services, slices and namespaces, as its apiserver wrote them: `clustermesh/local/{services,endpointslices,namespaces}/`,
+ * each behind its canary.
+ */
+import {
+  decodeLocalNamespace,
+  decodeLocalService,
+  decodeLocalSlice,
+  LOCAL_FAMILIES,
+  type LocalFamily,
+  type LocalNamespace,
+  type LocalService,
+  type LocalSlice,
+  localCanaryKey,
+  localPrefix,
+} from '@clustermesh/contract';
+import type { Etcd } from '@clustermesh/kvstore';
+import type { Log } from '@clustermesh/runtime';
+import { type Family, startFamily } from './family.ts';
+import type { MeshSink } from './types.ts';
+
+export type OwnCluster = Readonly<Record<LocalFamily, Family>>;
+
+export function startOwnCluster(options: {
+  readonly etcd: Etcd;
+  readonly sink: Pick<MeshSink, 'service' | 'slice'>;
+  readonly onBatch: (family: LocalFamily) => void;
+  readonly onSynced: (family: LocalFamily) => void;
+  readonly log: Log;
+  readonly signal: AbortSignal;
+}): OwnCluster {
+  const { etcd, sink, log, signal } = options;
+  const decode = {
+    services: decodeLocalService,
+    endpointslices: decodeLocalSlice,
+    namespaces: decodeLocalNamespace,
+  };
+  const onRow: { [F in LocalFamily]: (name: string, value: never) => void } = {
+    services: (name: string, value: LocalService | undefined) => sink.service(name, value),
+    endpointslices: (name: string, value: LocalSlice | undefined) => sink.slice(name, value),
+    // Counted and reported; no consumer before policy. The apiserver has already judged which services are global.
+    namespaces: (_name: string, _value: LocalNamespace | undefined) => {},
+  };
+  return Object.fromEntries(
+    LOCAL_FAMILIES.map((family) => [
+      family,
+      startFamily({
+        etcd,
+        prefix: localPrefix(family),
+        canaryKey: localCanaryKey(family),
+        log: log.child({ family }),
+        signal,
+        decode: (_name, text) => decode[family](text),
+        onRow: onRow[family] as (name: string, value: unknown) => void,
+        onBatch: () => options.onBatch(family),
+        onSynced: () => options.onSynced(family),
+      }),
+    ]),
+  ) as Record<LocalFamily, Family>;
+}
