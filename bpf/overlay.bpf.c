@@ -14,7 +14,7 @@ int cm_overlay(struct __sk_buff *skb)
 		d.reason = CM_R_NO_TUNNEL_KEY;
 	} else {
 		hook.vni = key.tunnel_id;
-		hook.remote = bpf_htonl(key.remote_ipv4);
+		hook.remote = addr_v4(bpf_htonl(key.remote_ipv4));
 		d.reason = overlay(skb, &hook, &d);
 	}
 	return carry_out(skb, &hook, &d, CM_DIR_OVERLAY, bytes);

@@ -21,12 +21,12 @@ struct {
 #define GO_ON  1
 
 /* user_port is a __be16 in a __u32 */
-static __always_inline struct cm_sock_key sock_key(struct bpf_sock_addr *ctx, __be32 addr,
-						   __be16 port)
+static __always_inline struct cm_sock_key sock_key(struct bpf_sock_addr *ctx,
+						   const struct cm_addr *addr, __be16 port)
 {
 	struct cm_sock_key key = {
 		.cookie = bpf_get_socket_cookie(ctx),
-		.addr = addr,
+		.addr = *addr,
 		.port = port,
 	};
 
@@ -35,20 +35,20 @@ static __always_inline struct cm_sock_key sock_key(struct bpf_sock_addr *ctx, __
 
 /* Unconnected UDP comes here for every datagram: leave an equal row alone, writing costs a lock. */
 static __always_inline void remember(struct bpf_sock_addr *ctx, const struct lb_backend *lb,
-				     __be32 addr, __be16 port)
+				     const struct cm_addr *addr, __be16 port)
 {
-	struct cm_sock_key key = sock_key(ctx, lb->addr, lb->port);
-	struct cm_sock_value value = { .addr = addr, .port = port };
+	struct cm_sock_key key = sock_key(ctx, &lb->addr, lb->port);
+	struct cm_sock_value value = { .addr = *addr, .port = port };
 	struct cm_sock_value *old = bpf_map_lookup_elem(&cm_sock_rev, &key);
 
-	if (old && old->addr == addr && old->port == port)
+	if (old && addr_equal(&old->addr, addr) && old->port == port)
 		return;
 	bpf_map_update_elem(&cm_sock_rev, &key, &value, BPF_ANY);
 }
 
 static __always_inline int translate(struct bpf_sock_addr *ctx)
 {
-	__be32 addr = ctx->user_ip4;
+	struct cm_addr addr = addr_v4(ctx->user_ip4);
 	__be16 port = ctx->user_port;
 	__u8 proto = ctx->protocol;
 	struct cm_service *service;
@@ -57,17 +57,17 @@ static __always_inline int translate(struct bpf_sock_addr *ctx)
 
 	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP)
 		return GO_ON;
-	service = service_lookup(addr, port, proto);
+	service = service_lookup(&addr, port, proto);
 	if (!service)
 		return GO_ON;
-	err = lb_select(service, addr, port, proto, &lb);
+	err = lb_select(service, &addr, port, proto, &lb);
 	if (err) {
 		count(err, CM_DIR_SOCK, 0);
 		bpf_set_retval(-ECONNREFUSED);
 		return REFUSE;
 	}
-	remember(ctx, &lb, addr, port);
-	ctx->user_ip4 = lb.addr;
+	remember(ctx, &lb, &addr, port);
+	ctx->user_ip4 = lb.addr.word[3];
 	ctx->user_port = lb.port;
 	count(CM_R_SOCK_TRANSLATED, CM_DIR_SOCK, 0);
 	return GO_ON;
@@ -75,12 +75,13 @@ static __always_inline int translate(struct bpf_sock_addr *ctx)
 
 static __always_inline void translate_back(struct bpf_sock_addr *ctx)
 {
-	struct cm_sock_key key = sock_key(ctx, ctx->user_ip4, ctx->user_port);
+	struct cm_addr addr = addr_v4(ctx->user_ip4);
+	struct cm_sock_key key = sock_key(ctx, &addr, ctx->user_port);
 	struct cm_sock_value *service = bpf_map_lookup_elem(&cm_sock_rev, &key);
 
 	if (!service)
 		return;
-	ctx->user_ip4 = service->addr;
+	ctx->user_ip4 = service->addr.word[3];
 	ctx->user_port = service->port;
 }
 

@@ -43,7 +43,7 @@ static __always_inline void answer_ip(struct iphdr *ip, __be32 saddr, __be32 dad
 /* RFC 1122, 3.2.2: never about an ICMP error, a fragment, or a source that is no single host. */
 static __always_inline int may_answer(const struct packet *p)
 {
-	__u8 source_top = bpf_ntohl(p->saddr) >> 24;
+	__u8 source_top = bpf_ntohl(p->saddr.word[3]) >> 24;
 
 	return !p->fragment && !is_icmp_error(p) && source_top != 0 && source_top != 127 &&
 	       source_top < 224;
@@ -68,8 +68,8 @@ static __always_inline int unnat_quote(struct __sk_buff *skb)
 		return 0;
 	if (ip.ihl != 5 || (ip.protocol != IPPROTO_TCP && ip.protocol != IPPROTO_UDP))
 		return 0;
-	p.saddr = ip.saddr;
-	p.daddr = ip.daddr;
+	p.saddr = addr_v4(ip.saddr);
+	p.daddr = addr_v4(ip.daddr);
 	p.proto = ip.protocol;
 	p.sport = l4[0];
 	p.dport = l4[1];
@@ -83,9 +83,9 @@ static __always_inline int unnat_quote(struct __sk_buff *skb)
 	p.dport = e->nat_port;
 	if (bpf_l4_csum_replace(skb, L4_OFF + offsetof(struct icmphdr, checksum), l4[1], p.dport,
 				sizeof(__be16)) ||
-	    bpf_l3_csum_replace(skb, quote + offsetof(struct iphdr, check), ip.daddr, p.daddr,
-				sizeof(__be32)) ||
-	    bpf_skb_store_bytes(skb, quote + offsetof(struct iphdr, daddr), &p.daddr,
+	    bpf_l3_csum_replace(skb, quote + offsetof(struct iphdr, check), ip.daddr,
+				p.daddr.word[3], sizeof(__be32)) ||
+	    bpf_skb_store_bytes(skb, quote + offsetof(struct iphdr, daddr), &p.daddr.word[3],
 				sizeof(__be32), 0) ||
 	    bpf_skb_store_bytes(skb, ports + sizeof(__be16), &p.dport, sizeof(__be16), 0))
 		return CM_R_WRITE_FAILED;
@@ -109,7 +109,8 @@ static __always_inline int answer_unreachable(struct __sk_buff *skb, const struc
 	a.icmp.type = ICMP_DEST_UNREACH;
 	a.icmp.code = code;
 	a.icmp.checksum = csum_fold(csum_of(&a.icmp, sizeof(a.icmp) + sizeof(a.quote), 0));
-	answer_ip(&a.ip, cm_settings.gateway_ip, p->saddr, IPPROTO_ICMP, sizeof(a));
+	answer_ip(&a.ip, cm_settings.ipv4.gateway_ip.word[3], p->saddr.word[3], IPPROTO_ICMP,
+		  sizeof(a));
 
 	if (bpf_skb_change_tail(skb, IP_OFF + sizeof(a), 0) ||
 	    bpf_skb_store_bytes(skb, IP_OFF, &a, sizeof(a), 0))
@@ -129,8 +130,8 @@ static __always_inline int answer_reset(struct __sk_buff *skb, const struct pack
 		__u8 zero, proto;
 		__be16 len;
 	} pseudo = {
-		.saddr = p->daddr,
-		.daddr = p->saddr,
+		.saddr = p->daddr.word[3],
+		.daddr = p->saddr.word[3],
 		.proto = IPPROTO_TCP,
 		.len = bpf_htons(sizeof(struct tcphdr)),
 	};
@@ -155,7 +156,7 @@ static __always_inline int answer_reset(struct __sk_buff *skb, const struct pack
 	}
 	a.tcp.check =
 		csum_fold(csum_of(&a.tcp, sizeof(a.tcp), csum_of(&pseudo, sizeof(pseudo), 0)));
-	answer_ip(&a.ip, p->daddr, p->saddr, IPPROTO_TCP, sizeof(a));
+	answer_ip(&a.ip, p->daddr.word[3], p->saddr.word[3], IPPROTO_TCP, sizeof(a));
 
 	if (bpf_skb_change_tail(skb, IP_OFF + sizeof(a), 0) ||
 	    bpf_skb_store_bytes(skb, IP_OFF, &a, sizeof(a), 0))

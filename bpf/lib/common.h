@@ -23,10 +23,25 @@ const volatile struct cm_settings cm_settings = {};
 
 static __always_inline struct cm_addr addr_v4(__be32 addr)
 {
-	struct cm_addr key = { .family = CM_FAMILY_IPV4 };
+	struct cm_addr a = { .word = { 0, 0, bpf_htonl(0xffff), addr } };
 
-	key.addr[0] = addr;
-	return key;
+	return a;
+}
+
+static __always_inline int addr_is_v4(const struct cm_addr *a)
+{
+	return !a->word[0] && !a->word[1] && a->word[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline int addr_is_none(const struct cm_addr *a)
+{
+	return !(a->word[0] | a->word[1] | a->word[2] | a->word[3]);
+}
+
+static __always_inline int addr_equal(const struct cm_addr *a, const struct cm_addr *b)
+{
+	return a->word[0] == b->word[0] && a->word[1] == b->word[1] && a->word[2] == b->word[2] &&
+	       a->word[3] == b->word[3];
 }
 
 #endif /* CM_COMMON_H */

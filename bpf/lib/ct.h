@@ -70,14 +70,14 @@ static __always_inline void ct_see(struct cm_ct_entry *e, const struct packet *p
 }
 
 static __always_inline void ct_create(const struct cm_ct_key *key, const struct packet *p,
-				      const struct lb_backend *lb, __be32 nat_addr, __be16 nat_port,
-				      __u32 identity, __u32 bytes)
+				      const struct lb_backend *lb, const struct cm_addr *nat_addr,
+				      __be16 nat_port, __u32 identity, __u32 bytes)
 {
 	struct cm_ct_entry e = {
 		.source_identity = identity,
 		.service_id = lb->service_id,
 		.backend_id = lb->backend_id,
-		.nat_addr = nat_addr,
+		.nat_addr = *nat_addr,
 		.nat_port = nat_port,
 	};
 
@@ -90,10 +90,9 @@ static __always_inline void ct_create(const struct cm_ct_key *key, const struct 
  * (ids 0: none), `service_addr` and `service_port` how the client wrote the destination. Returns
  * the flow if the packet is a reply of one, else NULL.
  */
-static __always_inline struct cm_ct_entry *ct_track(const struct packet *p,
-						    const struct lb_backend *lb,
-						    __be32 service_addr, __be16 service_port,
-						    __u32 identity, __u32 bytes)
+static __always_inline struct cm_ct_entry *
+ct_track(const struct packet *p, const struct lb_backend *lb, const struct cm_addr *service_addr,
+	 __be16 service_port, __u32 identity, __u32 bytes)
 {
 	struct cm_ct_key key = ct_key(p, CM_CT_FLOW);
 	struct cm_ct_key reversed = ct_reversed(&key);

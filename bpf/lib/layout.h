@@ -14,34 +14,33 @@
 #include <linux/types.h>
 #include "reasons.h"
 
-#define CM_FAMILY_IPV4 4
-
-/* IPv4 sits in addr[0]. cluster_id stays 0 until overlapping pod CIDRs are supported. */
+/*
+ * An address of either family, in keys and values alike: IPv6 as it is, IPv4 as ::ffff:a.b.c.d
+ * (RFC 4291, 2.5.5.2), so that both share one map and one body. All zeros: none. In TypeScript it
+ * is the address as text.
+ */
 struct cm_addr {
-	__u16 cluster_id;
-	__u8 family;
-	__u8 pad;
-	__be32 addr[4];
+	__be32 word[4];
 };
-_Static_assert(sizeof(struct cm_addr) == 20, "cm_addr");
+_Static_assert(sizeof(struct cm_addr) == 16, "cm_addr");
 
-/* LPM trie key: prefix_len counts all bits after itself, so an IPv4 /n is CM_LPM_BASE + n. */
+/* LPM trie key; an IPv4 /n is CM_IPV4_PREFIX + n bits long. */
 struct cm_prefix {
 	__u32 prefix_len;
 	struct cm_addr net;
 };
-#define CM_LPM_BASE 32
-_Static_assert(sizeof(struct cm_prefix) == 24, "cm_prefix");
+#define CM_IPV4_PREFIX 96
+_Static_assert(sizeof(struct cm_prefix) == 20, "cm_prefix");
 
 /* value of cm_ipcache and cm_ipcache_lpm: who has an address, and behind which node */
 struct cm_remote {
 	__u32 identity;
-	__be32 tunnel; /* node to encapsulate to; 0: not through the tunnel */
+	struct cm_addr tunnel; /* node to encapsulate to; none: not through the tunnel */
 	__u16 cluster_id;
 	__u8 encrypt_key;
 	__u8 flags;
 };
-_Static_assert(sizeof(struct cm_remote) == 12, "cm_remote");
+_Static_assert(sizeof(struct cm_remote) == 24, "cm_remote");
 
 /* value of cm_endpoints: a pod of this node. The MACs are in the order of an Ethernet header. */
 struct cm_endpoint {
@@ -62,12 +61,12 @@ struct cm_node {
 _Static_assert(sizeof(struct cm_node) == 8, "cm_node");
 
 struct cm_service_key {
-	__be32 addr;
+	struct cm_addr addr;
 	__be16 port;
 	__u8 proto;
 	__u8 scope; /* 0: from anywhere */
 };
-_Static_assert(sizeof(struct cm_service_key) == 8, "cm_service_key");
+_Static_assert(sizeof(struct cm_service_key) == 20, "cm_service_key");
 
 /* Names the slots that are valid now. Replacing this row swaps the whole backend set at once. */
 struct cm_service {
@@ -86,30 +85,31 @@ struct cm_slot_key {
 _Static_assert(sizeof(struct cm_slot_key) == 12, "cm_slot_key");
 
 struct cm_backend {
-	__be32 addr;
+	struct cm_addr addr;
 	__be16 port;
 	__u16 cluster_id;
 	__u8 proto;
 	__u8 state;
 	__u16 pad;
 };
-_Static_assert(sizeof(struct cm_backend) == 12, "cm_backend");
+_Static_assert(sizeof(struct cm_backend) == 24, "cm_backend");
 
 /* A socket's translation, so that it keeps seeing the service: value is the service's address. */
 struct cm_sock_key {
 	__u64 cookie;
-	__be32 addr;
+	struct cm_addr addr;
 	__be16 port;
-	__u16 pad;
+	__u16 pad0;
+	__u32 pad1;
 };
-_Static_assert(sizeof(struct cm_sock_key) == 16, "cm_sock_key");
+_Static_assert(sizeof(struct cm_sock_key) == 32, "cm_sock_key");
 
 struct cm_sock_value {
-	__be32 addr;
+	struct cm_addr addr;
 	__be16 port;
 	__u16 pad;
 };
-_Static_assert(sizeof(struct cm_sock_value) == 8, "cm_sock_value");
+_Static_assert(sizeof(struct cm_sock_value) == 20, "cm_sock_value");
 
 enum cm_ct_kind {
 	CM_CT_FLOW = 0,	   /* as the packets travel: after load balancing */
@@ -118,15 +118,15 @@ enum cm_ct_kind {
 
 /* Always in the direction of the flow's first packet. ICMP echo: sport = identifier, dport = 0. */
 struct cm_ct_key {
-	__be32 saddr;
-	__be32 daddr;
+	struct cm_addr saddr;
+	struct cm_addr daddr;
 	__be16 sport;
 	__be16 dport;
 	__u8 proto;
 	enum cm_ct_kind kind;
 	__u16 pad;
 };
-_Static_assert(sizeof(struct cm_ct_key) == 16, "cm_ct_key");
+_Static_assert(sizeof(struct cm_ct_key) == 40, "cm_ct_key");
 
 enum cm_ct_state {
 	CM_CT_NEW = 0,
@@ -143,13 +143,12 @@ struct cm_ct_entry {
 	__u32 source_identity;
 	__u32 service_id; /* 0: not load-balanced per packet */
 	__u32 backend_id;
-	__be32 nat_addr; /* flow: the service's address; service: the backend's */
+	struct cm_addr nat_addr; /* flow: the service's address; service: the backend's */
 	__be16 nat_port;
 	enum cm_ct_state state;
-	__u8 pad0;
-	__u32 pad1;
+	__u8 pad;
 };
-_Static_assert(sizeof(struct cm_ct_entry) == 64, "cm_ct_entry");
+_Static_assert(sizeof(struct cm_ct_entry) == 72, "cm_ct_entry");
 
 /* value of cm_drops, at index reason * CM_DIR_MAX + direction */
 struct cm_count {
@@ -163,24 +162,31 @@ struct cm_decision {
 	enum cm_direction direction;
 	enum cm_action action;
 	enum cm_reason reason;
-	__u32 target;	/* ifindex, where the action has one */
-	__u32 vni;	/* identity in the tunnel key */
-	__be32 remote;	/* node in the tunnel key */
-	__u32 identity; /* source identity, as believed */
+	__u32 target;	       /* ifindex, where the action has one */
+	__u32 vni;	       /* identity in the tunnel key */
+	struct cm_addr remote; /* node in the tunnel key */
+	__u32 identity;	       /* source identity, as believed */
 	__u32 service_id;
 	__u32 backend_id;
 };
-_Static_assert(sizeof(struct cm_decision) == 36, "cm_decision");
+_Static_assert(sizeof(struct cm_decision) == 48, "cm_decision");
+
+/* What one family has of an address, or none. IPv4 prefixes have a mask of 96 ones more. */
+struct cm_family {
+	struct cm_addr node_ip;
+	struct cm_addr gateway_ip;
+	struct cm_addr pod_net;
+	struct cm_addr pod_mask;
+};
+_Static_assert(sizeof(struct cm_family) == 64, "cm_family");
 
 /* Settings, in .rodata: constants to the verifier. */
 struct cm_settings {
-	__be32 node_ip;
-	__be32 gateway_ip;
-	__be32 pod_net;
-	__be32 pod_mask;
+	struct cm_family ipv4;
+	struct cm_family ipv6;
 	__u32 vxlan_ifindex;
 	__u32 identity_shift;
 };
-_Static_assert(sizeof(struct cm_settings) == 24, "cm_settings");
+_Static_assert(sizeof(struct cm_settings) == 136, "cm_settings");
 
 #endif /* CM_LAYOUT_H */

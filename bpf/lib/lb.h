@@ -42,13 +42,14 @@ struct {
 struct lb_backend {
 	__u32 service_id;
 	__u32 backend_id;
-	__be32 addr;
+	struct cm_addr addr;
 	__be16 port;
 };
 
-static __always_inline struct cm_service *service_lookup(__be32 addr, __be16 port, __u8 proto)
+static __always_inline struct cm_service *service_lookup(const struct cm_addr *addr, __be16 port,
+							 __u8 proto)
 {
-	struct cm_service_key key = { .addr = addr, .port = port, .proto = proto };
+	struct cm_service_key key = { .addr = *addr, .port = port, .proto = proto };
 
 	return bpf_map_lookup_elem(&cm_services, &key);
 }
@@ -81,8 +82,8 @@ static __always_inline int lb_pick(const struct cm_service *service, struct lb_b
 }
 
 /* 0 with `out` filled in, or CM_R_NO_BACKEND, or CM_R_STALE_TABLES. */
-static __always_inline int lb_select(const struct cm_service *service, __be32 addr, __be16 port,
-				     __u8 proto, struct lb_backend *out)
+static __always_inline int lb_select(const struct cm_service *service, const struct cm_addr *addr,
+				     __be16 port, __u8 proto, struct lb_backend *out)
 {
 	int err = lb_pick(service, out);
 
@@ -93,11 +94,11 @@ static __always_inline int lb_select(const struct cm_service *service, __be32 ad
 }
 
 /* Does this id still stand for this address? Ids are given again once they are free. */
-static __always_inline int lb_backend_is(__u32 id, __be32 addr, __be16 port)
+static __always_inline int lb_backend_is(__u32 id, const struct cm_addr *addr, __be16 port)
 {
 	struct cm_backend *backend = bpf_map_lookup_elem(&cm_backends, &id);
 
-	return backend && backend->addr == addr && backend->port == port;
+	return backend && addr_equal(&backend->addr, addr) && backend->port == port;
 }
 
 #endif /* CM_LB_H */

@@ -16,7 +16,7 @@
 struct nat {
 	__u32 addr_off;
 	__u32 port_off;
-	__be32 old_addr;
+	__be32 old_addr; /* as in the packet */
 	__be32 new_addr;
 	__be16 old_port;
 	__be16 new_port;
@@ -39,36 +39,36 @@ static __always_inline int nat_rewrite(struct __sk_buff *skb, __u8 proto, const 
 	return 0;
 }
 
-static __always_inline int nat_destination(struct __sk_buff *skb, struct packet *p, __be32 addr,
-					   __be16 port)
+static __always_inline int nat_destination(struct __sk_buff *skb, struct packet *p,
+					   const struct cm_addr *addr, __be16 port)
 {
 	const struct nat n = {
 		.addr_off = IP_DADDR_OFF,
 		.port_off = L4_DPORT_OFF,
-		.old_addr = p->daddr,
-		.new_addr = addr,
+		.old_addr = p->daddr.word[3],
+		.new_addr = addr->word[3],
 		.old_port = p->dport,
 		.new_port = port,
 	};
 
-	p->daddr = addr;
+	p->daddr = *addr;
 	p->dport = port;
 	return nat_rewrite(skb, p->proto, &n);
 }
 
-static __always_inline int nat_source(struct __sk_buff *skb, struct packet *p, __be32 addr,
-				      __be16 port)
+static __always_inline int nat_source(struct __sk_buff *skb, struct packet *p,
+				      const struct cm_addr *addr, __be16 port)
 {
 	const struct nat n = {
 		.addr_off = IP_SADDR_OFF,
 		.port_off = L4_SPORT_OFF,
-		.old_addr = p->saddr,
-		.new_addr = addr,
+		.old_addr = p->saddr.word[3],
+		.new_addr = addr->word[3],
 		.old_port = p->sport,
 		.new_port = port,
 	};
 
-	p->saddr = addr;
+	p->saddr = *addr;
 	p->sport = port;
 	return nat_rewrite(skb, p->proto, &n);
 }

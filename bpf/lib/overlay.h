@@ -9,7 +9,7 @@
 /* The VNI is believed as far as the sending node may speak for it. 0 or a reason. */
 static __always_inline int believe(const struct hook *hook, __u32 *identity)
 {
-	struct cm_node *node = node_lookup(hook->remote);
+	struct cm_node *node = node_lookup(&hook->remote);
 
 	if (!node)
 		return CM_R_UNKNOWN_NODE;
@@ -38,22 +38,22 @@ static __always_inline enum cm_reason overlay(struct __sk_buff *skb, const struc
 	err = parse_packet(skb, &p);
 	if (err)
 		return err == CM_R_ARP ? CM_R_NOT_IPV4 : err;
-	if (is_own_pod_cidr(p.saddr) || is_own_host(p.saddr))
+	if (is_own_pod_cidr(&p.saddr) || is_own_host(&p.saddr))
 		return CM_R_SPOOFED_SOURCE;
 
 	/* A new pod's first packet may be faster than its ipcache row. */
-	source = ipcache_lookup(p.saddr);
+	source = ipcache_lookup(&p.saddr);
 	if (!source || source->identity != d->identity)
 		count(CM_R_IPCACHE_MISMATCH, CM_DIR_OVERLAY, skb->len);
 
-	dst = endpoint_lookup(p.daddr);
+	dst = endpoint_lookup(&p.daddr);
 	if (!dst) {
-		if (is_own_host(p.daddr))
+		if (is_own_host(&p.daddr))
 			return to_stack(d, CM_R_TO_STACK);
-		if (!is_own_pod_cidr(p.daddr))
+		if (!is_own_pod_cidr(&p.daddr))
 			return CM_R_NOT_FOR_US;
 		err = answer_unreachable(skb, &p, ICMP_HOST_UNREACH);
-		return err ? err : to_tunnel(d, hook->remote, CM_IDENTITY_HOST, CM_R_NO_ENDPOINT);
+		return err ? err : to_tunnel(d, &hook->remote, CM_IDENTITY_HOST, CM_R_NO_ENDPOINT);
 	}
 
 	if (unlikely(p.fragment))
@@ -61,10 +61,10 @@ static __always_inline enum cm_reason overlay(struct __sk_buff *skb, const struc
 	else if (unlikely(is_icmp_error(&p)))
 		err = unnat_quote(skb);
 	else
-		flow = ct_track(&p, &none, 0, 0, d->identity, skb->len);
+		flow = ct_track(&p, &none, &none.addr, 0, d->identity, skb->len);
 	if (flow && flow->service_id) {
 		count(CM_R_REPLY_TRANSLATED, CM_DIR_OVERLAY, skb->len);
-		err = nat_source(skb, &p, flow->nat_addr, flow->nat_port);
+		err = nat_source(skb, &p, &flow->nat_addr, flow->nat_port);
 	}
 	if (err)
 		return err;

@@ -30,8 +30,8 @@
 #define TCP_ACK 0x10
 
 struct packet {
-	__be32 saddr;
-	__be32 daddr;
+	struct cm_addr saddr;
+	struct cm_addr daddr;
 	__be16 sport; /* ICMP echo request: identifier */
 	__be16 dport; /* ICMP echo reply: identifier */
 	__u16 ip_len;
@@ -155,8 +155,8 @@ static __always_inline int parse_packet(struct __sk_buff *skb, struct packet *p)
 	if (ip_len && (ip_len < sizeof(*ip) || ip_len > skb->len - IP_OFF))
 		return CM_R_BAD_HEADER;
 
-	p->saddr = ip->saddr;
-	p->daddr = ip->daddr;
+	p->saddr = addr_v4(ip->saddr);
+	p->daddr = addr_v4(ip->daddr);
 	p->proto = ip->protocol;
 	p->ip_len = ip_len;
 	if (unlikely(ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))) {

@@ -29,7 +29,7 @@ static __always_inline int ct_backend_holds(const struct cm_ct_entry *e, const s
 	 */
 	if (p->proto == IPPROTO_TCP && !opens_connection(p))
 		return 1;
-	return e->state != CM_CT_CLOSING && lb_backend_is(e->backend_id, e->nat_addr, e->nat_port);
+	return e->state != CM_CT_CLOSING && lb_backend_is(e->backend_id, &e->nat_addr, e->nat_port);
 }
 
 /*
@@ -46,7 +46,7 @@ static __always_inline int balance(struct __sk_buff *skb, struct packet *p, __u3
 
 	if (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP)
 		return 0;
-	service = service_lookup(p->daddr, p->dport, p->proto);
+	service = service_lookup(&p->daddr, p->dport, p->proto);
 	if (likely(!service))
 		return 0;
 	if (!service->count)
@@ -60,19 +60,19 @@ static __always_inline int balance(struct __sk_buff *skb, struct packet *p, __u3
 		lb->port = e->nat_port;
 		ct_see(e, p, 0, skb->len);
 	} else {
-		err = lb_select(service, p->daddr, p->dport, p->proto, lb);
+		err = lb_select(service, &p->daddr, p->dport, p->proto, lb);
 		if (err)
 			return err;
-		ct_create(&key, p, lb, lb->addr, lb->port, identity, skb->len);
+		ct_create(&key, p, lb, &lb->addr, lb->port, identity, skb->len);
 	}
 	count(CM_R_SERVICE_TRANSLATED, CM_DIR_FROM_POD, skb->len);
-	return nat_destination(skb, p, lb->addr, lb->port);
+	return nat_destination(skb, p, &lb->addr, lb->port);
 }
 
 /* Load balancing one way, the service's address back on replies the other way, and conntrack. */
 static __always_inline int translate(struct __sk_buff *skb, struct packet *p, struct cm_decision *d)
 {
-	__be32 service_addr = p->daddr;
+	struct cm_addr service_addr = p->daddr;
 	__be16 service_port = p->dport;
 	struct lb_backend lb = {};
 	struct cm_ct_entry *flow;
@@ -90,18 +90,18 @@ static __always_inline int translate(struct __sk_buff *skb, struct packet *p, st
 		return err;
 	d->service_id = lb.service_id;
 	d->backend_id = lb.backend_id;
-	flow = ct_track(p, &lb, service_addr, service_port, d->identity, skb->len);
+	flow = ct_track(p, &lb, &service_addr, service_port, d->identity, skb->len);
 	if (likely(!flow || !flow->service_id))
 		return 0;
 	count(CM_R_REPLY_TRANSLATED, CM_DIR_FROM_POD, skb->len);
-	return nat_source(skb, p, flow->nat_addr, flow->nat_port);
+	return nat_source(skb, p, &flow->nat_addr, flow->nat_port);
 }
 
 /* Where to, from a pod of this node. */
 static __always_inline enum cm_reason forward(struct __sk_buff *skb, const struct packet *p,
 					      struct cm_decision *d, const struct cm_endpoint *src)
 {
-	struct cm_endpoint *dst = endpoint_lookup(p->daddr);
+	struct cm_endpoint *dst = endpoint_lookup(&p->daddr);
 	struct cm_remote *remote;
 	int err;
 
@@ -110,15 +110,15 @@ static __always_inline enum cm_reason forward(struct __sk_buff *skb, const struc
 			return CM_R_HAIRPIN;
 		return to_endpoint(skb, d, dst, CM_R_TO_ENDPOINT);
 	}
-	if (is_own_host(p->daddr))
+	if (is_own_host(&p->daddr))
 		return to_stack(d, CM_R_TO_STACK);
-	if (is_own_pod_cidr(p->daddr)) {
+	if (is_own_pod_cidr(&p->daddr)) {
 		err = answer_unreachable(skb, p, ICMP_HOST_UNREACH);
 		return err ? err : to_endpoint(skb, d, src, CM_R_NO_ENDPOINT);
 	}
-	remote = ipcache_lookup(p->daddr);
-	if (remote && remote->tunnel && remote->tunnel != cm_settings.node_ip)
-		return to_tunnel(d, remote->tunnel, d->identity, CM_R_TO_TUNNEL);
+	remote = ipcache_lookup(&p->daddr);
+	if (remote && !addr_is_none(&remote->tunnel) && !is_own_host(&remote->tunnel))
+		return to_tunnel(d, &remote->tunnel, d->identity, CM_R_TO_TUNNEL);
 	return to_stack(d, CM_R_TO_STACK);
 }
 
@@ -135,7 +135,7 @@ static __always_inline enum cm_reason from_pod(struct __sk_buff *skb, const stru
 	if (err)
 		return err;
 
-	src = endpoint_lookup(p.saddr);
+	src = endpoint_lookup(&p.saddr);
 	if (!src || src->ifindex != hook->ifindex)
 		return CM_R_SPOOFED_SOURCE;
 	d->identity = src->identity;
@@ -167,16 +167,16 @@ static __always_inline enum cm_reason to_pod(struct __sk_buff *skb, struct cm_de
 		return err ? err : to_stack(d, CM_R_FROM_STACK);
 	}
 
-	if (is_own_host(p.saddr)) {
+	if (is_own_host(&p.saddr)) {
 		d->identity = CM_IDENTITY_HOST;
 	} else {
-		remote = ipcache_lookup(p.saddr);
+		remote = ipcache_lookup(&p.saddr);
 		d->identity = remote ? remote->identity : CM_IDENTITY_WORLD;
 	}
-	flow = ct_track(&p, &none, 0, 0, d->identity, skb->len);
+	flow = ct_track(&p, &none, &none.addr, 0, d->identity, skb->len);
 	if (flow && flow->service_id) {
 		count(CM_R_REPLY_TRANSLATED, CM_DIR_TO_POD, skb->len);
-		err = nat_source(skb, &p, flow->nat_addr, flow->nat_port);
+		err = nat_source(skb, &p, &flow->nat_addr, flow->nat_port);
 		if (err)
 			return err;
 	}

@@ -38,36 +38,62 @@ struct {
 	__type(value, struct cm_node);
 } cm_nodes SEC(".maps");
 
-static __always_inline struct cm_remote *ipcache_lookup(__be32 addr)
+static __always_inline struct cm_remote *ipcache_lookup(const struct cm_addr *addr)
 {
-	struct cm_prefix key = { .prefix_len = CM_LPM_BASE + 32, .net = addr_v4(addr) };
-	struct cm_remote *host = bpf_map_lookup_elem(&cm_ipcache, &key.net);
+	struct cm_prefix key = { .prefix_len = 8 * sizeof(key.net), .net = *addr };
+	struct cm_remote *host = bpf_map_lookup_elem(&cm_ipcache, addr);
 
 	return host ? host : bpf_map_lookup_elem(&cm_ipcache_lpm, &key);
 }
 
-static __always_inline struct cm_endpoint *endpoint_lookup(__be32 addr)
+static __always_inline struct cm_endpoint *endpoint_lookup(const struct cm_addr *addr)
 {
-	struct cm_addr key = addr_v4(addr);
-
-	return bpf_map_lookup_elem(&cm_endpoints, &key);
+	return bpf_map_lookup_elem(&cm_endpoints, addr);
 }
 
-static __always_inline struct cm_node *node_lookup(__be32 addr)
+static __always_inline struct cm_node *node_lookup(const struct cm_addr *addr)
 {
-	struct cm_addr key = addr_v4(addr);
-
-	return bpf_map_lookup_elem(&cm_nodes, &key);
+	return bpf_map_lookup_elem(&cm_nodes, addr);
 }
 
-static __always_inline int is_own_host(__be32 addr)
+static __always_inline int is_setting(const volatile struct cm_addr *setting,
+				      const struct cm_addr *addr)
 {
-	return addr == cm_settings.node_ip || addr == cm_settings.gateway_ip;
+	return setting->word[0] == addr->word[0] && setting->word[1] == addr->word[1] &&
+	       setting->word[2] == addr->word[2] && setting->word[3] == addr->word[3];
 }
 
-static __always_inline int is_own_pod_cidr(__be32 addr)
+static __always_inline struct cm_addr setting(const volatile struct cm_addr *setting)
 {
-	return (addr & cm_settings.pod_mask) == cm_settings.pod_net;
+	struct cm_addr a = { .word = { setting->word[0], setting->word[1], setting->word[2],
+				       setting->word[3] } };
+
+	return a;
+}
+
+/* Settings that are none equal no packet's source or destination. */
+static __always_inline int is_own_host(const struct cm_addr *addr)
+{
+	return is_setting(&cm_settings.ipv4.node_ip, addr) ||
+	       is_setting(&cm_settings.ipv4.gateway_ip, addr) ||
+	       is_setting(&cm_settings.ipv6.node_ip, addr) ||
+	       is_setting(&cm_settings.ipv6.gateway_ip, addr);
+}
+
+static __always_inline int is_in(const volatile struct cm_addr *net,
+				 const volatile struct cm_addr *mask, const struct cm_addr *addr)
+{
+	/* without a prefix of this family the mask is none */
+	return mask->word[0] && (addr->word[0] & mask->word[0]) == net->word[0] &&
+	       (addr->word[1] & mask->word[1]) == net->word[1] &&
+	       (addr->word[2] & mask->word[2]) == net->word[2] &&
+	       (addr->word[3] & mask->word[3]) == net->word[3];
+}
+
+static __always_inline int is_own_pod_cidr(const struct cm_addr *addr)
+{
+	return is_in(&cm_settings.ipv4.pod_net, &cm_settings.ipv4.pod_mask, addr) ||
+	       is_in(&cm_settings.ipv6.pod_net, &cm_settings.ipv6.pod_mask, addr);
 }
 
 #endif /* CM_TABLES_H */

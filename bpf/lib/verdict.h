@@ -21,9 +21,9 @@
 
 struct hook {
 	__u32 ifindex;
-	__u32 vni;     /* overlay: the sender's identity, as the tunnel says */
-	__be32 remote; /* overlay: the node that encapsulated */
+	__u32 vni; /* overlay: the sender's identity, as the tunnel says */
 	__u32 record;
+	struct cm_addr remote; /* overlay: the node that encapsulated */
 };
 
 struct {
@@ -39,12 +39,12 @@ static __always_inline enum cm_reason to_stack(struct cm_decision *d, enum cm_re
 	return why;
 }
 
-static __always_inline enum cm_reason to_tunnel(struct cm_decision *d, __be32 node, __u32 identity,
-						enum cm_reason why)
+static __always_inline enum cm_reason to_tunnel(struct cm_decision *d, const struct cm_addr *node,
+						__u32 identity, enum cm_reason why)
 {
 	d->action = CM_ACT_TUNNEL;
 	d->target = cm_settings.vxlan_ifindex;
-	d->remote = node;
+	d->remote = *node;
 	d->vni = identity & CM_IDENTITY_MASK;
 	return why;
 }
@@ -65,7 +65,7 @@ static __always_inline int encapsulate(struct __sk_buff *skb, const struct cm_de
 {
 	struct bpf_tunnel_key key = {
 		.tunnel_id = d->vni,
-		.remote_ipv4 = bpf_ntohl(d->remote),
+		.remote_ipv4 = bpf_ntohl(d->remote.word[3]),
 		.tunnel_ttl = TUNNEL_TTL,
 	};
 

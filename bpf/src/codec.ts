@@ -1,3 +1,5 @@
+import { MeshError, readIpAddress, writeIpAddress } from '@clustermesh/contract';
+
 /** How one C struct (or scalar) lies in memory. Implementations are generated: see generated/layout.ts. */
 export interface Codec<T> {
   readonly name: string;
@@ -17,6 +19,17 @@ export interface MapLayout<K, V> {
   /** Changes whenever the meaning of the bytes changes: member names, types, order, map type. */
   readonly fingerprint: string;
 }
+
+/** `struct cm_addr`: an address as text, '::' for none. What is no address throws. */
+export const cmAddr: Codec<string> = {
+  name: 'cm_addr',
+  size: 16,
+  encode(value, into = Buffer.alloc(16), at = 0) {
+    if (writeIpAddress(value, into, at)) return into;
+    throw new MeshError({ code: 'invalid-argument', message: `programming the address '${value}': not an IP address` });
+  },
+  decode: (from, at = 0) => readIpAddress(from, at),
+};
 
 export const u32: Codec<number> = {
   name: '__u32',

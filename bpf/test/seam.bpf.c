@@ -11,7 +11,7 @@ static __always_inline struct hook made_up_hook(const struct __sk_buff *skb)
 {
 	struct hook hook = {
 		.vni = skb->cb[0],
-		.remote = skb->cb[1],
+		.remote = addr_v4(skb->cb[1]),
 		.ifindex = skb->cb[2],
 		.record = 1,
 	};

@@ -3,6 +3,7 @@ import { isIP, isIPv4 } from 'node:net';
 import { describe, it } from 'node:test';
 import fc from 'fast-check';
 import {
+  canonicalIp,
   ipv4Contains,
   ipv4RangesOverlap,
   ipv4ToNumber,
@@ -12,6 +13,8 @@ import {
   maskToBase64,
   numberToIpv4,
   parseCidr,
+  readIpAddress,
+  writeIpAddress,
 } from './net.ts';
 
 describe('addresses', () => {
@@ -35,6 +38,36 @@ describe('addresses', () => {
       }),
       { numRuns: 2_000 },
     );
+  });
+
+  it('go to 16 bytes and back, in one form', () => {
+    const groups = fc.array(fc.oneof(fc.constant(0), fc.nat(0xffff)), { minLength: 8, maxLength: 8 });
+    fc.assert(
+      fc.property(groups, fc.boolean(), (parts, upper) => {
+        const text = parts.map((part) => part.toString(16).padStart(4, '0')).join(':');
+        const bytes = Buffer.alloc(18, 0xaa);
+        assert.ok(writeIpAddress(upper ? text.toUpperCase() : text, bytes, 1));
+        assert.equal(bytes.toString('hex'), `aa${text.replaceAll(':', '')}aa`);
+        const short = readIpAddress(bytes, 1);
+        // WHATWG URLs serialize IPv6 the same way, but for v4-mapped ones.
+        if (!isIPv4(short)) assert.equal(`[${short}]`, new URL(`http://[${text}]`).hostname);
+        assert.equal(canonicalIp(text), short);
+        assert.equal(canonicalIp(short), short);
+      }),
+      { numRuns: 2_000 },
+    );
+    const forms: [string, string | undefined][] = [
+      ['10.1.2.3', '10.1.2.3'],
+      ['::ffff:10.1.2.3', '10.1.2.3'],
+      ['64:ff9b::10.1.2.3', '64:ff9b::a01:203'],
+      ['::', '::'],
+      ['FD00:0:0:1:0:0:0:1', 'fd00:0:0:1::1'],
+      ['fd00::1:0:0:1', 'fd00::1:0:0:1'],
+      ['1:0:2:3:4:5:6:7', '1:0:2:3:4:5:6:7'],
+      ['fe80::1%eth0', undefined],
+      ['10.1.2', undefined],
+    ];
+    for (const [text, form] of forms) assert.equal(canonicalIp(text), form, text);
   });
 
   it('are inside a CIDR up to its last one', () => {

@@ -1,4 +1,4 @@
-/** IP text forms. Pure; IPv6 parsing is node:net's job at the edges, here only what the codecs need. */
+/** IP addresses as text and as 16 bytes (IPv4 as ::ffff:a.b.c.d). Pure; whether a text is IPv6 is for node:net to say. */
 import { isIP } from 'node:net';
 
 export function isIpAddress(text: string): boolean {
@@ -42,6 +42,61 @@ export function ipv4ToNumber(text: string): number {
 
 export function numberToIpv4(value: number): string {
   return `${value >>> 24}.${(value >>> 16) & 255}.${(value >>> 8) & 255}.${value & 255}`;
+}
+
+/**
+ * Writes the 16 bytes of an address at `at`, IPv4 as v4-mapped (RFC 4291, 2.5.5.2). False, and nothing written, for what is no
+ * address; one with a zone (`fe80::1%eth0`) is none without its interface.
+ */
+export function writeIpAddress(text: string, into: Uint8Array, at = 0): boolean {
+  const ipv4 = scanIpv4(text);
+  if (ipv4 >= 0) {
+    into.fill(0, at, at + 10).fill(0xff, at + 10, at + 12);
+    for (let i = 0; i < 4; i++) into[at + 12 + i] = ipv4 >>> (24 - 8 * i);
+    return true;
+  }
+  if (isIP(text) !== 6 || text.includes('%')) return false;
+  const [head = '', tail] = text.split('::');
+  const front = groupsOf(head);
+  const back = groupsOf(tail ?? '');
+  into.fill(0, at, at + 16);
+  front.forEach((group, i) => void into.set([group >> 8, group & 255], at + 2 * i));
+  back.forEach((group, i) => void into.set([group >> 8, group & 255], at + 16 - 2 * (back.length - i)));
+  return true;
+}
+
+/** The 16-bit groups of one side of the '::'; the last may be dotted IPv4. */
+function groupsOf(side: string): number[] {
+  if (side === '') return [];
+  return side.split(':').flatMap((group) => {
+    const ipv4 = scanIpv4(group);
+    return ipv4 >= 0 ? [ipv4 >>> 16, ipv4 & 0xffff] : [Number.parseInt(group, 16)];
+  });
+}
+
+/** The text of 16 bytes: dotted for v4-mapped ones, else in the one form of RFC 5952. */
+export function readIpAddress(from: Uint8Array, at = 0): string {
+  const groups = Array.from({ length: 8 }, (_, i) => ((from[at + 2 * i] ?? 0) << 8) | (from[at + 2 * i + 1] ?? 0));
+  if (groups[5] === 0xffff && groups.slice(0, 5).every((group) => group === 0)) {
+    return `${from[at + 12]}.${from[at + 13]}.${from[at + 14]}.${from[at + 15]}`;
+  }
+  // The longest run of at least two zeros gives way to '::', the first of equals.
+  let run = { start: 0, length: 1 };
+  for (let i = 0; i < 8; i++) {
+    let end = i;
+    while (end < 8 && groups[end] === 0) end++;
+    if (end - i > run.length) run = { start: i, length: end - i };
+  }
+  const text = (part: number[]) => part.map((group) => group.toString(16)).join(':');
+  if (run.length < 2) return text(groups);
+  return `${text(groups.slice(0, run.start))}::${text(groups.slice(run.start + run.length))}`;
+}
+
+/** The one form in which two texts of the same address are equal; undefined for what is no address. */
+export function canonicalIp(text: string): string | undefined {
+  if (isIpv4(text)) return text;
+  const bytes = new Uint8Array(16);
+  return writeIpAddress(text, bytes) ? readIpAddress(bytes) : undefined;
 }
 
 export interface Cidr {

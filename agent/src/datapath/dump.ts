@@ -1,9 +1,9 @@
 /** Counters and flows for people to look at: plain JSON values. */
 import { CmCtKind, CmCtState, CmDirection, CmReason, cmCount } from '@clustermesh/bpf';
-import { numberToIpv4 } from '@clustermesh/contract';
+import { isIpv4 } from '@clustermesh/contract';
 import * as libbpf from './libbpf.ts';
 import type { TypedMaps } from './loader.ts';
-import { fromProtocol } from './rows.ts';
+import { fromProtocol, NO_ADDRESS } from './rows.ts';
 
 /** CmReason.TO_STACK reads as 'to-stack'. */
 function namesOf(constants: Record<string, number>): Map<number, string> {
@@ -54,18 +54,20 @@ export function dumpDrops(maps: TypedMaps): Counter[] {
   return counters;
 }
 
+const endOf = (ip: string, port: number): string => (isIpv4(ip) ? `${ip}:${port}` : `[${ip}]:${port}`);
+
 export async function dumpCt(maps: TypedMaps): Promise<object[]> {
   const nowNs = process.hrtime.bigint(); // CLOCK_MONOTONIC, as bpf_ktime_get_ns()
   return (await maps.cm_ct.entries()).map(([key, e]) => ({
     kind: kinds.get(key.kind) ?? String(key.kind),
     protocol: fromProtocol(key.proto),
-    source: `${numberToIpv4(key.saddr)}:${key.sport}`,
-    destination: `${numberToIpv4(key.daddr)}:${key.dport}`,
+    source: endOf(key.saddr, key.sport),
+    destination: endOf(key.daddr, key.dport),
     state: states.get(e.state) ?? String(e.state),
     sourceIdentity: e.sourceIdentity,
     serviceId: e.serviceId,
     backendId: e.backendId,
-    translated: e.natAddr === 0 ? null : `${numberToIpv4(e.natAddr)}:${e.natPort}`,
+    translated: e.natAddr === NO_ADDRESS ? null : endOf(e.natAddr, e.natPort),
     txPackets: Number(e.txPackets),
     txBytes: Number(e.txBytes),
     rxPackets: Number(e.rxPackets),

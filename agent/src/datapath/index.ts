@@ -15,7 +15,7 @@ import { dumpCt, dumpDrops } from './dump.ts';
 import * as libbpf from './libbpf.ts';
 import { ensureVxlan, interfaceIndex } from './links.ts';
 import { loadPrograms } from './loader.ts';
-import { maskOf, toIpv4, toPrefix } from './rows.ts';
+import { toCidr, toFamily } from './rows.ts';
 import { openServices } from './services.ts';
 import { endpointTable, ipcacheTable, nodeTable } from './tables.ts';
 import type { Datapath, DatapathConfig, DumpName, EndpointRow } from './types.ts';
@@ -42,7 +42,7 @@ function check(config: DatapathConfig): void {
       hint: `mount -t bpf bpf ${config.bpffs}`,
     });
   }
-  const cidr = toPrefix(config.podCidr);
+  const cidr = toCidr(config.podCidr);
   if (!ipv4Contains(cidr, config.gatewayIp)) {
     throw new MeshError({
       code: 'invalid-config',
@@ -54,17 +54,14 @@ function check(config: DatapathConfig): void {
 export async function openDatapath(config: DatapathConfig, { log }: { log: Log }): Promise<Datapath> {
   check(config);
   const pinDir = pinDirOf(config);
-  const pods = toPrefix(config.podCidr);
   const vxlanIfindex = await ensureVxlan(config.vxlanDevice);
   const loaded = loadPrograms({
     objects: ['sock', 'pod', 'overlay'],
     pinDir,
     mapSizes: config.mapSizes,
     settings: {
-      nodeIp: toIpv4(config.nodeIp),
-      gatewayIp: toIpv4(config.gatewayIp),
-      podNet: (toIpv4(pods.ip) & maskOf(pods.length)) >>> 0,
-      podMask: maskOf(pods.length),
+      ipv4: toFamily(config),
+      ipv6: toFamily(),
       vxlanIfindex,
       identityShift: config.identityShift,
     },

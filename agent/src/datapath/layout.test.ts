@@ -1,12 +1,12 @@
 /** The generated codecs against the kernel's own view: rows written by a codec, read by bpftool through the map's BTF. */
 import assert from 'node:assert/strict';
 import { after, before, it } from 'node:test';
-import { maps as layouts, type MapName } from '@clustermesh/bpf';
-import { ipv4ToNumber } from '@clustermesh/contract';
+import { cmAddr, maps as layouts, type MapName } from '@clustermesh/bpf';
 import type { BpfMap } from './bpf-map.ts';
 import { dumpDrops } from './dump.ts';
 import * as libbpf from './libbpf.ts';
 import { type Loaded, loadPrograms } from './loader.ts';
+import { toFamily } from './rows.ts';
 import { openSandbox, type Sandbox, sh } from './testing/sandbox.ts';
 
 let sandbox: Sandbox;
@@ -16,7 +16,7 @@ let pinDir: string;
 before(async () => {
   sandbox = await openSandbox();
   pinDir = `${sandbox.bpffs}/layout`;
-  const settings = { nodeIp: 0, gatewayIp: 0, podNet: 0, podMask: 0, vxlanIfindex: 1, identityShift: 16 };
+  const settings = { ipv4: toFamily(), ipv6: toFamily(), vxlanIfindex: 1, identityShift: 16 };
   loaded = loadPrograms({ objects: ['sock', 'pod', 'overlay'], pinDir, settings });
 });
 
@@ -26,18 +26,20 @@ after(async () => {
 });
 
 /** What a host-order reader like bpftool makes of bytes in network order. */
-const be32 = (ip: string): number => Buffer.from(ip.split('.').map(Number)).readUInt32LE();
+const wordsOf = (ip: string): { word: number[] } => {
+  const bytes = cmAddr.encode(ip);
+  return { word: [0, 4, 8, 12].map((at) => bytes.readUInt32LE(at)) };
+};
 const be16 = (port: number): number => ((port & 0xff) << 8) | (port >> 8);
 
-const ip = ipv4ToNumber;
-const addr = { clusterId: 0x0102, family: 4, addr: [ip('10.1.2.3'), 1, 2, 3] };
-const addrSeen = { cluster_id: 0x0102, family: 4, pad: 0, addr: [be32('10.1.2.3'), 1 << 24, 2 << 24, 3 << 24] };
-const remote = { identity: 0x01020304, tunnel: ip('172.31.2.11'), clusterId: 511, encryptKey: 3, flags: 4 };
-const remoteSeen = { identity: 0x01020304, tunnel: be32('172.31.2.11'), cluster_id: 511, encrypt_key: 3, flags: 4 };
+const addr = 'fd00:1:2:3:4:5:6:7';
+const addrSeen = { word: [0x010000fd, 0x03000200, 0x05000400, 0x07000600] };
+const remote = { identity: 0x01020304, tunnel: '172.31.2.11', clusterId: 511, encryptKey: 3, flags: 4 };
+const remoteSeen = { identity: 0x01020304, tunnel: wordsOf('172.31.2.11'), cluster_id: 511, encrypt_key: 3, flags: 4 };
 
 const rows: [MapName, unknown, unknown, object | number, object | number][] = [
   ['cm_ipcache', addr, remote, addrSeen, remoteSeen],
-  ['cm_ipcache_lpm', { prefixLen: 64, net: addr }, remote, { prefix_len: 64, net: addrSeen }, remoteSeen],
+  ['cm_ipcache_lpm', { prefixLen: 128, net: addr }, remote, { prefix_len: 128, net: addrSeen }, remoteSeen],
   [
     'cm_endpoints',
     addr,
@@ -54,29 +56,29 @@ const rows: [MapName, unknown, unknown, object | number, object | number][] = [
   ['cm_nodes', addr, { nodeId: 70000, clusterId: 300 }, addrSeen, { node_id: 70000, cluster_id: 300, pad: 0 }],
   [
     'cm_services',
-    { addr: ip('10.96.0.10'), port: 8080, proto: 6, scope: 1 },
+    { addr: '10.96.0.10', port: 8080, proto: 6, scope: 1 },
     { id: 1, generation: 2, count: 3, flags: 4 },
-    { addr: be32('10.96.0.10'), port: be16(8080), proto: 6, scope: 1 },
+    { addr: wordsOf('10.96.0.10'), port: be16(8080), proto: 6, scope: 1 },
     { id: 1, generation: 2, count: 3, flags: 4 },
   ],
   ['cm_slots', { serviceId: 1, generation: 2, slot: 3 }, 70000, { service_id: 1, generation: 2, slot: 3 }, 70000],
   [
     'cm_backends',
     70000,
-    { addr: ip('10.1.2.3'), port: 8080, clusterId: 300, proto: 17, state: 1 },
+    { addr: '10.1.2.3', port: 8080, clusterId: 300, proto: 17, state: 1 },
     70000,
-    { addr: be32('10.1.2.3'), port: be16(8080), cluster_id: 300, proto: 17, state: 1, pad: 0 },
+    { addr: wordsOf('10.1.2.3'), port: be16(8080), cluster_id: 300, proto: 17, state: 1, pad: 0 },
   ],
   [
     'cm_sock_rev',
-    { cookie: 0x1_0000_0001n, addr: ip('10.1.2.3'), port: 8080 },
-    { addr: ip('10.96.0.10'), port: 80 },
-    { cookie: 0x1_0000_0001, addr: be32('10.1.2.3'), port: be16(8080), pad: 0 },
-    { addr: be32('10.96.0.10'), port: be16(80), pad: 0 },
+    { cookie: 0x1_0000_0001n, addr: '10.1.2.3', port: 8080 },
+    { addr: '10.96.0.10', port: 80 },
+    { cookie: 0x1_0000_0001, addr: wordsOf('10.1.2.3'), port: be16(8080), pad0: 0, pad1: 0 },
+    { addr: wordsOf('10.96.0.10'), port: be16(80), pad: 0 },
   ],
   [
     'cm_ct',
-    { saddr: ip('10.1.2.3'), daddr: ip('10.1.2.4'), sport: 4000, dport: 80, proto: 6, kind: 1 },
+    { saddr: '10.1.2.3', daddr: '10.1.2.4', sport: 4000, dport: 80, proto: 6, kind: 1 },
     {
       lastSeenNs: 1n,
       txPackets: 2n,
@@ -86,13 +88,13 @@ const rows: [MapName, unknown, unknown, object | number, object | number][] = [
       sourceIdentity: 6,
       serviceId: 7,
       backendId: 8,
-      natAddr: ip('10.96.0.10'),
+      natAddr: '10.96.0.10',
       natPort: 8080,
       state: 2,
     },
     {
-      saddr: be32('10.1.2.3'),
-      daddr: be32('10.1.2.4'),
+      saddr: wordsOf('10.1.2.3'),
+      daddr: wordsOf('10.1.2.4'),
       sport: be16(4000),
       dport: be16(80),
       proto: 6,
@@ -108,11 +110,10 @@ const rows: [MapName, unknown, unknown, object | number, object | number][] = [
       source_identity: 6,
       service_id: 7,
       backend_id: 8,
-      nat_addr: be32('10.96.0.10'),
+      nat_addr: wordsOf('10.96.0.10'),
       nat_port: be16(8080),
       state: 'CM_CT_CLOSING',
-      pad0: 0,
-      pad1: 0,
+      pad: 0,
     },
   ],
 ];

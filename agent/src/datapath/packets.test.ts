@@ -14,7 +14,7 @@ import { ipv4ToNumber } from '@clustermesh/contract';
 import { dumpCt, dumpDrops } from './dump.ts';
 import * as libbpf from './libbpf.ts';
 import { type Loaded, loadPrograms } from './loader.ts';
-import { toAddr, toMac } from './rows.ts';
+import { toFamily, toMac } from './rows.ts';
 import { openServices, type ServiceTable } from './services.ts';
 import { ipcacheTable, nodeTable } from './tables.ts';
 import { build, type Frame, quoteOf, type ReadFrame, read } from './testing/frames.ts';
@@ -113,10 +113,8 @@ before(async () => {
     objects: ['seam'],
     pinDir: `${sandbox.bpffs}/packets`,
     settings: {
-      nodeIp: ipv4ToNumber(NODE),
-      gatewayIp: ipv4ToNumber(GATEWAY),
-      podNet: ipv4ToNumber('10.1.1.0'),
-      podMask: 0xffffff00,
+      ipv4: toFamily({ nodeIp: NODE, gatewayIp: GATEWAY, podCidr: '10.1.1.0/24' }),
+      ipv6: toFamily(),
       vxlanIfindex: VXLAN,
       identityShift: 16,
     },
@@ -125,7 +123,7 @@ before(async () => {
   services = await openServices(maps);
   await maps.cm_endpoints.update(
     [A, B].map((pod, i) => [
-      toAddr(pod.ip),
+      pod.ip,
       {
         ifindex: pod.ifindex,
         identity: pod.identity,
@@ -182,13 +180,13 @@ describe('what a pod sends', () => {
     const o = fromPod(udp(A.ip, 4000, C.ip, 53));
     assertOutcome(o, REDIRECT, 'TUNNEL', 'TO_TUNNEL');
     const { vni, remote, target, identity } = o.decision;
-    assert.deepEqual([vni, remote, target, identity], [A.identity, ipv4ToNumber(C.node), VXLAN, A.identity]);
+    assert.deepEqual([vni, remote, target, identity], [A.identity, C.node, VXLAN, A.identity]);
     assertFrame(o.out, { saddr: A.ip, daddr: C.ip, payload: 'question' });
   });
 
   it('goes where the longest prefix says, and where a host row says before any prefix', () => {
-    assert.equal(fromPod(udp(A.ip, 1, '10.3.4.5', 1)).decision.remote, ipv4ToNumber('172.31.2.12'));
-    assert.equal(fromPod(udp(A.ip, 1, '10.3.9.9', 1)).decision.remote, ipv4ToNumber(C.node));
+    assert.equal(fromPod(udp(A.ip, 1, '10.3.4.5', 1)).decision.remote, '172.31.2.12');
+    assert.equal(fromPod(udp(A.ip, 1, '10.3.9.9', 1)).decision.remote, C.node);
   });
 
   it('is left to the host for the node, the gateway and the rest of the world', () => {
@@ -350,7 +348,7 @@ describe('per-packet load balancing', () => {
   });
 
   it('goes nowhere on tables that do not fit together', async () => {
-    const key = { addr: ipv4ToNumber('10.96.0.77'), port: 80, proto: 6, scope: 0 };
+    const key = { addr: '10.96.0.77', port: 80, proto: 6, scope: 0 };
     await loaded.maps.cm_services.update([[key, { id: 999, generation: 999, count: 1, flags: 0 }]]);
     assertOutcome(fromPod(tcp(A.ip, 4000, '10.96.0.77', 80)), SHOT, 'DROP', 'STALE_TABLES');
     await loaded.maps.cm_services.remove([key]);
@@ -421,7 +419,7 @@ describe('what comes through the tunnel', () => {
   it('is answered "host unreachable" through the tunnel, as the host, for a pod that nobody has', () => {
     const o = overlay(tcp(C.ip, 4000, '10.1.1.99', 80));
     assertOutcome(o, REDIRECT, 'TUNNEL', 'NO_ENDPOINT');
-    assert.deepEqual([o.decision.vni, o.decision.remote], [1, ipv4ToNumber(C.node)]);
+    assert.deepEqual([o.decision.vni, o.decision.remote], [1, C.node]);
     const quote = { saddr: C.ip, daddr: '10.1.1.99', protocol: 6, sport: 4000, dport: 80 };
     assertFrame(o.out, { saddr: GATEWAY, daddr: C.ip, icmp: { type: 3, code: 1, id: 0, quote } });
   });

@@ -1,36 +1,85 @@
 /** Rows of the agent to rows of the kernel and back. Pure. */
-import type { CmAddr, CmEndpoint, CmRemote } from '@clustermesh/bpf';
-import { ipv4ToNumber, isIpv4, MeshError, numberToIpv4, parseCidr } from '@clustermesh/contract';
+import { type CmEndpoint, type CmFamily, type CmPrefix, type CmRemote, cmAddr } from '@clustermesh/bpf';
+import { type Cidr, canonicalIp, isIpv4, MeshError, parseCidr, readIpAddress } from '@clustermesh/contract';
 import type { Backend, Frontend, IpcacheRow, Protocol } from './types.ts';
 
-const FAMILY_IPV4 = 4;
-/** Bits of an LPM key that stand before the address (CM_LPM_BASE). */
-export const LPM_BASE = 32;
+/** How an address that there is none of stands in a map: 16 zeros. */
+export const NO_ADDRESS = '::';
 
-export function toIpv4(ip: string): number {
-  if (isIpv4(ip)) return ipv4ToNumber(ip);
-  throw new MeshError({ code: 'invalid-argument', message: `programming the address '${ip}': not an IPv4 address` });
+/**
+ * An address as maps have it. Only the one form of an address is taken: a row that was listed back in another would look like
+ * another row.
+ */
+export function toAddr(ip: string): string {
+  const form = canonicalIp(ip);
+  if (form === ip && ip !== NO_ADDRESS) return ip;
+  throw new MeshError({
+    code: 'invalid-argument',
+    message: `programming the address '${ip}': ${form === undefined || form === NO_ADDRESS ? 'not an IP address of a host' : `to be written ${form}`}`,
+  });
 }
 
-export const toAddr = (ip: string): CmAddr => ({ clusterId: 0, family: FAMILY_IPV4, addr: [toIpv4(ip)] });
-export const fromAddr = (key: CmAddr): string => numberToIpv4(key.addr[0] ?? 0);
+const bitsOf = (ip: string): 32 | 128 => (isIpv4(ip) ? 32 : 128);
 
-export interface Ipv4Prefix {
-  ip: string;
-  length: number;
-}
-
-export function toPrefix(text: string): Ipv4Prefix {
+export function toCidr(text: string): Cidr {
   const cidr = parseCidr(text);
-  if (cidr !== undefined && isIpv4(cidr.ip)) return cidr;
-  throw new MeshError({ code: 'invalid-argument', message: `programming the prefix '${text}': not an IPv4 prefix` });
+  if (cidr !== undefined && canonicalIp(cidr.ip) === cidr.ip) return cidr;
+  throw new MeshError({
+    code: 'invalid-argument',
+    message: `programming the prefix '${text}': not an IP prefix, or not in its canonical form`,
+  });
 }
 
-export const maskOf = (length: number): number => (length === 0 ? 0 : (0xffffffff << (32 - length)) >>> 0);
+export const isHost = (prefix: string): boolean => {
+  const { ip, length } = toCidr(prefix);
+  return length === bitsOf(ip);
+};
+
+export const hostPrefix = (ip: string): string => `${ip}/${bitsOf(ip)}`;
+
+/** Bits of an LPM key that stand before those of the family's own prefix (CM_IPV4_PREFIX). */
+const baseOf = (ip: string): number => 128 - bitsOf(ip);
+
+export function toPrefix(text: string): CmPrefix {
+  const { ip, length } = toCidr(text);
+  if (maskedBy(ip, length) !== ip) {
+    throw new MeshError({
+      code: 'invalid-argument',
+      message: `programming the prefix ${text}: bits are set behind its length`,
+    });
+  }
+  return { prefixLen: baseOf(ip) + length, net: ip };
+}
+
+/** A v4-mapped net shorter than 96 bits is an IPv6 prefix that ends before the IPv4 part begins: not of our making. */
+export const fromPrefix = ({ prefixLen, net }: CmPrefix): string => `${net}/${prefixLen - baseOf(net)}`;
+
+/** 16 bytes whose first bits are set: `length` of the family of `ip`, and all before them. */
+function maskOf(ip: string, length: number): Uint8Array {
+  const ones = baseOf(ip) + length;
+  return Uint8Array.from({ length: 16 }, (_, i) => 0xff00 >> Math.max(0, Math.min(8, ones - 8 * i)));
+}
+
+function maskedBy(ip: string, length: number): string {
+  const mask = maskOf(ip, length);
+  return readIpAddress(cmAddr.encode(ip).map((byte, i) => byte & mask[i]!));
+}
+
+/** What the programs know of this node in one family; absent: nothing. */
+export function toFamily(of?: { nodeIp?: string | undefined; gatewayIp: string; podCidr: string }): CmFamily {
+  if (of === undefined) return { nodeIp: NO_ADDRESS, gatewayIp: NO_ADDRESS, podNet: NO_ADDRESS, podMask: NO_ADDRESS };
+  const { ip, length } = toCidr(of.podCidr);
+  return {
+    nodeIp: of.nodeIp === undefined ? NO_ADDRESS : toAddr(of.nodeIp),
+    gatewayIp: toAddr(of.gatewayIp),
+    podNet: maskedBy(ip, length),
+    podMask: readIpAddress(maskOf(ip, length)),
+  };
+}
 
 export const toRemote = (row: IpcacheRow): CmRemote => ({
   identity: row.identity,
-  tunnel: row.tunnelEndpoint === null ? 0 : toIpv4(row.tunnelEndpoint),
+  tunnel: row.tunnelEndpoint === null ? NO_ADDRESS : toAddr(row.tunnelEndpoint),
   clusterId: row.clusterId,
   encryptKey: row.encryptKey,
   flags: 0,
@@ -40,7 +89,7 @@ export const fromRemote = (prefix: string, value: CmRemote): IpcacheRow => ({
   prefix,
   identity: value.identity,
   clusterId: value.clusterId,
-  tunnelEndpoint: value.tunnel === 0 ? null : numberToIpv4(value.tunnel),
+  tunnelEndpoint: value.tunnel === NO_ADDRESS ? null : value.tunnel,
   encryptKey: value.encryptKey,
 });
 
@@ -67,7 +116,7 @@ export const fromProtocol = (number: number): string =>
 export const backendKey = (b: Backend, protocol: string): string => `${b.clusterId}/${b.ip}:${b.port}/${protocol}`;
 
 export function checkFrontend(f: Frontend): void {
-  toIpv4(f.ip);
+  toAddr(f.ip);
   if (PROTOCOL_NUMBER[f.protocol] === undefined) {
     throw new MeshError({
       code: 'unsupported',

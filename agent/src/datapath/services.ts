@@ -13,9 +13,9 @@
  * behind our back are then seen by the update or remove that mends them.
  */
 import type { CmBackend, CmService, CmServiceKey, CmSlotKey } from '@clustermesh/bpf';
-import { MeshError, numberToIpv4 } from '@clustermesh/contract';
+import { MeshError } from '@clustermesh/contract';
 import type { BpfMap } from './bpf-map.ts';
-import { backendKey, checkFrontend, fromProtocol, toIpv4, toProtocol } from './rows.ts';
+import { backendKey, checkFrontend, fromProtocol, toAddr, toProtocol } from './rows.ts';
 import { serializer } from './serializer.ts';
 import {
   type Backend,
@@ -221,7 +221,7 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
     for (const [key, row] of new Map(rows.map((row) => [serviceKey(row.frontend), row]))) {
       try {
         checkFrontend(row.frontend);
-        for (const backend of row.backends) toIpv4(backend.ip);
+        for (const backend of row.backends) toAddr(backend.ip);
         const swap = plan(row, fresh);
         if (swap !== undefined) swaps.push(swap);
       } catch (error) {
@@ -320,21 +320,21 @@ const sameRow = (a: ServiceRow, b: ServiceRow): boolean =>
   a.backends.every((x, i) => backendKey(x, '') === backendKey(b.backends[i]!, ''));
 
 const toServiceKey = ({ ip, port, protocol }: Frontend): CmServiceKey => ({
-  addr: toIpv4(ip),
+  addr: toAddr(ip),
   port,
   proto: toProtocol(protocol),
   scope: 0,
 });
 
 const toBackend = ({ ip, port, clusterId }: Backend, protocol: Protocol): CmBackend => ({
-  addr: toIpv4(ip),
+  addr: toAddr(ip),
   port,
   clusterId,
   proto: toProtocol(protocol),
   state: 0,
 });
 
-const fromBackend = ({ addr, port, clusterId }: CmBackend): Backend => ({ ip: numberToIpv4(addr), port, clusterId });
+const fromBackend = ({ addr, port, clusterId }: CmBackend): Backend => ({ ip: addr, port, clusterId });
 
 /** Slots by set: backend id by slot number. */
 type Slots = Map<string, Map<number, number>>;
@@ -351,7 +351,7 @@ async function readServices(maps: ServiceMaps) {
   const byId = new Map<number, Programmed>();
   for (const [kernelKey, { id, generation, count, flags }] of await maps.cm_services.entries()) {
     const frontend = {
-      ip: numberToIpv4(kernelKey.addr),
+      ip: kernelKey.addr,
       port: kernelKey.port,
       protocol: fromProtocol(kernelKey.proto) as Protocol,
     };

@@ -10,13 +10,13 @@ import { isDeepStrictEqual } from 'node:util';
 import type { MeshError } from '@clustermesh/contract';
 import * as libbpf from './libbpf.ts';
 import { type Loaded, loadPrograms } from './loader.ts';
-import { toAddr, toIpv4, toMac } from './rows.ts';
+import { toAddr, toFamily, toMac } from './rows.ts';
 import { openServices, type ServiceTable } from './services.ts';
 import { ipcacheTable, nodeTable } from './tables.ts';
 import { openSandbox, type Sandbox, sh } from './testing/sandbox.ts';
 import { type IpcacheRow, type MapOps, type ServiceRow, serviceKey } from './types.ts';
 
-const settings = { nodeIp: 1, gatewayIp: 2, podNet: 3, podMask: 0xffffffff, vxlanIfindex: 1, identityShift: 16 };
+const settings = { ipv4: toFamily(), ipv6: toFamily(), vxlanIfindex: 1, identityShift: 16 };
 
 let sandbox: Sandbox;
 let pinDir: string;
@@ -77,6 +77,9 @@ describe('ipcache and nodes', () => {
     const ipcache = ipcacheOf(load());
     const rows = [
       host(5),
+      { ...host(6), prefix: 'fd00:2::6/128', tunnelEndpoint: 'fd31::2:11' },
+      { ...host(7), prefix: 'fd00:3::/48' },
+      { ...host(8), prefix: '::/0', identity: 2 },
       { ...host(0), prefix: '10.3.0.0/16', tunnelEndpoint: null },
       { ...host(0), prefix: '0.0.0.0/0', identity: 2, clusterId: 0 },
     ];
@@ -89,17 +92,17 @@ describe('ipcache and nodes', () => {
 
   it('a row that cannot be programmed gets the error, its neighbours are written', async () => {
     const loaded = load();
-    const results = await ipcacheOf(loaded).update([host(1), { ...host(2), prefix: 'fd00::1/128' }, host(3)]);
+    const results = await ipcacheOf(loaded).update([host(1), { ...host(2), prefix: 'fd00::01/128' }, host(3)]);
     assert.deepEqual(
       results.map((r) => [r.key, r.error?.code]),
       [
         ['10.2.0.1/32', undefined],
-        ['fd00::1/128', 'invalid-argument'],
+        ['fd00::01/128', 'invalid-argument'],
         ['10.2.0.3/32', undefined],
       ],
     );
     const [result] = await nodeTable(loaded.maps.cm_nodes).update([{ ip: 'nonsense', clusterId: 1, nodeId: 1 }]);
-    assert.match(result?.error?.message ?? '', /'nonsense': not an IPv4 address/);
+    assert.match(result?.error?.message ?? '', /'nonsense': not an IP address of a host/);
   });
 
   it('takes rows by the ten thousand', async () => {
@@ -190,7 +193,7 @@ describe('services', () => {
   it('what an interrupted swap left over is swept at the next start', async () => {
     const loaded = load();
     await (await openServices(loaded.maps)).update([service('10.96.0.1', ['10.1.1.1'])]);
-    await loaded.maps.cm_backends.update([[77, { addr: 1, port: 2, clusterId: 3, proto: 6, state: 0 }]]);
+    await loaded.maps.cm_backends.update([[77, { addr: '0.0.0.1', port: 2, clusterId: 3, proto: 6, state: 0 }]]);
     await loaded.maps.cm_slots.update([[{ serviceId: 1, generation: 9, slot: 0 }, 77]]);
     assert.deepEqual(await counts(loaded), [1, 2, 2]);
     const services = await openServices(loaded.maps);
@@ -201,8 +204,8 @@ describe('services', () => {
   describe('changed behind our back are right again after list() and the update or removal that it leads to', () => {
     const shop = service('10.96.0.1', ['10.1.1.1', '10.1.1.2']);
     const other = service('10.96.0.2', ['10.1.1.2']);
-    const shopKey = { addr: toIpv4('10.96.0.1'), port: 80, proto: 6, scope: 0 };
-    const foreignKey = { ...shopKey, addr: toIpv4('10.96.0.9') };
+    const shopKey = { addr: '10.96.0.1', port: 80, proto: 6, scope: 0 };
+    const foreignKey = { ...shopKey, addr: '10.96.0.9' };
     const addForeign =
       (key: typeof shopKey, row: { id: number; generation: number; count: number }) =>
       async ({ maps }: Loaded): Promise<void> => {
@@ -217,7 +220,7 @@ describe('services', () => {
       ['a backend that two services have', ({ maps }) => maps.cm_backends.remove([2])],
       [
         'a backend that leads elsewhere',
-        ({ maps }) => maps.cm_backends.update([[1, { addr: 1, port: 2, clusterId: 3, proto: 6, state: 0 }]]),
+        ({ maps }) => maps.cm_backends.update([[1, { addr: '0.0.0.1', port: 2, clusterId: 3, proto: 6, state: 0 }]]),
       ],
       [
         'a slot that leads elsewhere',
@@ -243,7 +246,7 @@ describe('services', () => {
       ['a foreign slot', ({ maps }) => maps.cm_slots.update([[{ serviceId: 9, generation: 9, slot: 0 }, 1]])],
       [
         'a foreign backend',
-        ({ maps }) => maps.cm_backends.update([[77, { addr: 1, port: 2, clusterId: 3, proto: 6, state: 0 }]]),
+        ({ maps }) => maps.cm_backends.update([[77, { addr: '0.0.0.1', port: 2, clusterId: 3, proto: 6, state: 0 }]]),
       ],
     ];
     for (const [what, harm] of cases) {

@@ -1,10 +1,21 @@
 /** The plain tables: one kernel row per row (two maps for the ipcache: hosts and prefixes). */
-import type { CmAddr, CmEndpoint, CmNode, CmPrefix, CmRemote } from '@clustermesh/bpf';
+import type { CmEndpoint, CmNode, CmPrefix, CmRemote } from '@clustermesh/bpf';
 import { MeshError } from '@clustermesh/contract';
 import type { BpfMap } from './bpf-map.ts';
 import * as libbpf from './libbpf.ts';
 import { interfaceIndex } from './links.ts';
-import { fromAddr, fromMac, fromRemote, LPM_BASE, maskOf, toAddr, toIpv4, toMac, toPrefix, toRemote } from './rows.ts';
+import {
+  fromMac,
+  fromPrefix,
+  fromRemote,
+  hostPrefix,
+  isHost,
+  toAddr,
+  toCidr,
+  toMac,
+  toPrefix,
+  toRemote,
+} from './rows.ts';
 import type { EndpointRow, IpcacheRow, MapOps, NodeRow, OpResult } from './types.ts';
 
 /** How rows of one kind become kernel rows. `encode` and `encodeKey` throw for what cannot be programmed. */
@@ -83,19 +94,19 @@ function table<Row, K, V>(t: TableShape<Row, K, V>): ScannedOps<Row> {
   };
 }
 
-export function nodeTable(map: BpfMap<CmAddr, CmNode>): MapOps<NodeRow> {
+export function nodeTable(map: BpfMap<string, CmNode>): MapOps<NodeRow> {
   return table({
     name: 'node',
     map,
     keyOf: (row) => row.ip,
     encodeKey: toAddr,
     encode: ({ nodeId, clusterId }) => ({ nodeId, clusterId }),
-    decode: (key, { nodeId, clusterId }) => ({ ip: fromAddr(key), clusterId, nodeId }),
+    decode: (key, { nodeId, clusterId }) => ({ ip: key, clusterId, nodeId }),
   });
 }
 
 /** A veth that is gone while its row is still there reads as interface ''. */
-export function endpointTable(map: BpfMap<CmAddr, CmEndpoint>): MapOps<EndpointRow> {
+export function endpointTable(map: BpfMap<string, CmEndpoint>): MapOps<EndpointRow> {
   return table({
     name: 'endpoint',
     map,
@@ -109,7 +120,7 @@ export function endpointTable(map: BpfMap<CmAddr, CmEndpoint>): MapOps<EndpointR
       hostMac: toMac(row.hostMac),
     }),
     decode: (key, value) => ({
-      ip: fromAddr(key),
+      ip: key,
       interface: libbpf.interfaceName(value.ifindex) ?? '',
       podMac: fromMac(value.podMac),
       hostMac: fromMac(value.hostMac),
@@ -119,38 +130,27 @@ export function endpointTable(map: BpfMap<CmAddr, CmEndpoint>): MapOps<EndpointR
   });
 }
 
-const isHost = (prefix: string): boolean => toPrefix(prefix).length === 32;
-
 /** Hosts go to the hash, prefixes to the trie; the programs ask the hash first. */
 export function ipcacheTable(
-  hosts: BpfMap<CmAddr, CmRemote>,
+  hosts: BpfMap<string, CmRemote>,
   prefixes: BpfMap<CmPrefix, CmRemote>,
 ): MapOps<IpcacheRow> {
   const keyOf = (row: IpcacheRow): string => row.prefix;
-  const hostTable = table<IpcacheRow, CmAddr, CmRemote>({
+  const hostTable = table<IpcacheRow, string, CmRemote>({
     name: 'ipcache row',
     map: hosts,
     keyOf,
-    encodeKey: (prefix) => toAddr(toPrefix(prefix).ip),
+    encodeKey: (prefix) => toAddr(toCidr(prefix).ip),
     encode: toRemote,
-    decode: (key, value) => fromRemote(`${fromAddr(key)}/32`, value),
+    decode: (key, value) => fromRemote(hostPrefix(key), value),
   });
   const prefixTable = table<IpcacheRow, CmPrefix, CmRemote>({
     name: 'ipcache row',
     map: prefixes,
     keyOf,
-    encodeKey(prefix) {
-      const { ip, length } = toPrefix(prefix);
-      if ((toIpv4(ip) & ~maskOf(length)) !== 0) {
-        throw new MeshError({
-          code: 'invalid-argument',
-          message: `programming the prefix ${prefix}: bits are set behind its length`,
-        });
-      }
-      return { prefixLen: LPM_BASE + length, net: toAddr(ip) };
-    },
+    encodeKey: toPrefix,
     encode: toRemote,
-    decode: (key, value) => fromRemote(`${fromAddr(key.net)}/${key.prefixLen - LPM_BASE}`, value),
+    decode: (key, value) => fromRemote(fromPrefix(key), value),
   });
 
   /** Each input to its own table, results in the order of the inputs. */

@@ -8,10 +8,11 @@ import { setImmediate } from 'node:timers/promises';
 import { CmReason } from '@clustermesh/bpf';
 import * as libbpf from '../libbpf.ts';
 import { loadPrograms } from '../loader.ts';
+import { toFamily } from '../rows.ts';
 import { build, read } from './frames.ts';
 
 const [pinDir, ifindex, saddr, daddr] = process.argv.slice(2) as [string, string, string, string];
-const settings = { nodeIp: 1, gatewayIp: 2, podNet: 3, podMask: 0xffffffff, vxlanIfindex: 9, identityShift: 16 };
+const settings = { ipv4: toFamily(), ipv6: toFamily(), vxlanIfindex: 9, identityShift: 16 };
 const loaded = loadPrograms({ objects: ['seam'], pinDir, settings });
 const fd = loaded.programFd('cm_test_from_pod');
 const context = Buffer.alloc(192);
