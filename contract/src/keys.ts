@@ -81,8 +81,14 @@ export const IDENTITIES_PREFIX = 'clustermesh/identities/';
 export const AGENTS_PREFIX = 'clustermesh/agents/';
 export const PEERS_PREFIX = 'clustermesh/peers/';
 export const HEALTH_PREFIX = 'clustermesh/health/';
+/** Records of invitations; nothing in them is secret (pki/src/token.ts). */
+export const INVITES_PREFIX = 'clustermesh/invites/';
 /** Present from the moment on which users, roles and auth are in place: nobody writes data into an etcd without it. */
 export const BOOTSTRAP_KEY = 'clustermesh/bootstrap';
+
+export function inviteKey(id: string): string {
+  return `${INVITES_PREFIX}${id}`;
+}
 
 /** Who of several replicas writes: `clustermesh/election/<name>`. */
 export function electionKey(name: string): string {

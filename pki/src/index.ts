@@ -11,3 +11,4 @@ export { type ClusterPki, type ClusterPkiOptions, ensureClusterPki, loadCa, whyI
 export { createCsr, createKeyAndCsr, signCsr } from './csr.ts';
 export { createCa, issueClient, issueServer } from './issue.ts';
 export * from './names.ts';
+export * from './token.ts';

@@ -1,0 +1,1 @@
+export { createInvites, type Invites, type RedeemRequest } from './invites.ts';
