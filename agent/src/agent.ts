@@ -23,6 +23,7 @@ import { createMeshMetrics } from './status/mesh-metrics.ts';
 import { createMetrics } from './status/metrics.ts';
 import { startStatusPublisher } from './status/publisher.ts';
 import { createTables, type Sync, startSync, takeOver } from './sync.ts';
+import { underlayMtu } from './underlay.ts';
 
 export interface AgentPorts {
   readonly config: AgentConfig;
@@ -81,6 +82,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     podCidr: node.podCIDR,
     ...(node.zone === undefined ? {} : { zone: node.zone }),
     ...(node.region === undefined ? {} : { region: node.region }),
+    ...(await underlayMtu(node.ip)),
   };
   const publisher = startPublisher({ etcd, node: nodeRecord, clock, log: log.child({ subsystem: 'publish' }), signal });
   const endpoints = startEndpointManager({

@@ -1,13 +1,24 @@
 /** clustermesh-apiserver: one per cluster. The wiring, and nothing else. */
 import { MeshError } from '@clustermesh/contract';
-import { configArgument, createLog, loadConfig, runDaemon, serveHttp, tryLock, version } from '@clustermesh/runtime';
+import {
+  configArgument,
+  createLog,
+  loadConfig,
+  runDaemon,
+  serveHttp,
+  systemClock,
+  tryLock,
+  version,
+} from '@clustermesh/runtime';
 import { Registry } from 'prom-client';
-import { readClusterInfo, startAdmin } from './admin/index.ts';
+import { readClusterFacts, readClusterInfo, startAdmin } from './admin/index.ts';
 import { configSchema, stateFiles } from './config.ts';
 import { startControlPlane } from './control-plane.ts';
 import { createKvstoreMetrics } from './kvstore-metrics.ts';
 import { createMetrics, MESH_METRICS, OWN_METRICS } from './metrics.ts';
 import { createPeerDirectory, startOperations } from './operations/index.ts';
+import { knownPeers } from './preflight/known-peers.ts';
+import { runPreflight } from './preflight/preflight.ts';
 
 const log = createLog('clustermesh-apiserver');
 const configFile = configArgument('clustermesh-apiserver');
@@ -49,9 +60,29 @@ await runDaemon(log, async (signal) => {
     mirror: plane.mirror,
     log,
   });
+  const info = () => readClusterInfo({ own, region: cluster.region, advertise, pkiDir });
+  const facts = () =>
+    readClusterFacts({
+      cluster: info(),
+      serviceCidr: cluster.serviceCIDR,
+      nodes: plane.nodes.snapshot().nodes.values(),
+      unixMs: systemClock.wallMs(),
+    });
   const admin = await startAdmin({
     socket: config.admin.socket,
-    cluster: () => readClusterInfo({ own, region: cluster.region, advertise, pkiDir }),
+    cluster: info,
+    facts,
+    preflight: (request) =>
+      runPreflight(
+        {
+          own,
+          facts,
+          knownPeers: () => knownPeers(directory, plane.mirror),
+          etcd: plane.bootstrap,
+          redisReachable: operations.redisReachable,
+        },
+        request,
+      ),
     operations,
     mirror: plane.mirror,
     agents: plane.agents,

@@ -2,6 +2,7 @@
 import { type ClusterInfo, type ClusterStatus, MeshError, messageOf, type OperationEvent } from '@clustermesh/contract';
 import { formatDuration } from './duration.ts';
 import { OutOfTime } from './exit-codes.ts';
+import { preflight, refusalOf, warningsOf } from './preflight.ts';
 import { deliver, follow, type Side, whenPossible } from './side.ts';
 import { createStepLines, type StepLines } from './step-lines.ts';
 import type { Terminal } from './terminal.ts';
@@ -45,6 +46,11 @@ export async function connect(options: PairOptions): Promise<void> {
   const a = half(options.source, left, right);
   const b = half(options.destination, right, left);
   terminal.out(`connecting ${describe(a.info)} and ${describe(b.info)}`);
+
+  const reports = await preflight(a.side, b.side);
+  for (const line of warningsOf(reports)) terminal.err(line);
+  const refusal = refusalOf(reports);
+  if (refusal !== undefined) throw refusal;
 
   const outOfTime = () => {
     if (options.signal.aborted) throw new MeshError({ code: 'cancelled', message: 'interrupted' });

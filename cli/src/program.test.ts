@@ -9,6 +9,7 @@ import {
   type ClusterStatus,
   MeshError,
   type OperationEvent,
+  type PreflightCheck,
 } from '@clustermesh/contract';
 import { type Handlers, type RpcServer, serveRpc } from '@clustermesh/runtime';
 import { runProgram } from './program.ts';
@@ -21,6 +22,10 @@ interface Scripted {
   startError: MeshError | undefined;
   /** Thrown by the next SupplyCertificate, once. */
   supplyError: MeshError | undefined;
+  checks: readonly PreflightCheck[];
+  /** What the last preflight was told of the clocks. */
+  heard: { readonly clockOffsetMs: number; readonly clockErrorMs: number } | undefined;
+  clockAheadMs: number;
   readonly calls: string[];
   server: RpcServer;
 }
@@ -56,6 +61,11 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
       globalServices: 0,
       localEndpoints: 0,
     }),
+    GetFacts: async () => ({ cluster: info, serviceCidr: '', nodes: [], unixMs: Date.now() + scripted.clockAheadMs }),
+    Preflight: async ({ clockOffsetMs, clockErrorMs }) => {
+      scripted.heard = { clockOffsetMs, clockErrorMs };
+      return { checks: scripted.checks };
+    },
     PrepareConnect: async ({ peer }) => ({ csrPem: `request of ${name} for ${peer}` }),
     StartConnect: async ({ peer, peerCsrPem }) => {
       scripted.calls.push(`connect ${peer.name} with ${peerCsrPem}`);
@@ -98,6 +108,9 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
     peers: [],
     startError: undefined,
     supplyError: undefined,
+    checks: [],
+    heard: undefined,
+    clockAheadMs: 0,
     calls: [],
     server: await serveRpc<AdminMethods>('admin', socket, handlers),
   };
@@ -131,7 +144,14 @@ describe('the clustermesh command', () => {
   const script = (side: Scripted, more: Partial<Scripted>) =>
     Object.assign(
       side,
-      { events: [{ state: 'done' }], peers: [], startError: undefined, supplyError: undefined },
+      {
+        events: [{ state: 'done' }],
+        peers: [],
+        startError: undefined,
+        supplyError: undefined,
+        checks: [],
+        clockAheadMs: 0,
+      },
       more,
       { calls: [] },
     );
@@ -220,9 +240,9 @@ describe('the clustermesh command', () => {
   it('ends with code 3 when the time is over', async () => {
     script(eu, {});
     script(us, { events: [{ step: 'await-sync', message: 'waiting for the data of eu' }] });
-    const result = await run(['connect', ...pair(), '--timeout', '300ms']);
+    const result = await run(['connect', ...pair(), '--timeout', '2s']);
     assert.equal(result.code, 3);
-    assert.match(result.err, /not done within 0\.3 s \(eu: .*; us: await-sync: waiting for the data of eu\)/);
+    assert.match(result.err, /not done within 2\.0 s \(eu: .*; us: await-sync: waiting for the data of eu\)/);
     script(us, {
       peers: [
         {
@@ -290,6 +310,65 @@ describe('the clustermesh command', () => {
     assert.match(result.err, /dead: its apiserver does not answer, so only eu is disconnected/);
   });
 
+  const clash: PreflightCheck = {
+    name: 'pod-cidr',
+    state: 'failed',
+    what: 'the pod CIDRs overlap',
+    why: 'one address, two pods',
+    fix: 'give them others',
+    code: 'conflict',
+  };
+  const drift: PreflightCheck = { ...clash, name: 'mtu', state: 'warning', what: 'the MTU differs', code: '' };
+
+  it('changes nothing when a side refuses the other, and says what, why and how to mend it', async () => {
+    script(eu, {});
+    script(us, { checks: [drift, clash] });
+    const result = await run(['connect', ...pair()]);
+    assert.equal(result.code, 1);
+    assert.equal(
+      result.err,
+      'warning: us: the MTU differs; give them others\nerror: us: the pod CIDRs overlap\nhint: give them others',
+    );
+    assert.deepEqual([...eu.calls, ...us.calls], []);
+    const alone = await run(['preflight', ...pair()]);
+    assert.equal(alone.code, 1);
+    assert.match(alone.out, /^us +eu +pod-cidr +failed +the pod CIDRs overlap$/m);
+    assert.match(
+      alone.out,
+      /failed: us: the pod CIDRs overlap\n {3}why: one address, two pods\n {3}fix: give them others/,
+    );
+    const json = JSON.parse((await run(['preflight', ...pair(), '-o', 'json'])).out) as { ok: boolean; peer: string }[];
+    assert.deepEqual(
+      json.map(({ ok, peer }) => [ok, peer]),
+      [
+        [true, 'us'],
+        [false, 'eu'],
+      ],
+    );
+  });
+
+  it('connects in spite of a warning, and shows it', async () => {
+    script(eu, { checks: [drift] });
+    script(us, {});
+    const result = await run(['connect', ...pair()]);
+    assert.equal(result.code, 0, result.err);
+    assert.equal(result.err, 'warning: eu: the MTU differs; give them others');
+    assert.equal((await run(['preflight', ...pair()])).code, 0);
+  });
+
+  it('measures how far the clocks are apart, and tells each side so', async () => {
+    script(eu, {});
+    script(us, { clockAheadMs: 3_600_000 });
+    await run(['preflight', ...pair()]);
+    for (const [side, expected] of [
+      [eu, 3_600_000],
+      [us, -3_600_000],
+    ] as const) {
+      const { clockOffsetMs, clockErrorMs } = side.heard ?? assert.fail('not asked');
+      assert.ok(Math.abs(clockOffsetMs - expected) <= clockErrorMs + 1, `${clockOffsetMs} ± ${clockErrorMs}`);
+    }
+  });
+
   it('prints the status for machines', async () => {
     script(eu, {});
     const json = await run(['status', '--context', eu.context, '-o', 'json']);
@@ -323,6 +402,7 @@ describe('the clustermesh command', () => {
     ['frobnicate'],
     ['status', '--context', 'mars'],
     ['status'],
+    ['preflight', '--context', 'eu'],
     ['status', '-o', 'xml'],
     ['disconnect', '--context', join(root, 'eu.yaml')],
     ['connect', '--context', join(root, 'eu.yaml'), '--destination-context', join(root, 'eu.yaml')],

@@ -17,6 +17,40 @@ export interface ClusterInfo {
   readonly podCidr: string;
 }
 
+export interface NodeFacts {
+  readonly name: string;
+  /** Where tunnels to it end. */
+  readonly address: string;
+  readonly podCidrs: readonly string[];
+  /** Of the device that carries the tunnel; 0: not known. */
+  readonly mtu: number;
+  readonly routingMode: '' | 'tunnel' | 'native';
+}
+
+/** What another cluster needs to know to judge whether it can be connected with this one. */
+export interface ClusterFacts {
+  readonly cluster: ClusterInfo;
+  readonly serviceCidr: string;
+  readonly nodes: readonly NodeFacts[];
+  readonly unixMs: number;
+}
+
+export interface PreflightRequest {
+  readonly peer: ClusterFacts;
+  /** The peer's wall clock minus this side's, and by how much that may be wrong. */
+  readonly clockOffsetMs: number;
+  readonly clockErrorMs: number;
+}
+
+export interface PreflightCheck {
+  readonly name: string;
+  readonly state: 'ok' | 'warning' | 'failed';
+  readonly what: string;
+  readonly why: string;
+  readonly fix: string;
+  readonly code: string;
+}
+
 export interface OperationEvent {
   readonly id: string;
   readonly kind: string;
@@ -80,4 +114,6 @@ export interface AdminMethods {
   StartDisconnect: { request: { peer: string }; response: { id: string } };
   WatchOperation: { request: { id: string }; response: OperationEvent; stream: true };
   GetStatus: { request: Record<string, never>; response: ClusterStatus };
+  GetFacts: { request: Record<string, never>; response: ClusterFacts };
+  Preflight: { request: PreflightRequest; response: { checks: readonly PreflightCheck[] } };
 }

@@ -52,6 +52,9 @@ export const nodeRecordSchema = z.looseObject({
   podCidr: z.string().refine((text) => parseCidr(text) !== undefined, 'is no CIDR'),
   zone: z.string().optional(),
   region: z.string().optional(),
+  /** Of the underlay device, in bytes; absent when the agent does not tell. */
+  mtu: z.number().int().positive().optional(),
+  routingMode: z.enum(['tunnel', 'native']).optional(),
 });
 export type NodeRecord = z.infer<typeof nodeRecordSchema>;
 

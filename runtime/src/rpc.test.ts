@@ -71,6 +71,8 @@ const handlers: Handlers<AdminMethods> = {
   SupplyCertificate: async () => ({}),
   StartDisconnect: async () => ({ id: 'x' }),
   GetStatus: async (): Promise<ClusterStatus> => assert.fail('not called'),
+  GetFacts: async () => assert.fail('not called'),
+  Preflight: async () => assert.fail('not called'),
   WatchOperation: async function* ({ id }, { signal }) {
     yield event('first');
     yield event('second');

@@ -1,7 +1,7 @@
-import type { ClusterInfo, HostAlias } from '@clustermesh/contract';
+import type { ClusterFacts, ClusterInfo, HostAlias, NodeRecord } from '@clustermesh/contract';
 import { loadCa } from '@clustermesh/pki';
 import { version } from '@clustermesh/runtime';
-import type { OwnCluster } from '../operations/peer-checks.ts';
+import type { OwnCluster } from '../preflight/agreement.ts';
 
 /** What peers are told of this cluster. The CA's certificate is public; its key stays in `pkiDir`. */
 export function readClusterInfo(options: {
@@ -20,5 +20,26 @@ export function readClusterInfo(options: {
     caPem: loadCa(options.pkiDir).certPem,
     version: version(),
     podCidr: options.own.podCidr,
+  };
+}
+
+/** For a preflight: also what this cluster's network looks like, as far as its nodes tell. */
+export function readClusterFacts(options: {
+  readonly cluster: ClusterInfo;
+  readonly serviceCidr: string;
+  readonly nodes: Iterable<NodeRecord>;
+  readonly unixMs: number;
+}): ClusterFacts {
+  return {
+    cluster: options.cluster,
+    serviceCidr: options.serviceCidr,
+    unixMs: options.unixMs,
+    nodes: [...options.nodes].map((node) => ({
+      name: node.name,
+      address: node.internalIp,
+      podCidrs: [node.podCidr],
+      mtu: node.mtu ?? 0,
+      routingMode: node.routingMode ?? '',
+    })),
   };
 }

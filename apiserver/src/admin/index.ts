@@ -1,3 +1,3 @@
-export { readClusterInfo } from './cluster-info.ts';
+export { readClusterFacts, readClusterInfo } from './cluster-info.ts';
 export { type AdminOptions, adminHandlers, startAdmin } from './server.ts';
 export { composeStatus, type StatusFacts } from './status.ts';

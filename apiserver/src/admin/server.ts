@@ -1,5 +1,5 @@
 /** The operator interface: contract/proto/admin.proto on a unix socket that only the owner may open. */
-import type { AdminMethods, ClusterInfo } from '@clustermesh/contract';
+import type { AdminMethods, ClusterFacts, ClusterInfo, PreflightCheck, PreflightRequest } from '@clustermesh/contract';
 import { type Handlers, type RpcServer, serveRpc } from '@clustermesh/runtime';
 import type { Operations } from '../operations/operations.ts';
 import type { AgentView, EtcdView, LocalView, MirrorView } from '../ports.ts';
@@ -9,6 +9,8 @@ export interface AdminOptions {
   readonly socket: string;
   /** Asked for each time: the CA on disk may be replaced. */
   readonly cluster: () => ClusterInfo;
+  readonly facts: () => ClusterFacts;
+  readonly preflight: (request: PreflightRequest) => Promise<readonly PreflightCheck[]>;
   readonly operations: Operations;
   readonly mirror: MirrorView;
   readonly agents: AgentView;
@@ -34,6 +36,8 @@ export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {
     },
     StartDisconnect: async ({ peer }) => ({ id: await operations.startDisconnect(peer) }),
     WatchOperation: ({ id }, { signal }) => operations.watch(id, signal),
+    GetFacts: async () => options.facts(),
+    Preflight: async (request) => ({ checks: await options.preflight(request) }),
     GetStatus: async () =>
       composeStatus({
         cluster: options.cluster(),

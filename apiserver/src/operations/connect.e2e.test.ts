@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, afterEach, before, describe, it } from 'node:test';
-import type { ClusterStatus } from '@clustermesh/contract';
+import type { ClusterStatus, PreflightCheck } from '@clustermesh/contract';
 import { type CommandResult, runCli, startTestCluster, type TestCluster } from '../testing/apiserver-process.ts';
 
 describe('clustermesh connect between two control planes', () => {
@@ -45,6 +45,21 @@ describe('clustermesh connect between two control planes', () => {
     assert.ok(status.peers[0]!.lastProofAgeMs >= 0);
     const table = await runCli(['status', '--context', eu.context]);
     assert.match(table.out, /^us {4}2 {3}ready/m, said(table));
+  });
+
+  it('is preceded by a preflight from both sides, which can be asked for alone', async () => {
+    const result = await runCli(['preflight', ...pair(), '-o', 'json']);
+    assert.equal(result.code, 0, said(result));
+    const reports = JSON.parse(result.out) as { cluster: string; checks: PreflightCheck[] }[];
+    assert.deepEqual(
+      reports.map(({ cluster, checks }) => [cluster, checks.filter((check) => check.state !== 'ok')]),
+      [
+        ['eu', []],
+        ['us', []],
+      ],
+    );
+    assert.match(JSON.stringify(reports), /the etcd of us answers at https:\/\/us\.mesh\.cilium\.io/);
+    assert.deepEqual(readdirSync(join(eu.dir, 'clustermesh')), [], 'nothing was changed');
   });
 
   it('leaves the layout of a Cilium configuration directory, and no key anywhere else', async () => {

@@ -2,15 +2,15 @@
  * The steps of connect and disconnect. Each may be run again at any point after being killed at any point, and finds out by
  * looking what is left to do.
  */
-import { existsSync, readFileSync } from 'node:fs';
 import { MeshError } from '@clustermesh/contract';
 import { isIssuedBy, loadCa, remoteUser, signCsr } from '@clustermesh/pki';
 import { type Clock, systemClock } from '@clustermesh/runtime';
 import type { MirrorView, PeerDirectory, UserDirectory } from '../ports.ts';
+import { checkPeer, type OwnCluster } from '../preflight/agreement.ts';
+import { knownPeers } from '../preflight/known-peers.ts';
+import { probeEndpoints } from '../preflight/probe.ts';
 import type { ConnectJobData, JobData, StepName, StepResult } from './model.ts';
-import { checkPeer, type KnownPeer, type OwnCluster } from './peer-checks.ts';
 import type { PendingStore } from './pending.ts';
-import { probeEndpoints } from './preflight.ts';
 import type { StepRun } from './queue.ts';
 
 export interface StepTimers {
@@ -73,7 +73,7 @@ async function authorizePeer(
   { data, report, signal }: StepRun & { readonly data: ConnectJobData },
 ): Promise<StepResult> {
   const peer = data.info;
-  checkPeer(ports.own, peer, await knownPeers(ports));
+  checkPeer(ports.own, peer, await knownPeers(ports.peers, ports.mirror));
   report(`checking that the etcd of ${peer.name} can be reached`);
   await probeEndpoints({
     peer: peer.name,
@@ -201,16 +201,6 @@ async function awaitDrained(ports: StepPorts, { data, report, signal }: StepRun)
     });
   }
   return { message: `the data of ${data.peer} is gone from this cluster` };
-}
-
-async function knownPeers(ports: StepPorts): Promise<KnownPeer[]> {
-  const statuses = new Map(ports.mirror.peers().map((peer) => [peer.cluster, peer]));
-  return (await ports.peers.list()).map((peer) => ({
-    name: peer.name,
-    id: peer.agreed?.id ?? statuses.get(peer.name)?.clusterId ?? 0,
-    podCidr: peer.agreed?.podCidr ?? '',
-    caPem: existsSync(peer.caFile) ? readFileSync(peer.caFile, 'utf8') : '',
-  }));
 }
 
 /** Looks again and again until there is something; undefined when the time is over. */

@@ -4,7 +4,7 @@ import { after, before, describe, it } from 'node:test';
 import type { MeshError } from '@clustermesh/contract';
 import { type CertificateAuthority, createCa, issueClient, issueServer } from '@clustermesh/pki';
 import { type EtcdLikeServer, startEtcdLikeServer } from '../testing/etcd-like-server.ts';
-import { probeEndpoints, targetOf } from './preflight.ts';
+import { probeEndpoints, targetOf } from './probe.ts';
 
 describe('the preflight', () => {
   let ca: CertificateAuthority;

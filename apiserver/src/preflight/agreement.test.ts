@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import type { ClusterInfo, MeshError } from '@clustermesh/contract';
-import { checkPeer, type KnownPeer } from './peer-checks.ts';
+import { checkPeer, type KnownPeer } from './agreement.ts';
 
 const own = { name: 'eu', id: 1, maxConnectedClusters: 255, podCidr: '10.1.0.0/16' } as const;
 const us: ClusterInfo = {

@@ -1,0 +1,164 @@
+/** Who may become a peer: pure checks, made before anything is changed, each refusal naming both sides of the conflict. */
+import {
+  type ClusterInfo,
+  clusterIdProblem,
+  clusterNameProblem,
+  type ErrorCode,
+  ipv4RangesOverlap,
+  type MaxConnectedClusters,
+  MeshError,
+  type PreflightCheck,
+} from '@clustermesh/contract';
+import { type Finding, passed, refused } from './check.ts';
+
+export interface OwnCluster {
+  readonly name: string;
+  readonly id: number;
+  readonly maxConnectedClusters: MaxConnectedClusters;
+  readonly podCidr: string;
+}
+
+/** A peer that is configured already. Id 0: not known (a file that was not written by us, never connected so far). */
+export interface KnownPeer {
+  readonly name: string;
+  readonly id: number;
+  readonly podCidr: string;
+  /** Its CA as PEM; '' when it cannot be read. */
+  readonly caPem: string;
+}
+
+/** Throws the first reason why `peer` must not be connected. Connecting the same peer again is fine. */
+export function checkPeer(own: OwnCluster, peer: ClusterInfo, known: readonly KnownPeer[]): void {
+  const failed = agreementChecks(own, peer, known).find((check) => check.state === 'failed');
+  if (failed === undefined) return;
+  throw new MeshError({
+    code: failed.code as ErrorCode,
+    message: `connecting cluster ${own.name} (id ${own.id}) with cluster ${peer.name || '(unnamed)'} (id ${peer.id}): ${failed.what}`,
+    hint: failed.fix,
+  });
+}
+
+/** What two clusters must agree on, one check per subject. */
+export function agreementChecks(own: OwnCluster, peer: ClusterInfo, known: readonly KnownPeer[]): PreflightCheck[] {
+  const check = (name: string, good: string, finding: Finding | undefined) =>
+    finding === undefined ? passed(name, good) : refused(name, finding);
+  return [
+    check('name', `${own.name} and ${peer.name} are two names`, nameFinding(own, peer)),
+    check(
+      'max-connected-clusters',
+      `both have maxConnectedClusters ${own.maxConnectedClusters}`,
+      maximumFinding(own, peer),
+    ),
+    check('id', `ids ${own.id} and ${peer.id} are two ids, in range and free`, idFinding(own, peer, known)),
+    check('identity', `no other cluster is connected as ${peer.name}`, identityFinding(peer, known)),
+    check(
+      'endpoints',
+      `${peer.name} advertises ${peer.endpoints.join(', ')}`,
+      peer.endpoints.length > 0
+        ? undefined
+        : {
+            code: 'invalid-argument',
+            what: `${peer.name} advertises no etcd endpoint`,
+            why: `this cluster reads the services of ${peer.name} from that etcd`,
+            fix: `set advertise.endpoints in the configuration of ${peer.name}'s apiserver`,
+          },
+    ),
+    check(
+      'pod-cidr',
+      `${peer.podCidr || 'no pod CIDR'} of ${peer.name} overlaps no connected cluster`,
+      podCidrFinding(own, peer, known),
+    ),
+  ];
+}
+
+function nameFinding(own: OwnCluster, peer: ClusterInfo): Finding | undefined {
+  const why = 'data, users and certificates of a cluster are told apart by its name';
+  if (peer.name === own.name) {
+    return {
+      code: 'conflict',
+      what: `both clusters are named ${own.name}`,
+      why,
+      fix: 'cluster names must be unique in a mesh: rename one of them, or name two different contexts',
+    };
+  }
+  const invalid = clusterNameProblem(peer.name);
+  if (invalid === undefined) return undefined;
+  return {
+    code: 'invalid-argument',
+    what: invalid,
+    why,
+    fix: `correct the configuration of ${peer.name || 'the peer'}`,
+  };
+}
+
+function maximumFinding(own: OwnCluster, peer: ClusterInfo): Finding | undefined {
+  if (peer.maxConnectedClusters === own.maxConnectedClusters) return undefined;
+  return {
+    code: 'conflict',
+    what: `${own.name} has maxConnectedClusters ${own.maxConnectedClusters}, ${peer.name} has ${peer.maxConnectedClusters}`,
+    why: 'it decides which numbers are identities of which cluster: policies would take pods for others',
+    fix: 'all clusters of a mesh must agree on maxConnectedClusters, because it decides how identities are numbered',
+  };
+}
+
+function idFinding(own: OwnCluster, peer: ClusterInfo, known: readonly KnownPeer[]): Finding | undefined {
+  const why = 'the id is part of every identity number: two clusters with one id would share identities';
+  const invalid = clusterIdProblem(peer.id, own.maxConnectedClusters);
+  if (invalid !== undefined)
+    return { code: 'invalid-argument', what: invalid, why, fix: `correct the configuration of ${peer.name}` };
+  const fix = 'cluster ids must be unique in a mesh: give one of them another id';
+  if (peer.id === own.id) return { code: 'conflict', what: `both clusters have cluster id ${own.id}`, why, fix };
+  const holder = known.find((other) => other.name !== peer.name && other.id === peer.id);
+  if (holder === undefined) return undefined;
+  return {
+    code: 'conflict',
+    what: `cluster id ${peer.id} is already used by the connected cluster ${holder.name}`,
+    why,
+    fix,
+  };
+}
+
+/** Whether the cluster that is connected under this name is another one. */
+function identityFinding(peer: ClusterInfo, known: readonly KnownPeer[]): Finding | undefined {
+  const namesake = known.find((other) => other.name === peer.name);
+  if (namesake === undefined) return undefined;
+  const why = 'the data of one cluster would be taken for that of another';
+  if (namesake.id !== 0 && namesake.id !== peer.id) {
+    return {
+      code: 'conflict',
+      what: `a cluster ${namesake.name} with id ${namesake.id} is connected already`,
+      why,
+      fix: `cluster names must be unique; if it is the same cluster, disconnect ${namesake.name} first`,
+    };
+  }
+  if (namesake.caPem !== '' && peer.caPem !== '' && namesake.caPem.trim() !== peer.caPem.trim()) {
+    return {
+      code: 'conflict',
+      what: `a cluster ${namesake.name} with id ${peer.id} but another CA is connected already`,
+      why,
+      fix: `cluster names must be unique; if ${namesake.name} was rebuilt, disconnect it first and connect it anew`,
+    };
+  }
+  return undefined;
+}
+
+function podCidrFinding(own: OwnCluster, peer: ClusterInfo, known: readonly KnownPeer[]): Finding | undefined {
+  const why = 'a packet says only an address: of two pods with one address only one can be reached';
+  const fix = 'give the clusters disjoint pod CIDRs';
+  if (ipv4RangesOverlap(own.podCidr, peer.podCidr)) {
+    return {
+      code: 'conflict',
+      what: `the pod CIDRs ${own.podCidr} of ${own.name} and ${peer.podCidr} of ${peer.name} overlap`,
+      why,
+      fix,
+    };
+  }
+  const holder = known.find((other) => other.name !== peer.name && ipv4RangesOverlap(other.podCidr, peer.podCidr));
+  if (holder === undefined) return undefined;
+  return {
+    code: 'conflict',
+    what: `the pod CIDR ${peer.podCidr} of ${peer.name} overlaps ${holder.podCidr} of the connected cluster ${holder.name}`,
+    why,
+    fix,
+  };
+}
