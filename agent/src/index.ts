@@ -2,4 +2,13 @@
 export { type Agent, type AgentPorts, startAgent } from './agent.ts';
 export { type AgentConfig, parseAgentConfig } from './config.ts';
 export { openDatapath } from './datapath/index.ts';
-export type { Datapath, DatapathConfig, IpcacheRow, MapOps, NodeRow, OpResult } from './datapath/types.ts';
+export type {
+  Datapath,
+  DatapathConfig,
+  EndpointRow,
+  IpcacheRow,
+  MapOps,
+  NodeRow,
+  OpResult,
+  ServiceRow,
+} from './datapath/types.ts';

@@ -76,6 +76,7 @@ const c = {
   mapInitialValue: lib.func('void *bpf_map__initial_value(void *map, _Out_ size_t *size)'),
   programName: lib.func('const char *bpf_program__name(void *program)'),
   programFd: lib.func('int bpf_program__fd(void *program)'),
+  programFdById: lib.func('int bpf_prog_get_fd_by_id(uint32_t id)'),
   attachCgroup: lib.func('void *bpf_program__attach_cgroup(void *program, int cgroup_fd)'),
   linkOpen: lib.func('void *bpf_link__open(const char *path)'),
   linkPin: lib.func('int bpf_link__pin(void *link, const char *path)'),
@@ -217,6 +218,8 @@ export const setMaxEntries = (map: Pointer, n: number): number => must(c.mapSetM
 export const reuseMap = (map: Pointer, fd: number): number => must(c.mapReuseFd(map, fd), 'reusing a pinned map');
 export const pinMap = (map: Pointer, path: string): number => must(c.mapPin(map, path), `pinning a map at ${path}`);
 export const programFd = (program: Pointer): number => must(c.programFd(program), 'asking for a program descriptor');
+/** A descriptor of its own, to be closed. */
+export const programFdById = (id: number): number => must(c.programFdById(id), `opening eBPF program ${id}`);
 
 // ---- maps ------------------------------------------------------------------------------------------------------
 

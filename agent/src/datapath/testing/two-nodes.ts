@@ -114,8 +114,8 @@ function buildPod(sandbox: Sandbox, node: { netns: string; clusterId: number }, 
 const startDatapath = (node: { netns: string; config: DatapathConfig }): Promise<Remote> =>
   startRemote({ script: 'node-process.ts', netns: node.netns, args: [JSON.stringify(node.config)] });
 
-export async function openTwoNodes(): Promise<TwoNodes> {
-  const sandbox = await openSandbox();
+export async function openTwoNodes(prefix?: string): Promise<TwoNodes> {
+  const sandbox = await openSandbox(prefix);
   const started: Remote[] = [];
   const start = async (remote: Promise<Remote>): Promise<Remote> => {
     started.push(await remote);

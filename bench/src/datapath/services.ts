@@ -1,0 +1,89 @@
+/**
+ * Connections through a service whose one backend is a pod of the same node, so that what is compared is the load balancing:
+ *
+ *   ours       socket load balancing and the pod programs, as in production
+ *   iptables   kube-proxy's DNAT chains     } kernel routing, conntrack,
+ *   nftables   kube-proxy's verdict map     } a node of its own each
+ *   plain      kernel routing, no service
+ *
+ * Of the services of a list, the measured one stands in the middle.
+ */
+import type { ServiceRow } from '@clustermesh/agent';
+import type { TwoNodes } from '@clustermesh/agent/testing/two-nodes';
+import type { Figure } from '../report.ts';
+import { atLeast, atMost, beside } from './aims.ts';
+import { addProxyNode, type KernelPaths } from './kernel-paths.ts';
+import type { Load, Place } from './load.ts';
+import { alternate, compare } from './pairs.ts';
+import { type PlannedService, planServices, programIptables, programNftables } from './service-proxies.ts';
+
+const SIZES = [1, 1_000, 10_000] as const;
+const BACKEND_PORT = 8081;
+const SHARES_MS = { connect: 400, latency: 500 };
+
+export interface ServiceBench {
+  readonly mesh: TwoNodes;
+  readonly paths: KernelPaths;
+  readonly load: Load;
+  readonly pairs: number;
+}
+
+export async function benchServices({ mesh, paths, load, pairs }: ServiceBench): Promise<Figure[]> {
+  const { n1 } = mesh.nodes;
+  const { a, b } = mesh.pods;
+  const client: Place = { netns: a.netns, cgroup: n1.cgroup };
+  const server: Place = { netns: b.netns, cgroup: n1.cgroup };
+  const iptables = addProxyNode(mesh.sandbox, 'ipt');
+  const nftables = addProxyNode(mesh.sandbox, 'nft');
+  for (const place of [server, iptables.server, nftables.server]) await load.serve(place, BACKEND_PORT);
+
+  let ours: PlannedService[] = [];
+  async function program(n: number) {
+    const plan = planServices(n, { ip: b.endpoint.ip, port: BACKEND_PORT });
+    const added = plan.services.slice(0, n);
+    await n1.datapath.call('update', { table: 'services', rows: added.map(toRow) });
+    ours = plan.services;
+    const [ipt, nft] = [iptables, nftables].map(
+      (node) => planServices(n, { ip: node.serverIp, port: BACKEND_PORT }).services,
+    );
+    programIptables(iptables, ipt!);
+    programNftables(nftables, nft!);
+    return plan.measured;
+  }
+
+  const figures: Figure[] = [];
+  for (const size of SIZES) {
+    const measured = await program(size);
+    const ms = SHARES_MS.connect;
+    const rates = await alternate(pairs, {
+      ours: () => load.connect(client, measured, ms),
+      iptables: () => load.connect(iptables.client, measured, ms),
+      nftables: () => load.connect(nftables.client, measured, ms),
+      plain: () => load.connect(client, { ip: paths.viaRoute(1, 2), port: BACKEND_PORT }, ms),
+    });
+    const name = (than: string) => `connect+request+close, ${size} service${size > 1 ? 's' : ''}, and ${than}`;
+    const toIptables = compare(rates.ours, rates.iptables);
+    const aims: Partial<Record<number, number>> = { 1: 1.05, 10000: 5 };
+    const aim = aims[size];
+    figures.push(
+      aim === undefined ? beside(name('iptables'), '/s', toIptables) : atLeast(name('iptables'), '/s', toIptables, aim),
+      atLeast(name('nftables'), '/s', compare(rates.ours, rates.nftables), 1.05),
+      beside(name('no service, plainly routed'), '/s', compare(rates.ours, rates.plain)),
+    );
+  }
+
+  const measured = ours[ours.length >> 1]!;
+  const latency = await alternate(pairs, {
+    ours: () => load.pingpong(client, measured, SHARES_MS.latency),
+    plain: () => load.pingpong(client, { ip: paths.viaRoute(1, 2), port: BACKEND_PORT }, SHARES_MS.latency),
+  });
+  const name = 'request/response through a service, and plainly routed';
+  figures.push(atMost(name, 'µs', compare(latency.ours, latency.plain), 1.05));
+  return figures;
+}
+
+const toRow = ({ ip, port, backend }: PlannedService): ServiceRow => ({
+  frontend: { ip, port, protocol: 'TCP' },
+  backends: [{ ...backend, clusterId: 1 }],
+  flags: 0,
+});
