@@ -16,5 +16,6 @@ export * from './local.ts';
 export * from './names.ts';
 export * from './net.ts';
 export * from './node.ts';
+export * from './policy/index.ts';
 export * from './service-export.ts';
 export * from './timestamp.ts';
