@@ -17,6 +17,9 @@ export async function runDaemon(
   };
   process.once('SIGTERM', onSignal);
   process.once('SIGINT', onSignal);
+  // Node's own warnings are lines of the log like any other, not text between them (it prints them only while nobody listens).
+  process.removeAllListeners('warning');
+  process.on('warning', (warning) => log.warn({ err: warning }, 'warning of the runtime'));
   process.on('unhandledRejection', (error) => {
     log.fatal({ err: error }, 'broken invariant: unhandled rejection');
     process.exit(1);

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, utimesSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, describe, it } from 'node:test';
@@ -136,6 +136,17 @@ describe('rpc over a unix socket', async () => {
       await watcher.terminate();
     }
     assert.deepEqual(readdirSync(dir), ['a.sock']);
+  });
+
+  it('is made in its own directory and touches no other, whatever that one is called', async () => {
+    const outer = join(dir, 'outer');
+    const inner = join(outer, 'endsWithX');
+    mkdirSync(inner, { recursive: true });
+    utimesSync(outer, 1, 1);
+    const server = await serveRpc<AdminMethods>('admin', join(inner, 'a.sock'), handlers);
+    await server.close();
+    assert.equal(statSync(outer).mtimeMs, 1_000);
+    rmSync(outer, { recursive: true });
   });
 
   it('names the address and the likely cause when nobody listens', async () => {

@@ -119,7 +119,7 @@ export async function serveRpc<M extends Methods<M>>(
  */
 async function bindPrivately(server: grpc.Server, socket: string): Promise<{ remove(): void }> {
   mkdirSync(dirname(socket), { recursive: true });
-  const privateDir = mkdtempSync(join(dirname(socket), '.'));
+  const privateDir = mkdtempSync(join(dirname(socket), '.bind-'));
   const made = join(privateDir, 's');
   try {
     await new Promise<void>((resolve, reject) => {
