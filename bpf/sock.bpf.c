@@ -3,6 +3,11 @@
  * Socket load balancing: a service address is exchanged for a backend's when the socket connects
  * (or, for unconnected UDP, sends), so that nothing is translated per packet. What the application
  * asks for later (who sent this? whom am I connected to?) is answered with the service's address.
+ *
+ * Sockets of both families come with struct cm_addr, in which an IPv6 socket's v4-mapped
+ * destination is what it is to an IPv4 socket. The kernel may show one flow of an IPv6 socket to
+ * programs of both families (sendmsg4 for a v4-mapped destination, then recvmsg6): they share the
+ * rows of cm_sock_rev.
  */
 #include <asm-generic/errno.h>
 #include <linux/in.h>
@@ -20,7 +25,7 @@ struct {
 #define REFUSE 0
 #define GO_ON  1
 
-/* user_port is a __be16 in a __u32 */
+/* what user_port is, a __be16 in a __u32, comes out right when it is cut to 16 bits */
 static __always_inline struct cm_sock_key sock_key(struct bpf_sock_addr *ctx,
 						   const struct cm_addr *addr, __be16 port)
 {
@@ -46,69 +51,163 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct lb_
 	bpf_map_update_elem(&cm_sock_rev, &key, &value, BPF_ANY);
 }
 
-static __always_inline int translate(struct bpf_sock_addr *ctx)
+/* Does the socket's destination become `addr`:`port`? Then 1, or 0 for none of ours, or -errno. */
+static __always_inline int translate(struct bpf_sock_addr *ctx, struct cm_addr *addr, __be16 *port)
 {
-	struct cm_addr addr = addr_v4(ctx->user_ip4);
-	__be16 port = ctx->user_port;
 	__u8 proto = ctx->protocol;
 	struct cm_service *service;
 	struct lb_backend lb = {};
 	int err;
 
 	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP)
-		return GO_ON;
-	service = service_lookup(&addr, port, proto);
+		return 0;
+	service = service_lookup(addr, *port, proto);
 	if (!service)
-		return GO_ON;
-	err = lb_select(service, &addr, port, proto, &lb);
+		return 0;
+	err = lb_select(service, addr, *port, proto, &lb);
 	if (err) {
 		count(err, CM_DIR_SOCK, 0);
-		bpf_set_retval(-ECONNREFUSED);
-		return REFUSE;
+		return -ECONNREFUSED;
 	}
-	remember(ctx, &lb, &addr, port);
-	ctx->user_ip4 = lb.addr.word[3];
-	ctx->user_port = lb.port;
+	remember(ctx, &lb, addr, *port);
+	*addr = lb.addr;
+	*port = lb.port;
 	count(CM_R_SOCK_TRANSLATED, CM_DIR_SOCK, 0);
-	return GO_ON;
+	return 1;
 }
 
-static __always_inline void translate_back(struct bpf_sock_addr *ctx)
+static __always_inline int translate_back(struct bpf_sock_addr *ctx, struct cm_addr *addr,
+					  __be16 *port)
 {
-	struct cm_addr addr = addr_v4(ctx->user_ip4);
-	struct cm_sock_key key = sock_key(ctx, &addr, ctx->user_port);
+	struct cm_sock_key key = sock_key(ctx, addr, *port);
 	struct cm_sock_value *service = bpf_map_lookup_elem(&cm_sock_rev, &key);
 
 	if (!service)
-		return;
-	ctx->user_ip4 = service->addr.word[3];
-	ctx->user_port = service->port;
+		return 0;
+	*addr = service->addr;
+	*port = service->port;
+	return 1;
+}
+
+static __always_inline int refuse(int err)
+{
+	bpf_set_retval(err);
+	return REFUSE;
+}
+
+static __always_inline int towards4(struct bpf_sock_addr *ctx)
+{
+	struct cm_addr addr = addr_v4(ctx->user_ip4);
+	__be16 port = ctx->user_port;
+	int found = translate(ctx, &addr, &port);
+
+	if (found < 0)
+		return refuse(found);
+	if (found) {
+		ctx->user_ip4 = addr.word[3];
+		ctx->user_port = port;
+	}
+	return GO_ON;
+}
+
+static __always_inline int back4(struct bpf_sock_addr *ctx)
+{
+	struct cm_addr addr = addr_v4(ctx->user_ip4);
+	__be16 port = ctx->user_port;
+
+	if (translate_back(ctx, &addr, &port)) {
+		ctx->user_ip4 = addr.word[3];
+		ctx->user_port = port;
+	}
+	return GO_ON;
+}
+
+static __always_inline struct cm_addr get6(const struct bpf_sock_addr *ctx)
+{
+	struct cm_addr addr = { .word = { ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2],
+					  ctx->user_ip6[3] } };
+
+	return addr;
+}
+
+static __always_inline void set6(struct bpf_sock_addr *ctx, const struct cm_addr *addr, __be16 port)
+{
+	ctx->user_ip6[0] = addr->word[0];
+	ctx->user_ip6[1] = addr->word[1];
+	ctx->user_ip6[2] = addr->word[2];
+	ctx->user_ip6[3] = addr->word[3];
+	ctx->user_port = port;
+}
+
+static __always_inline int towards6(struct bpf_sock_addr *ctx)
+{
+	struct cm_addr addr = get6(ctx);
+	__be16 port = ctx->user_port;
+	int found = translate(ctx, &addr, &port);
+
+	if (found < 0)
+		return refuse(found);
+	if (found)
+		set6(ctx, &addr, port);
+	return GO_ON;
+}
+
+static __always_inline int back6(struct bpf_sock_addr *ctx)
+{
+	struct cm_addr addr = get6(ctx);
+	__be16 port = ctx->user_port;
+
+	if (translate_back(ctx, &addr, &port))
+		set6(ctx, &addr, port);
+	return GO_ON;
 }
 
 SEC("cgroup/connect4")
 int cm_connect4(struct bpf_sock_addr *ctx)
 {
-	return translate(ctx);
+	return towards4(ctx);
 }
 
 SEC("cgroup/sendmsg4")
 int cm_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return translate(ctx);
+	return towards4(ctx);
 }
 
 SEC("cgroup/recvmsg4")
 int cm_recvmsg4(struct bpf_sock_addr *ctx)
 {
-	translate_back(ctx);
-	return GO_ON;
+	return back4(ctx);
 }
 
 SEC("cgroup/getpeername4")
 int cm_getpeername4(struct bpf_sock_addr *ctx)
 {
-	translate_back(ctx);
-	return GO_ON;
+	return back4(ctx);
+}
+
+SEC("cgroup/connect6")
+int cm_connect6(struct bpf_sock_addr *ctx)
+{
+	return towards6(ctx);
+}
+
+SEC("cgroup/sendmsg6")
+int cm_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return towards6(ctx);
+}
+
+SEC("cgroup/recvmsg6")
+int cm_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	return back6(ctx);
+}
+
+SEC("cgroup/getpeername6")
+int cm_getpeername6(struct bpf_sock_addr *ctx)
+{
+	return back6(ctx);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

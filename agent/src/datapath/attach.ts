@@ -5,7 +5,7 @@ import { MeshError } from '@clustermesh/contract';
 import * as libbpf from './libbpf.ts';
 import type { Loaded } from './loader.ts';
 
-const SOCKET_PROGRAMS = ['cm_connect4', 'cm_sendmsg4', 'cm_recvmsg4', 'cm_getpeername4'] as const;
+const SOCKET_PROGRAMS = ['connect', 'sendmsg', 'recvmsg', 'getpeername'].flatMap((on) => [`cm_${on}4`, `cm_${on}6`]);
 
 /**
  * Socket programs hang on the cgroup by pinned links, so they stay while no agent runs. A link whose cgroup was removed

@@ -298,7 +298,7 @@ describe('the agent comes and goes', () => {
       await c.inside.call('sink', { port });
       return client.call<Received>('pump', { ip: SHOP, port, ms: 3000, bytesPerSecond: 10e6 });
     });
-    assert.equal(before.links.length, 4);
+    assert.equal(before.links.length, 8);
     await sleep(300); // the transfer is well under way; nothing observable to wait for
     for (const node of [n1, n2]) {
       await node.datapath.kill();

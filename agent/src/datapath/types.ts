@@ -120,4 +120,6 @@ export interface Datapath {
   close(): Promise<void>;
 }
 
-export const serviceKey = (f: Frontend): string => `${f.ip}:${f.port}/${f.protocol}`;
+/** `10.96.0.10:80/TCP`, `[fd00:96::a]:80/TCP`. */
+export const serviceKey = ({ ip, port, protocol }: Frontend): string =>
+  `${ip.includes(':') ? `[${ip}]` : ip}:${port}/${protocol}`;

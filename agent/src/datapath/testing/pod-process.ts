@@ -12,6 +12,8 @@ export interface Ask {
   timeoutMs?: number;
   /** UDP: connect() first, so that errors come back. */
   connected?: boolean;
+  /** UDP: an IPv6 socket, also for an IPv4 address (given as ::ffff:a.b.c.d). Default: of the family of `ip`. */
+  family?: 4 | 6;
 }
 
 /** What a client saw: an answer and whom it believes to talk to, or an error code; and after how long. */
@@ -51,9 +53,9 @@ function tcpAsk({ ip, port, timeoutMs = 2000 }: Ask): Promise<Seen> {
   });
 }
 
-function udpAsk({ ip, port, connected, timeoutMs = 2000 }: Ask): Promise<Seen> {
+function udpAsk({ ip, port, connected, timeoutMs = 2000, family = net.isIPv6(ip) ? 6 : 4 }: Ask): Promise<Seen> {
   return timed(async () => {
-    const socket = dgram.createSocket('udp4');
+    const socket = dgram.createSocket(family === 6 ? 'udp6' : 'udp4');
     try {
       const answered = once(socket, 'message', { signal: timeout(timeoutMs) });
       answered.catch(() => undefined);
@@ -85,19 +87,19 @@ export interface Received {
 }
 
 serve({
-  async tcpServe({ port, name }: { port: number; name: string }) {
+  async tcpServe({ port, name, ip = '0.0.0.0' }: { port: number; name: string; ip?: string }) {
     const server = net.createServer((socket) => {
       socket.on('error', () => undefined);
       socket.end(`${name} ${socket.remoteAddress}`);
     });
-    server.listen(port, '0.0.0.0');
+    server.listen(port, ip);
     await once(server, 'listening');
   },
 
-  async udpServe({ port, name }: { port: number; name: string }) {
-    const socket = dgram.createSocket('udp4');
+  async udpServe({ port, name, ip = '0.0.0.0' }: { port: number; name: string; ip?: string }) {
+    const socket = dgram.createSocket(net.isIPv6(ip) ? 'udp6' : 'udp4');
     socket.on('message', (_, from) => socket.send(`${name} ${from.address}`, from.port, from.address));
-    socket.bind(port);
+    socket.bind(port, ip);
     await once(socket, 'listening');
   },
 
