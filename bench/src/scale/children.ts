@@ -10,16 +10,18 @@ import type { AgentSettings, AppliedRow, BaselineResult, FromAgent, Sample, ToAg
 
 const NAMES = { agent: 'bench-scale-agent', baseline: 'bench-scale-baseline' } as const;
 
-/** The third-party packages stay outside, so the bundles lie where they are found: in dist/. */
-export async function bundle(): Promise<void> {
+const OWN_SCRIPTS = {
+  [NAMES.agent]: 'bench/src/scale/agent-process.ts',
+  [NAMES.baseline]: 'bench/src/scale/baseline-process.ts',
+};
+
+/** Scripts by the name of their bundle. The third-party packages stay outside, so bundles lie where those are found: in dist/. */
+export async function bundle(scripts: Readonly<Record<string, string>> = OWN_SCRIPTS): Promise<void> {
   const root = repoRoot();
   const { dependencies } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { dependencies: object };
   await build({
     absWorkingDir: root,
-    entryPoints: [
-      { in: 'bench/src/scale/agent-process.ts', out: NAMES.agent },
-      { in: 'bench/src/scale/baseline-process.ts', out: NAMES.baseline },
-    ],
+    entryPoints: Object.entries(scripts).map(([out, source]) => ({ in: source, out })),
     outdir: 'dist',
     outExtension: { '.js': '.mjs' },
     bundle: true,
