@@ -39,6 +39,8 @@ const clusterSchema = z
     podCIDR: ipv4Cidr,
     /** Whether namespaces without the clustermesh.cilium.io/global annotation take part in the mesh. */
     defaultGlobalNamespace: z.boolean().default(true),
+    /** Whether selectors of network policies without a cluster label mean this cluster only, as in Cilium since 1.18. */
+    policyDefaultLocalCluster: z.boolean().default(true),
   })
   .superRefine((cluster, context) => {
     const nameProblem = clusterNameProblem(cluster.name);

@@ -73,6 +73,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     clusterIpsFile: files.clusterIps,
     serviceCidr: cluster.serviceCIDR,
     defaultGlobalNamespace: cluster.defaultGlobalNamespace,
+    policies: { cluster: cluster.name, defaultLocalCluster: cluster.policyDefaultLocalCluster },
     log,
     signal,
     clock,

@@ -95,7 +95,7 @@ export function electionKey(name: string): string {
   return `clustermesh/election/${name}`;
 }
 
-export const LOCAL_FAMILIES = ['services', 'endpointslices', 'namespaces'] as const;
+export const LOCAL_FAMILIES = ['services', 'endpointslices', 'namespaces', 'policies'] as const;
 export type LocalFamily = (typeof LOCAL_FAMILIES)[number];
 
 export function localPrefix(family: LocalFamily): string {

@@ -1,14 +1,16 @@
 /**
- * This cluster's services, slices and namespaces, as its apiserver wrote them: `clustermesh/local/{services,endpointslices,namespaces}/`,
- * each behind its canary.
+ * This cluster's services, slices, namespaces and policies, as its apiserver wrote them: `clustermesh/local/<family>/`, each behind
+ * its canary.
  */
 import {
   decodeLocalNamespace,
+  decodeLocalPolicy,
   decodeLocalService,
   decodeLocalSlice,
   LOCAL_FAMILIES,
   type LocalFamily,
   type LocalNamespace,
+  type LocalPolicy,
   type LocalService,
   type LocalSlice,
   localCanaryKey,
@@ -34,12 +36,14 @@ export function startOwnCluster(options: {
     services: decodeLocalService,
     endpointslices: decodeLocalSlice,
     namespaces: decodeLocalNamespace,
+    policies: decodeLocalPolicy,
   };
   const onRow: { [F in LocalFamily]: (name: string, value: never) => void } = {
     services: (name: string, value: LocalService | undefined) => sink.service(name, value),
     endpointslices: (name: string, value: LocalSlice | undefined) => sink.slice(name, value),
-    // Counted and reported; no consumer before policy. The apiserver has already judged which services are global.
+    // Namespaces and policies are counted and reported; no consumer before the policy maps. The apiserver has already judged which services are global.
     namespaces: (_name: string, _value: LocalNamespace | undefined) => {},
+    policies: (_name: string, _value: LocalPolicy | undefined) => {},
   };
   return Object.fromEntries(
     LOCAL_FAMILIES.map((family) => [

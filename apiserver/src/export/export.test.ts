@@ -15,8 +15,13 @@ const CLUSTER = { name: 'eu', id: 1, maxConnectedClusters: 255 as const, region:
 function snapshotOf(text: string): ManifestSnapshot {
   const parsed = parseManifestFile('app.yaml', text);
   assert.deepEqual(parsed.problems, []);
-  return buildSnapshot({ ...parsed, defaultGlobalNamespace: true, serviceCidr: '10.96.0.0/16', previousIps: new Map() })
-    .snapshot;
+  return buildSnapshot({
+    ...parsed,
+    defaultGlobalNamespace: true,
+    policies: { cluster: 'eu', defaultLocalCluster: true },
+    serviceCidr: '10.96.0.0/16',
+    previousIps: new Map(),
+  }).snapshot;
 }
 
 const labels = (namespace: string, app: string) =>
@@ -216,7 +221,7 @@ test('nothing in, nothing out', () => {
   assert.equal(exportServices(CLUSTER, manifests.services.values(), manifests.slices.values()).size, 0);
   assert.deepEqual(
     [...exportLocal(manifests).values()].map((rows) => rows.size),
-    [0, 0, 0],
+    [0, 0, 0, 0],
   );
 });
 

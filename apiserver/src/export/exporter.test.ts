@@ -48,7 +48,10 @@ const EMPTY = {
     ]),
   ),
   ...Object.fromEntries(
-    ['endpointslices', 'namespaces', 'services'].map((family) => [`clustermesh/local/synced/${family}`, 'TIME']),
+    ['endpointslices', 'namespaces', 'policies', 'services'].map((family) => [
+      `clustermesh/local/synced/${family}`,
+      'TIME',
+    ]),
   ),
 };
 
@@ -72,6 +75,12 @@ test('a cluster with nothing in it publishes exactly its config, its canaries an
   );
 });
 
+const CLOSED = `apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: { name: closed, namespace: shop }
+spec: { podSelector: {} }
+`;
+
 test('services, nodes and pods come and go, in either order of arrival', async (t) => {
   const eu = await startCluster(t, { name: 'eu', id: 1 });
   await eu.eventually('bootstrap', () => eu.plane.bootstrap.ready());
@@ -90,11 +99,13 @@ test('services, nodes and pods come and go, in either order of arrival', async (
     'clustermesh/local/endpointslices/shop/web-1':
       '{"namespace":"shop","name":"web-1","service":"web","endpoints":[{"addresses":["10.1.1.5"],"ready":true,"serving":true,"terminating":false}],"ports":[{"name":"http","protocol":"TCP","port":8080}]}',
     'clustermesh/local/namespaces/shop': '{"name":"shop","global":true,"labels":{}}',
+    'clustermesh/local/policies/knp/shop/closed':
+      '{"kind":"NetworkPolicy","namespace":"shop","name":"closed","specs":[{"subject":[{"source":"k8s","key":"io.kubernetes.pod.namespace","operator":"In","values":["shop"]}],"defaultDeny":{"ingress":true,"egress":false},"rules":[]}],"refused":[]}',
     'clustermesh/local/services/shop/web':
       '{"namespace":"shop","name":"web","clusterIPs":["10.96.0.10"],"ports":[{"name":"http","protocol":"TCP","port":80}],"global":true,"shared":true,"affinity":"none","labels":{},"selector":null}',
   };
   const arrive: readonly (() => Promise<void>)[] = [
-    async () => eu.manifest('shop.yaml', shopManifest(['10.1.1.5'])),
+    async () => eu.manifest('shop.yaml', `${shopManifest(['10.1.1.5'])}---\n${CLOSED}`),
     () => eu.publishNode('n1', 1, [{ id: 'a', ipv4: '10.1.1.5', identity: 65_801 }]),
   ];
   for (const order of [arrive, [...arrive].reverse()]) {

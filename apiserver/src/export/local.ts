@@ -7,6 +7,7 @@ export function exportLocal(snapshot: ManifestSnapshot): ReadonlyMap<LocalFamily
     services: snapshot.services,
     endpointslices: snapshot.slices,
     namespaces: snapshot.namespaces,
+    policies: snapshot.policies,
   };
   return new Map(
     LOCAL_FAMILIES.map((family) => [

@@ -31,11 +31,13 @@ export function createManifests(dir: string): Manifests {
   };
 }
 
-/** File name → content. Namespaces, Services and hand-written slices as they came; the controller's slices beside them. */
+/** File name → content. Namespaces, Services, policies and hand-written slices as they came; the controller's slices beside them. */
 export function renderManifests(objects: Iterable<LabObject>, pods: readonly SlicePod[]): Map<string, string> {
   const files = new Map<string, string>();
   const all = [...objects];
   for (const object of all) {
+    if (object.kind.endsWith('Policy'))
+      files.set(`${object.kind.toLowerCase()}-${object.namespace}.${object.name}.yaml`, stringify(object.raw));
     if (object.kind === 'Namespace') files.set(`namespace-${object.name}.yaml`, stringify(object.raw));
     if (object.kind === 'Service') files.set(`service-${object.namespace}.${object.name}.yaml`, stringify(object.raw));
     if (object.kind === 'EndpointSlice')

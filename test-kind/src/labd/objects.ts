@@ -1,6 +1,6 @@
 /**
- * Kubernetes YAML as the lab reads it. Pods, Deployments and Namespaces are acted upon here and checked here; Services and
- * EndpointSlices are the apiserver's to judge, so anything with a kind and a name passes through as written. Pure.
+ * Kubernetes YAML as the lab reads it. Pods, Deployments and Namespaces are acted upon here and checked here; Services,
+ * EndpointSlices and network policies are the apiserver's to judge, so anything with a kind and a name passes through as written. Pure.
  */
 import { isDnsSubdomain } from '@clustermesh/contract';
 import { LineCounter, parseAllDocuments } from 'yaml';
@@ -63,17 +63,30 @@ export interface PodTemplate {
   readonly spec: PodSpec;
 }
 
+/** Kinds that the lab hands on as they were written. */
+const PASSED_ON = [
+  'Namespace',
+  'Service',
+  'EndpointSlice',
+  'NetworkPolicy',
+  'CiliumNetworkPolicy',
+  'CiliumClusterwideNetworkPolicy',
+] as const;
+type PassedOn = (typeof PASSED_ON)[number];
+const CLUSTER_SCOPED: readonly string[] = ['Namespace', 'CiliumClusterwideNetworkPolicy'];
+
 export type LabObject =
-  | (Named & { readonly kind: 'Namespace' | 'Service' | 'EndpointSlice' })
+  | (Named & { readonly kind: PassedOn })
   | (Named & { readonly kind: 'Pod'; readonly template: PodTemplate })
   | (Named & { readonly kind: 'Deployment'; readonly replicas: number; readonly template: PodTemplate });
 
 export type ParsedDocument = { readonly object: LabObject } | { readonly at: string; readonly problem: string };
 
-export const SUPPORTED_KINDS = ['Namespace', 'Deployment', 'Pod', 'Service', 'EndpointSlice'] as const;
+export const SUPPORTED_KINDS = [...PASSED_ON, 'Deployment', 'Pod'] as const;
 
 export function objectName(object: Pick<LabObject, 'kind' | 'namespace' | 'name'>): string {
-  return object.kind === 'Namespace' ? `Namespace ${object.name}` : `${object.kind} ${object.namespace}/${object.name}`;
+  const { kind, namespace, name } = object;
+  return CLUSTER_SCOPED.includes(kind) ? `${kind} ${name}` : `${kind} ${namespace}/${name}`;
 }
 
 /** Every document of a file by itself: what is wrong in one says nothing about the others. */
@@ -113,12 +126,12 @@ function readObject(raw: unknown, at: string): ParsedDocument {
   const parsed = metadataSchema.safeParse((raw as { metadata?: unknown }).metadata);
   if (!parsed.success) return { at, problem: `${kind}: ${problemsOf(parsed.error, 'metadata')}` };
   const metadata = parsed.data;
-  const isNamespace = kind === 'Namespace';
+  const isClusterScoped = CLUSTER_SCOPED.includes(kind as string);
   const written = (raw as { metadata: Record<string, unknown> }).metadata;
   const named: Named = {
     name: metadata.name,
-    namespace: isNamespace ? metadata.name : metadata.namespace,
-    raw: { ...raw, metadata: isNamespace ? written : { ...written, namespace: metadata.namespace } },
+    namespace: isClusterScoped ? metadata.name : metadata.namespace,
+    raw: { ...raw, metadata: isClusterScoped ? written : { ...written, namespace: metadata.namespace } },
   };
   if (kind === 'Pod') {
     const pod = podSchema.safeParse(raw);
@@ -134,7 +147,7 @@ function readObject(raw: unknown, at: string): ParsedDocument {
       object: { ...named, kind, replicas, template: { labels: template.metadata.labels, spec: template.spec } },
     };
   }
-  return { object: { ...named, kind: kind as 'Namespace' | 'Service' | 'EndpointSlice' } };
+  return { object: { ...named, kind: kind as PassedOn } };
 }
 
 function problemsOf(error: z.ZodError, prefix?: string): string {

@@ -42,6 +42,7 @@ function fixture(t: TestContext) {
         lastGoodDir: join(root, 'last-good'),
         clusterIpsFile: join(root, 'cluster-ips.json'),
         serviceCidr: '10.96.0.0/16',
+        policies: { cluster: 'eu', defaultLocalCluster: true },
         defaultGlobalNamespace: options.defaultGlobalNamespace ?? true,
         log: silentLog(),
         signal: stop.signal,

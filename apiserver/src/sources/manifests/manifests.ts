@@ -1,6 +1,6 @@
 /** The manifests source: watched directory → immutable snapshot, ClusterIPs persisted before anybody sees them. */
 import { readFileSync } from 'node:fs';
-import { messageOf } from '@clustermesh/contract';
+import { messageOf, type PolicyContext } from '@clustermesh/contract';
 import { atomicWrite, type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
 import { z } from 'zod';
 import { watchedDirectory } from '../../watched-dir.ts';
@@ -13,6 +13,7 @@ export interface ManifestSourceOptions {
   readonly clusterIpsFile: string;
   readonly serviceCidr: string;
   readonly defaultGlobalNamespace: boolean;
+  readonly policies: PolicyContext;
   readonly log: Log;
   readonly signal: AbortSignal;
   readonly clock?: Clock;
@@ -93,6 +94,7 @@ export function startManifestSource(options: ManifestSourceOptions): ManifestSou
     const result = buildSnapshot({
       ...inForce,
       defaultGlobalNamespace: options.defaultGlobalNamespace,
+      policies: options.policies,
       serviceCidr: options.serviceCidr,
       previousIps: clusterIps,
     });
@@ -103,8 +105,8 @@ export function startManifestSource(options: ManifestSourceOptions): ManifestSou
     readError = undefined;
     isCurrent = true;
 
-    const { namespaces, services, slices, problems, notes } = result.snapshot;
-    const now = JSON.stringify([[...namespaces], [...services], [...slices], problems, notes]);
+    const { namespaces, services, slices, policies, problems, notes } = result.snapshot;
+    const now = JSON.stringify([[...namespaces], [...services], [...slices], [...policies], problems, notes]);
     if (now === fingerprint && snapshot !== undefined) return;
     fingerprint = now;
     snapshot = result.snapshot;

@@ -2,10 +2,15 @@
 import { parseAllDocuments } from 'yaml';
 import type { z } from 'zod';
 import {
+  type CiliumPolicyManifest,
+  ciliumPolicySchema,
+  clusterwidePolicySchema,
   type EndpointSliceManifest,
   endpointSliceSchema,
   type NamespaceManifest,
+  type NetworkPolicyManifest,
   namespaceSchema,
+  networkPolicySchema,
   type ServiceManifest,
   serviceSchema,
 } from './schemas.ts';
@@ -13,7 +18,13 @@ import {
 export type ManifestObject =
   | { readonly kind: 'Namespace'; readonly key: string; readonly object: NamespaceManifest }
   | { readonly kind: 'Service'; readonly key: string; readonly object: ServiceManifest }
-  | { readonly kind: 'EndpointSlice'; readonly key: string; readonly object: EndpointSliceManifest };
+  | { readonly kind: 'EndpointSlice'; readonly key: string; readonly object: EndpointSliceManifest }
+  | { readonly kind: 'NetworkPolicy'; readonly key: string; readonly object: NetworkPolicyManifest }
+  | {
+      readonly kind: 'CiliumNetworkPolicy' | 'CiliumClusterwideNetworkPolicy';
+      readonly key: string;
+      readonly object: CiliumPolicyManifest;
+    };
 
 /** An object and where it stands, as `file.yaml, document 2`. */
 export type LocatedObject = ManifestObject & { readonly where: string };
@@ -33,7 +44,15 @@ const SCHEMAS: Readonly<Record<string, { readonly kind: Kind; readonly schema: z
   'v1/Namespace': { kind: 'Namespace', schema: namespaceSchema },
   'v1/Service': { kind: 'Service', schema: serviceSchema },
   'discovery.k8s.io/v1/EndpointSlice': { kind: 'EndpointSlice', schema: endpointSliceSchema },
+  'networking.k8s.io/v1/NetworkPolicy': { kind: 'NetworkPolicy', schema: networkPolicySchema },
+  'cilium.io/v2/CiliumNetworkPolicy': { kind: 'CiliumNetworkPolicy', schema: ciliumPolicySchema },
+  'cilium.io/v2/CiliumClusterwideNetworkPolicy': {
+    kind: 'CiliumClusterwideNetworkPolicy',
+    schema: clusterwidePolicySchema,
+  },
 };
+/** Kinds whose objects are of no namespace. */
+const CLUSTER_SCOPED: ReadonlySet<Kind> = new Set(['Namespace', 'CiliumClusterwideNetworkPolicy']);
 
 /** Bounds what a file of YAML aliases can unfold to. */
 const MAX_ALIASES = 100;
@@ -77,8 +96,8 @@ export function parseManifestFile(file: string, text: string): ParsedFile {
       return;
     }
     const object = parsed.data as NamespaceManifest;
-    const name =
-      known.kind === 'Namespace' ? object.metadata.name : `${object.metadata.namespace}/${object.metadata.name}`;
+    const { name: bare, namespace } = object.metadata;
+    const name = CLUSTER_SCOPED.has(known.kind) ? bare : `${namespace}/${bare}`;
     objects.push({ kind: known.kind, key: `${known.kind} ${name}`, object, where } as LocatedObject);
   };
 

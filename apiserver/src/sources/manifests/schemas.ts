@@ -3,7 +3,7 @@
  * ones must be right. Absent conditions mean what Kubernetes says they mean: ready.
  */
 import { isIP } from 'node:net';
-import { isDnsSubdomain } from '@clustermesh/contract';
+import { ciliumPolicyBody, isDnsSubdomain, networkPolicySpec } from '@clustermesh/contract';
 import { z } from 'zod';
 
 export const SERVICE_NAME_LABEL = 'kubernetes.io/service-name';
@@ -129,6 +129,23 @@ export const endpointSliceSchema = z
     }
   });
 
+/** Unlike elsewhere, unknown fields of a policy count (contract/src/policy): they may be restrictions. */
+export const networkPolicySchema = z.looseObject({ metadata: metadata(dnsName), spec: networkPolicySpec });
+
+export const ciliumPolicySchema = z
+  .looseObject({ metadata: metadata(dnsName), ...ciliumPolicyBody })
+  .refine(({ spec, specs }) => spec != null || (specs ?? []).length > 0, 'needs a spec or specs')
+  .refine(
+    ({ spec, specs }) => [spec, ...(specs ?? [])].every((each) => each?.['nodeSelector'] == null),
+    'policies for nodes are clusterwide: nodeSelector is of no use here',
+  );
+
+export const clusterwidePolicySchema = z
+  .looseObject({ metadata: metadata(dnsName), ...ciliumPolicyBody })
+  .refine(({ spec, specs }) => spec != null || (specs ?? []).length > 0, 'needs a spec or specs');
+
+export type NetworkPolicyManifest = z.infer<typeof networkPolicySchema>;
+export type CiliumPolicyManifest = z.infer<typeof clusterwidePolicySchema>;
 export type NamespaceManifest = z.infer<typeof namespaceSchema>;
 export type ServiceManifest = z.infer<typeof serviceSchema>;
 export type EndpointSliceManifest = z.infer<typeof endpointSliceSchema>;

@@ -1,13 +1,16 @@
 /** Objects in force → the cluster's own services, slices and namespaces, as immutable values. Pure. */
 import {
   type LocalNamespace,
+  type LocalPolicy,
   type LocalService,
   type LocalSlice,
+  type PolicyContext,
   readNamespaceGlobal,
   readServiceAnnotations,
 } from '@clustermesh/contract';
 import { allocateClusterIps } from './cluster-ips.ts';
 import type { LocatedObject } from './parse.ts';
+import { readPolicies } from './policies.ts';
 import { SERVICE_NAME_LABEL } from './schemas.ts';
 
 export interface ManifestSnapshot {
@@ -18,6 +21,8 @@ export interface ManifestSnapshot {
   readonly slices: ReadonlyMap<string, LocalSlice>;
   /** By `namespace/name`: what of a slice only its export as a slice needs. */
   readonly sliceMeta: ReadonlyMap<string, SliceMeta>;
+  /** By `policyName`. */
+  readonly policies: ReadonlyMap<string, LocalPolicy>;
   /** For namespaces that no manifest declares. */
   readonly defaultGlobalNamespace: boolean;
   /** Readable sentences, each with its place. */
@@ -39,6 +44,7 @@ export interface SnapshotInput {
   readonly problems: readonly string[];
   readonly notes: readonly string[];
   readonly defaultGlobalNamespace: boolean;
+  readonly policies: PolicyContext;
   readonly serviceCidr: string;
   readonly previousIps: ReadonlyMap<string, string>;
 }
@@ -154,6 +160,9 @@ export function buildSnapshot(input: SnapshotInput): SnapshotResult {
     });
   }
 
+  const policies = readPolicies([...unique.values()], input.policies);
+  problems.push(...policies.problems);
+
   for (const namespace of new Set([...services.values(), ...slices.values()].map((object) => object.namespace))) {
     if (!namespaces.has(namespace))
       namespaces.set(namespace, { name: namespace, global: input.defaultGlobalNamespace, labels: {} });
@@ -164,6 +173,7 @@ export function buildSnapshot(input: SnapshotInput): SnapshotResult {
     services,
     slices,
     sliceMeta,
+    policies: policies.policies,
     defaultGlobalNamespace: input.defaultGlobalNamespace,
     problems,
     notes,
