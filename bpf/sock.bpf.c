@@ -13,6 +13,7 @@
 #include <linux/in.h>
 #include "lib/common.h"
 #include "lib/count.h"
+#include "lib/events.h"
 #include "lib/lb.h"
 
 struct {
@@ -51,6 +52,23 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct lb_
 	bpf_map_update_elem(&cm_sock_rev, &key, &value, BPF_ANY);
 }
 
+/* There is no packet: the event names whom the socket asked for. */
+static __always_inline void show(const struct cm_addr *addr, __be16 port, __u8 proto,
+				 const struct lb_backend *lb, enum cm_reason reason)
+{
+	struct cm_event *e = event_begin(reason);
+
+	if (likely(!e))
+		return;
+	e->direction = CM_DIR_SOCK;
+	e->service_id = lb->service_id;
+	e->backend_id = lb->backend_id;
+	e->addr = *addr;
+	e->port = port;
+	e->proto = proto;
+	event_submit(e);
+}
+
 /* Does the socket's destination become `addr`:`port`? Then 1, or 0 for none of ours, or -errno. */
 static __always_inline int translate(struct bpf_sock_addr *ctx, struct cm_addr *addr, __be16 *port)
 {
@@ -67,9 +85,11 @@ static __always_inline int translate(struct bpf_sock_addr *ctx, struct cm_addr *
 	err = lb_select(service, addr, *port, proto, &lb);
 	if (err) {
 		count(err, CM_DIR_SOCK, 0);
+		show(addr, *port, proto, &lb, err);
 		return -ECONNREFUSED;
 	}
 	remember(ctx, &lb, addr, *port);
+	show(addr, *port, proto, &lb, CM_R_SOCK_TRANSLATED);
 	*addr = lb.addr;
 	*port = lb.port;
 	count(CM_R_SOCK_TRANSLATED, CM_DIR_SOCK, 0);

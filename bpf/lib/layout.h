@@ -171,6 +171,49 @@ struct cm_decision {
 };
 _Static_assert(sizeof(struct cm_decision) == 48, "cm_decision");
 
+/* How much of what happens is shown; see lib/events.h. All 0: nothing. */
+struct cm_event_config {
+	__u64 interval_ns;     /* each CPU earns one event in this time; not 0 */
+	__u32 burst;	       /* and may save up so many */
+	__u32 refused_every;   /* of so many refused packets, one; 0: none */
+	__u32 forwarded_every; /* of so many others, one; 0: none */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct cm_event_config) == 24, "cm_event_config");
+
+struct cm_event_state {
+	__u64 earned_ns; /* when `saved` was reckoned last */
+	__u64 saved;
+	__u64 sent;
+	__u64 lost; /* over the rate, or no room in the ring */
+};
+_Static_assert(sizeof(struct cm_event_state) == 32, "cm_event_state");
+
+#define CM_EVENT_HEAD 128
+
+/* A record of cm_events. */
+struct cm_event {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	enum cm_reason reason;
+	enum cm_direction direction;
+	enum cm_action action;
+	__u32 ifindex;	/* where the packet was seen */
+	__u32 target;	/* ifindex, where the action has one */
+	__u32 identity; /* source identity, as believed; 0: not established */
+	__u32 service_id;
+	__u32 backend_id;
+	__u32 every; /* stands for so many packets */
+	__u32 bytes;
+	/* Without a packet, sockets: whom the socket asked for. */
+	struct cm_addr addr;
+	__be16 port;
+	__u8 proto;
+	__u8 head_len;		  /* 0: there is no packet */
+	__u8 head[CM_EVENT_HEAD]; /* its beginning, as it left the program */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct cm_event) == 200, "cm_event");
+
 /* What one family has of an address, or none. IPv4 prefixes have a mask of 96 ones more. */
 struct cm_family {
 	struct cm_addr node_ip;

@@ -9,6 +9,9 @@
 #ifndef CM_REASONS_H
 #define CM_REASONS_H
 
+/* The first reason for which a packet did not get where its sender wanted it. */
+#define CM_R_REFUSED 64
+
 enum cm_reason {
 	CM_R_UNSPEC = 0,
 

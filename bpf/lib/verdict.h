@@ -15,6 +15,7 @@
 #include <linux/if_packet.h>
 #include <linux/pkt_cls.h>
 #include "count.h"
+#include "events.h"
 #include "tables.h"
 
 #define TUNNEL_TTL 64
@@ -79,6 +80,36 @@ static __always_inline void record(const struct cm_decision *d)
 	bpf_map_update_elem(&cm_decisions, &zero, d, BPF_ANY);
 }
 
+/* Apart, so that its one copy is not in the way of packets that are not shown. */
+static __noinline void event_packet(struct __sk_buff *skb, struct cm_event *e)
+{
+	__u32 n = skb->len;
+
+	e->bytes = n;
+	if (n > sizeof(e->head))
+		n = sizeof(e->head);
+	if (n && !bpf_skb_load_bytes(skb, 0, e->head, n))
+		e->head_len = n;
+}
+
+static __always_inline void show(struct __sk_buff *skb, const struct hook *hook,
+				 const struct cm_decision *d)
+{
+	struct cm_event *e = event_begin(d->reason);
+
+	if (likely(!e))
+		return;
+	e->direction = d->direction;
+	e->action = d->action;
+	e->ifindex = hook->ifindex;
+	e->target = d->target;
+	e->identity = d->identity;
+	e->service_id = d->service_id;
+	e->backend_id = d->backend_id;
+	event_packet(skb, e);
+	event_submit(e);
+}
+
 static __always_inline int carry_out(struct __sk_buff *skb, const struct hook *hook,
 				     struct cm_decision *d, enum cm_direction dir, __u32 bytes)
 {
@@ -88,6 +119,7 @@ static __always_inline int carry_out(struct __sk_buff *skb, const struct hook *h
 	}
 	d->direction = dir;
 	count(d->reason, dir, bytes);
+	show(skb, hook, d);
 	if (hook->record)
 		record(d);
 

@@ -40,3 +40,11 @@ export const u32: Codec<number> = {
   },
   decode: (from, at = 0) => from.readUInt32LE(at),
 };
+
+/** Key and value of a ring buffer, which has neither. */
+export const nothing: Codec<undefined> = {
+  name: 'nothing',
+  size: 0,
+  encode: (_, into = Buffer.alloc(0)) => into,
+  decode: () => undefined,
+};

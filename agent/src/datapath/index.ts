@@ -14,7 +14,7 @@ import * as attach from './attach.ts';
 import { dumpCt, dumpDrops } from './dump.ts';
 import * as libbpf from './libbpf.ts';
 import { ensureVxlan, interfaceIndex } from './links.ts';
-import { loadPrograms } from './loader.ts';
+import { isPinned, loadPrograms } from './loader.ts';
 import { toCidr, toFamily } from './rows.ts';
 import { openServices } from './services.ts';
 import { endpointTable, ipcacheTable, nodeTable } from './tables.ts';
@@ -138,7 +138,7 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
       dump: (map) => dumps[map](),
       maps: () =>
         (Object.keys(layouts) as MapName[])
-          .filter((name) => maps[name] !== undefined && name !== 'cm_decisions')
+          .filter((name) => maps[name] !== undefined && isPinned(name))
           .map((name) => ({ name, id: maps[name].id, maxEntries: maps[name].maxEntries, pin: join(pinDir, name) })),
       close: async () => loaded.close(),
     };

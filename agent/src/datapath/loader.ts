@@ -24,8 +24,15 @@ import { MeshError } from '@clustermesh/contract';
 import { type BpfMap, openMap } from './bpf-map.ts';
 import * as libbpf from './libbpf.ts';
 
-/** Maps that hold nothing worth keeping: one per loaded object, never pinned. */
-const SCRATCH: ReadonlySet<string> = new Set<MapName>(['cm_decisions']);
+/** Maps that hold nothing worth keeping: shared by what is loaded together, never pinned. */
+const UNPINNED: ReadonlySet<string> = new Set<MapName>([
+  'cm_decisions',
+  'cm_events',
+  'cm_event_config',
+  'cm_event_state',
+]);
+
+export const isPinned = (map: MapName): boolean => !UNPINNED.has(map);
 
 export type TypedMaps = {
   [Name in MapName]: (typeof layouts)[Name] extends MapLayout<infer K, infer V> ? BpfMap<K, V> : never;
@@ -67,12 +74,12 @@ export function loadPrograms({ objects, settings, pinDir, mapSizes }: LoadOption
       codec.encode(settings, libbpf.objectRodata(object), offset);
 
       const declared = libbpf.objectMaps(object);
-      const unpinned: string[] = [];
-      for (const [map, pointer] of declared) {
-        if (SCRATCH.has(map)) continue;
-        const fd = fds.get(map) ?? openPinned(pinDir, map as MapName, fingerprints);
+      const made: MapName[] = [];
+      for (const [name, pointer] of declared) {
+        const map = name as MapName;
+        const fd = fds.get(map) ?? (isPinned(map) ? openPinned(pinDir, map, fingerprints) : undefined);
         if (fd === undefined) {
-          unpinned.push(map);
+          made.push(map);
           const size = mapSizes?.[map];
           if (size !== undefined) libbpf.setMaxEntries(pointer, size);
         } else {
@@ -81,16 +88,14 @@ export function loadPrograms({ objects, settings, pinDir, mapSizes }: LoadOption
         }
       }
       libbpf.loadObject(object);
-      for (const map of unpinned) {
-        const path = join(pinDir, map);
-        // Fingerprint first: a pin without one would look like a foreign map to the next start.
-        fingerprints.set(map as MapName);
-        libbpf.pinMap(declared.get(map)!, path);
-        fds.set(map, libbpf.pinned(path)!);
-      }
-      for (const map of SCRATCH) {
-        const pointer = declared.get(map);
-        if (pointer !== undefined && !fds.has(map)) fds.set(map, libbpf.duplicateFd(libbpf.mapFd(pointer)));
+      for (const map of made) {
+        const pointer = declared.get(map)!;
+        if (isPinned(map)) {
+          // Fingerprint first: a pin without one would look like a foreign map to the next start.
+          fingerprints.set(map);
+          libbpf.pinMap(pointer, join(pinDir, map));
+        }
+        fds.set(map, libbpf.duplicateFd(libbpf.mapFd(pointer)));
       }
       for (const [program, pointer] of libbpf.objectPrograms(object)) programs.set(program, pointer);
     }

@@ -7,9 +7,10 @@ import { createInterface } from 'node:readline';
 import { afterEach, beforeEach, describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { isDeepStrictEqual } from 'node:util';
+import type { MapName } from '@clustermesh/bpf';
 import type { MeshError } from '@clustermesh/contract';
 import * as libbpf from './libbpf.ts';
-import { type Loaded, loadPrograms } from './loader.ts';
+import { isPinned, type Loaded, loadPrograms } from './loader.ts';
 import { toAddr, toFamily, toMac } from './rows.ts';
 import { openServices, type ServiceTable } from './services.ts';
 import { ipcacheTable, nodeTable } from './tables.ts';
@@ -177,7 +178,7 @@ describe('services', () => {
     const second = load();
     const restored = await openServices(second.maps);
     assert.deepEqual(await idsOf(restored), ids);
-    const pinned = (map: { name: string }) => map.name !== 'cm_decisions';
+    const pinned = (map: { name: string }) => isPinned(map.name as MapName);
     assert.deepEqual(
       Object.values(second.maps)
         .filter(pinned)
@@ -376,7 +377,7 @@ describe('pins', () => {
 
   it('scratch maps are not pinned, everything else is', () => {
     const { maps } = load();
-    const expected = [...Object.keys(maps).filter((name) => name !== 'cm_decisions'), 'cm_layout'].sort();
+    const expected = [...Object.keys(maps).filter((name) => isPinned(name as MapName)), 'cm_layout'].sort();
     assert.deepEqual(readdirSync(pinDir).sort(), expected);
   });
 
