@@ -12,17 +12,20 @@ export interface PlannedService {
   readonly backend: { readonly ip: string; readonly port: number };
 }
 
-/** Where the measured one stands: half of the rules of a list come before it. */
-const MIDDLE = (n: number): number => n >> 1;
+/**
+ * The same at every size: connection tracking remembers closed connections by their addresses, and new ones through another service
+ * to the same backend would stand in their way.
+ */
+export const MEASURED_IP = '10.97.0.1';
 
-/** `n` services; the middle one leads to `backend`, the others to addresses that nobody has. */
+/** `n` services. The one in the middle is measured and leads to `backend`, the others lead to addresses that nobody has. */
 export function planServices(n: number, backend: PlannedService['backend']) {
   const services = Array.from({ length: n }, (_, i): PlannedService => {
     const tail = `${(i >> 8) & 255}.${i & 255}`;
-    const isMeasured = i === MIDDLE(n);
-    return { ip: `10.96.${tail}`, port: 80, backend: isMeasured ? backend : { ip: `10.200.${tail}`, port: 8080 } };
+    if (i === n >> 1) return { ip: MEASURED_IP, port: 80, backend };
+    return { ip: `10.96.${tail}`, port: 80, backend: { ip: `10.200.${tail}`, port: 8080 } };
   });
-  return { services, measured: services[MIDDLE(n)]! };
+  return { services, measured: services[n >> 1]! };
 }
 
 /** Loads rules given on stdin, inside the node's namespace. */

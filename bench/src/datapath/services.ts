@@ -12,10 +12,10 @@ import type { ServiceRow } from '@clustermesh/agent';
 import type { TwoNodes } from '@clustermesh/agent/testing/two-nodes';
 import type { Figure } from '../report.ts';
 import { atLeast, atMost, beside } from './aims.ts';
-import { addProxyNode, type KernelPaths } from './kernel-paths.ts';
+import { addProxyNode, type KernelPaths, type ProxyNode } from './kernel-paths.ts';
 import type { Load, Place } from './load.ts';
 import { alternate, compare } from './pairs.ts';
-import { type PlannedService, planServices, programIptables, programNftables } from './service-proxies.ts';
+import { MEASURED_IP, type PlannedService, planServices, programIptables, programNftables } from './service-proxies.ts';
 
 const SIZES = [1, 1_000, 10_000] as const;
 const BACKEND_PORT = 8081;
@@ -37,28 +37,23 @@ export async function benchServices({ mesh, paths, load, pairs }: ServiceBench):
   const nftables = addProxyNode(mesh.sandbox, 'nft');
   for (const place of [server, iptables.server, nftables.server]) await load.serve(place, BACKEND_PORT);
 
-  let ours: PlannedService[] = [];
-  async function program(n: number) {
-    const plan = planServices(n, { ip: b.endpoint.ip, port: BACKEND_PORT });
-    const added = plan.services.slice(0, n);
-    await n1.datapath.call('update', { table: 'services', rows: added.map(toRow) });
-    ours = plan.services;
-    const [ipt, nft] = [iptables, nftables].map(
-      (node) => planServices(n, { ip: node.serverIp, port: BACKEND_PORT }).services,
-    );
-    programIptables(iptables, ipt!);
-    programNftables(nftables, nft!);
-    return plan.measured;
+  async function program(n: number): Promise<PlannedService> {
+    const { services, measured } = planServices(n, { ip: b.endpoint.ip, port: BACKEND_PORT });
+    await n1.datapath.call('update', { table: 'services', rows: services.map(toRow) });
+    const planFor = (node: ProxyNode) => planServices(n, { ip: node.serverIp, port: BACKEND_PORT }).services;
+    programIptables(iptables, planFor(iptables));
+    programNftables(nftables, planFor(nftables));
+    return measured;
   }
 
   const figures: Figure[] = [];
   for (const size of SIZES) {
-    const measured = await program(size);
+    const target = await program(size);
     const ms = SHARES_MS.connect;
     const rates = await alternate(pairs, {
-      ours: () => load.connect(client, measured, ms),
-      iptables: () => load.connect(iptables.client, measured, ms),
-      nftables: () => load.connect(nftables.client, measured, ms),
+      ours: () => load.connect(client, target, ms),
+      iptables: () => load.connect(iptables.client, target, ms),
+      nftables: () => load.connect(nftables.client, target, ms),
       plain: () => load.connect(client, { ip: paths.viaRoute(1, 2), port: BACKEND_PORT }, ms),
     });
     const name = (than: string) => `connect+request+close, ${size} service${size > 1 ? 's' : ''}, and ${than}`;
@@ -72,9 +67,9 @@ export async function benchServices({ mesh, paths, load, pairs }: ServiceBench):
     );
   }
 
-  const measured = ours[ours.length >> 1]!;
+  const target = { ip: MEASURED_IP, port: 80 };
   const latency = await alternate(pairs, {
-    ours: () => load.pingpong(client, measured, SHARES_MS.latency),
+    ours: () => load.pingpong(client, target, SHARES_MS.latency),
     plain: () => load.pingpong(client, { ip: paths.viaRoute(1, 2), port: BACKEND_PORT }, SHARES_MS.latency),
   });
   const name = 'request/response through a service, and plainly routed';
