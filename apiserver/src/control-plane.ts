@@ -36,6 +36,10 @@ export interface ControlPlane {
   readonly local: LocalView;
   isLeading(): boolean;
   leader(): string | undefined;
+  /** What only one replica may do is this one's to do. */
+  runsTerm(): boolean;
+  /** The replica that leads, when it is another one. */
+  otherLeader(): string | undefined;
   /** What readers would still miss, or undefined. A peer that does not answer is given up on after a while. */
   notReady(): string | undefined;
   /** After the signal: everything has ended, the connection is closed. Mirrored and exported data stays. */
@@ -111,10 +115,11 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     });
     return { exporter, mirror, ended: Promise.all([exporter.ended, mirror.ended]).then(() => {}) };
   };
+  const replica = replicaId(files.replica);
   const terms = startTerms({
     ...common,
     log: log.child({ subsystem: 'election' }),
-    replica: replicaId(files.replica),
+    replica,
     ttlSeconds: config.election.ttlSeconds,
     isBootstrapped: bootstrap.ready,
     fence: bootstrap.fence,
@@ -145,6 +150,11 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
   return {
     isLeading: terms.isLeading,
     leader: terms.leader,
+    runsTerm: () => terms.current() !== undefined,
+    otherLeader: () => {
+      const leader = terms.current() === undefined ? terms.leader() : undefined;
+      return leader === replica ? undefined : leader;
+    },
     ...{ etcd, bootstrap, agents, manifests, nodes, exporter, mirror, local },
     notReady() {
       if (!bootstrap.ready()) return `etcd: ${bootstrap.lastError() || 'users and roles are not in place yet'}`;

@@ -58,6 +58,8 @@ await runDaemon(log, async (signal) => {
     peers: directory,
     users: plane.bootstrap,
     mirror: plane.mirror,
+    mayRun: plane.runsTerm,
+    otherLeader: plane.otherLeader,
     log,
   });
   const info = () => readClusterInfo({ own, region: cluster.region, advertise, pkiDir });

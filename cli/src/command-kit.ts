@@ -1,7 +1,7 @@
 /** What every command is given, and what several of them do. */
 import { type Command, Option } from 'commander';
 import { stringify } from 'yaml';
-import { type Context, type ContextPlaces, resolveContext } from './contexts.ts';
+import { type Context, type ContextPlaces, listContexts, resolveContext } from './contexts.ts';
 import { UsageError } from './exit-codes.ts';
 import { openSide, type Side } from './side.ts';
 import type { Terminal } from './terminal.ts';
@@ -19,6 +19,29 @@ export type Format = 'table' | 'json' | 'yaml';
 
 export const outputOption = () =>
   new Option('-o, --output <format>', 'how to print').choices(['table', 'json', 'yaml']).default('table');
+
+export const contextOption = () =>
+  new Option('--context <context>', 'the cluster; may be left out when there is only one');
+
+/** The context that was given, or the only one there is. */
+export function onlyContext(given: string | undefined, places: ContextPlaces): string | Context {
+  if (given !== undefined) return given;
+  const all = listContexts(places);
+  if (all.length === 1) return all[0]!;
+  throw new UsageError(
+    all.length === 0
+      ? {
+          code: 'not-found',
+          message: 'choosing a cluster: none was found',
+          hint: 'start a lab (npm start, or npm run lab -- up), or set CLUSTERMESH_CONTEXTS',
+        }
+      : {
+          code: 'invalid-argument',
+          message: `choosing a cluster: there are ${all.length} contexts`,
+          hint: `give --context with one of: ${all.map((context) => context.name).join(', ')}`,
+        },
+  );
+}
 
 /** Prints `value` for machines, or what `asTable` makes of it for people. */
 export function print<T>(terminal: Terminal, format: Format, value: T, asTable: (value: T) => string): void {

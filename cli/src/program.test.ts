@@ -9,6 +9,7 @@ import {
   type ClusterStatus,
   MeshError,
   type OperationEvent,
+  type OperationInfo,
   type PreflightCheck,
 } from '@clustermesh/contract';
 import { type Handlers, type RpcServer, serveRpc } from '@clustermesh/runtime';
@@ -23,6 +24,7 @@ interface Scripted {
   /** Thrown by the next SupplyCertificate, once. */
   supplyError: MeshError | undefined;
   checks: readonly PreflightCheck[];
+  operations: readonly OperationInfo[];
   /** What the last preflight was told of the clocks. */
   heard: { readonly clockOffsetMs: number; readonly clockErrorMs: number } | undefined;
   clockAheadMs: number;
@@ -65,6 +67,12 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
     Preflight: async ({ clockOffsetMs, clockErrorMs }) => {
       scripted.heard = { clockOffsetMs, clockErrorMs };
       return { checks: scripted.checks };
+    },
+    ListOperations: async () => ({ operations: scripted.operations }),
+    RetryOperation: async ({ id: operation }) => ({ id: `${operation}-again` }),
+    CancelOperation: async ({ id: operation }) => {
+      scripted.calls.push(`cancel ${operation}`);
+      return {};
     },
     PrepareConnect: async ({ peer }) => ({ csrPem: `request of ${name} for ${peer}` }),
     StartConnect: async ({ peer, peerCsrPem }) => {
@@ -109,6 +117,7 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
     startError: undefined,
     supplyError: undefined,
     checks: [],
+    operations: [],
     heard: undefined,
     clockAheadMs: 0,
     calls: [],
@@ -369,6 +378,59 @@ describe('the clustermesh command', () => {
     }
   });
 
+  const failed: OperationInfo = {
+    id: 'connect-us-1',
+    kind: 'connect',
+    peer: 'us',
+    state: 'failed',
+    createdUnixMs: Date.now() - 60_000,
+    steps: [
+      {
+        ...{ step: 'authorize-peer', state: 'failed', message: 'no etcd', attempts: 5 },
+        ...{ startedUnixMs: 1000, endedUnixMs: 3000, errorCode: 'unreachable', hint: 'look there' },
+      },
+      {
+        ...{ step: 'install-credentials', state: 'pending', message: '', attempts: 0 },
+        ...{ startedUnixMs: 0, endedUnixMs: 0, errorCode: '', hint: '' },
+      },
+    ],
+  };
+
+  it('lists operations, and shows one step by step', async () => {
+    script(eu, { operations: [failed] });
+    const at = ['--context', eu.context];
+    const list = await run(['operations', 'list', ...at]);
+    assert.match(list.out, /^connect-us-1 {2}connect {2}us {4}failed {2}\d+ s {2}authorize-peer {2}no etcd$/m);
+    const show = await run(['operations', 'show', 'connect-us-1', ...at]);
+    assert.match(show.out, /^authorize-peer +failed +5 +2\.0 s +no etcd$/m);
+    assert.match(show.out, /^hint: look there$/m);
+    const none = await run(['operations', 'show', 'connect-mars-1', ...at]);
+    assert.equal(none.code, 1);
+    assert.match(none.err, /there is no such operation/);
+    const json = JSON.parse((await run(['operations', 'list', ...at, '-o', 'json'])).out) as OperationInfo[];
+    assert.equal(json[0]?.id, 'connect-us-1');
+    script(eu, { operations: [] });
+    assert.equal((await run(['operations', 'list', ...at])).out, 'no operations in the last week');
+  });
+
+  it('follows an operation, starts a failed one again, and cancels one', async () => {
+    const at = ['--context', eu.context];
+    script(eu, { events: [{ step: 'await-sync', message: 'here' }, { state: 'done' }] });
+    const watched = await run(['operations', 'watch', 'connect-us-1', ...at]);
+    assert.equal(watched.code, 0, watched.err);
+    assert.match(watched.out, /await-sync {10}here .*\nconnect-us-1: done$/);
+    assert.match(
+      (await run(['operations', 'retry', 'connect-us-1', ...at])).out,
+      /^connect-us-1 goes on as connect-us-1-again\n/,
+    );
+    assert.equal((await run(['operations', 'cancel', 'connect-us-1', ...at])).code, 0);
+    assert.deepEqual(eu.calls, ['cancel connect-us-1']);
+    script(eu, { events: [{ state: 'failed', step: 'await-sync', errorCode: 'timeout', message: 'no data of us' }] });
+    const bad = await run(['operations', 'watch', 'connect-us-1', ...at]);
+    assert.equal(bad.code, 1);
+    assert.equal(bad.err, 'error: eu: no data of us');
+  });
+
   it('prints the status for machines', async () => {
     script(eu, {});
     const json = await run(['status', '--context', eu.context, '-o', 'json']);
@@ -400,6 +462,8 @@ describe('the clustermesh command', () => {
     ['connect'],
     ['connect', '--context', 'eu'],
     ['frobnicate'],
+    ['operations', 'list'],
+    ['operations', 'show'],
     ['status', '--context', 'mars'],
     ['status'],
     ['preflight', '--context', 'eu'],

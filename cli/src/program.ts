@@ -3,6 +3,7 @@ import { version } from '@clustermesh/runtime';
 import { Command, CommanderError } from 'commander';
 import type { CommandKit } from './command-kit.ts';
 import { addConnect, addDisconnect } from './commands/connect.ts';
+import { addOperations } from './commands/operations.ts';
 import { addPki } from './commands/pki.ts';
 import { addPreflight } from './commands/preflight.ts';
 import { addStatus } from './commands/status.ts';
@@ -24,6 +25,7 @@ const COMMANDS: readonly ((kit: CommandKit) => void)[] = [
   addDisconnect,
   addPreflight,
   addStatus,
+  addOperations,
   addPki,
   addVersion,
 ];

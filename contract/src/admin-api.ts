@@ -63,6 +63,27 @@ export interface OperationEvent {
   readonly hint: string;
 }
 
+export interface OperationStep {
+  readonly step: string;
+  readonly state: 'pending' | 'waiting' | 'active' | 'done' | 'failed';
+  readonly message: string;
+  readonly attempts: number;
+  /** 0: not yet. */
+  readonly startedUnixMs: number;
+  readonly endedUnixMs: number;
+  readonly errorCode: string;
+  readonly hint: string;
+}
+
+export interface OperationInfo {
+  readonly id: string;
+  readonly kind: string;
+  readonly peer: string;
+  readonly state: 'waiting' | 'active' | 'done' | 'failed' | 'cancelled';
+  readonly createdUnixMs: number;
+  readonly steps: readonly OperationStep[];
+}
+
 export interface FamilyStatus {
   readonly family: string;
   readonly synced: boolean;
@@ -113,6 +134,9 @@ export interface AdminMethods {
   SupplyCertificate: { request: { peer: string; certificatePem: string }; response: Record<string, never> };
   StartDisconnect: { request: { peer: string }; response: { id: string } };
   WatchOperation: { request: { id: string }; response: OperationEvent; stream: true };
+  ListOperations: { request: Record<string, never>; response: { operations: readonly OperationInfo[] } };
+  RetryOperation: { request: { id: string }; response: { id: string } };
+  CancelOperation: { request: { id: string }; response: Record<string, never> };
   GetStatus: { request: Record<string, never>; response: ClusterStatus };
   GetFacts: { request: Record<string, never>; response: ClusterFacts };
   Preflight: { request: PreflightRequest; response: { checks: readonly PreflightCheck[] } };

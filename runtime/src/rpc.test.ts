@@ -73,6 +73,9 @@ const handlers: Handlers<AdminMethods> = {
   GetStatus: async (): Promise<ClusterStatus> => assert.fail('not called'),
   GetFacts: async () => assert.fail('not called'),
   Preflight: async () => assert.fail('not called'),
+  ListOperations: async () => assert.fail('not called'),
+  RetryOperation: async () => assert.fail('not called'),
+  CancelOperation: async () => assert.fail('not called'),
   WatchOperation: async function* ({ id }, { signal }) {
     yield event('first');
     yield event('second');

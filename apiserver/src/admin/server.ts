@@ -35,6 +35,12 @@ export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {
       return {};
     },
     StartDisconnect: async ({ peer }) => ({ id: await operations.startDisconnect(peer) }),
+    ListOperations: async () => ({ operations: await operations.list() }),
+    RetryOperation: async ({ id }) => ({ id: await operations.retry(id) }),
+    CancelOperation: async ({ id }) => {
+      await operations.cancel(id);
+      return {};
+    },
     WatchOperation: ({ id }, { signal }) => operations.watch(id, signal),
     GetFacts: async () => options.facts(),
     Preflight: async (request) => ({ checks: await options.preflight(request) }),

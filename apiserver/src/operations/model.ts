@@ -6,6 +6,7 @@ import {
   MeshError,
   messageOf,
   type OperationEvent,
+  type OperationInfo,
 } from '@clustermesh/contract';
 
 export type OperationKind = 'connect' | 'disconnect';
@@ -31,6 +32,8 @@ export interface ConnectJobData extends JobDataBase {
   readonly kind: 'connect';
   readonly info: ClusterInfo;
   readonly csrPem: string;
+  /** The peer was not configured when this was started: a failure may take back all that was begun. */
+  readonly isNew: boolean;
 }
 
 export interface DisconnectJobData extends JobDataBase {
@@ -71,6 +74,11 @@ export function decodeFailure(text: string): StepFailure {
   return { code: 'internal', message: text, hint: '' };
 }
 
+/** Operation ids begin with their kind. */
+export function kindOf(operation: string): OperationKind {
+  return operation.startsWith('disconnect-') ? 'disconnect' : 'connect';
+}
+
 /** Colons are not allowed in BullMQ's job ids, and operation ids contain none. */
 export function jobId(operation: string, step: StepName): string {
   return `${operation}.${step}`;
@@ -82,6 +90,11 @@ export interface StepSnapshot {
   readonly step: StepName;
   readonly state: StepState;
   readonly message: string;
+  /** Tries so far, the running one included. */
+  readonly attempts?: number | undefined;
+  /** Wall clock, milliseconds since 1970. */
+  readonly startedAt?: number | undefined;
+  readonly endedAt?: number | undefined;
   readonly failure?: StepFailure | undefined;
   readonly certificatePem?: string | undefined;
 }
@@ -90,6 +103,8 @@ export interface OperationSnapshot {
   readonly id: string;
   readonly kind: OperationKind;
   readonly peer: string;
+  /** Wall clock, milliseconds since 1970. */
+  readonly createdAt?: number | undefined;
   readonly steps: readonly StepSnapshot[];
 }
 
@@ -97,6 +112,37 @@ export function isFinished(snapshot: OperationSnapshot): boolean {
   return (
     snapshot.steps.some((step) => step.state === 'failed') || snapshot.steps.every((step) => step.state === 'done')
   );
+}
+
+/** As operators see it in a list. */
+export function operationInfo(snapshot: OperationSnapshot): OperationInfo {
+  const failure = snapshot.steps.find((step) => step.failure !== undefined)?.failure;
+  return {
+    id: snapshot.id,
+    kind: snapshot.kind,
+    peer: snapshot.peer,
+    createdUnixMs: snapshot.createdAt ?? 0,
+    state:
+      failure !== undefined
+        ? failure.code === 'cancelled'
+          ? 'cancelled'
+          : 'failed'
+        : isFinished(snapshot)
+          ? 'done'
+          : snapshot.steps.some((step) => step.state === 'active')
+            ? 'active'
+            : 'waiting',
+    steps: snapshot.steps.map((step) => ({
+      step: step.step,
+      state: step.state,
+      message: step.message,
+      attempts: step.attempts ?? 0,
+      startedUnixMs: step.startedAt ?? 0,
+      endedUnixMs: step.endedAt ?? 0,
+      errorCode: step.failure?.code ?? '',
+      hint: step.failure?.hint ?? '',
+    })),
+  };
 }
 
 /** The events that tell a watcher how `next` differs from what it was told before. */

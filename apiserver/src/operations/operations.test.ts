@@ -150,6 +150,12 @@ async function disconnect(side: Side, peer: string): Promise<OperationEvent[]> {
   return follow(side, await side.operations.startDisconnect(peer));
 }
 
+async function restarted(side: Side, more?: Partial<OperationsOptions>): Promise<void> {
+  await side.operations.close();
+  side.restart(more);
+  await waitFor(() => side.operations.redisReachable(), { what: 'Redis', timeoutMs: 5000 });
+}
+
 const rejection =
   (code: string, ...patterns: RegExp[]) =>
   (error: MeshError) => {
@@ -371,6 +377,57 @@ describe('operations', () => {
     assert.equal(last(events).state, 'done');
     assert.equal(last(await ended).errorCode, 'cancelled');
     assert.deepEqual([...eu.users], []);
+  });
+
+  it('take back what a failed connect had begun, without anybody asking', async () => {
+    await restarted(eu, {
+      timers: { certificateWaitMs: 300, syncWaitMs: 20_000, drainWaitMs: 5000, pollMs: 20, probeTimeoutMs: 1000 },
+    });
+    const csr = await us.operations.prepareConnect('eu');
+    await eu.operations.prepareConnect('us');
+    const ended = last(await follow(eu, await eu.operations.startConnect(us.info, csr)));
+    assert.equal(ended.errorCode, 'timeout', ended.message);
+    assert.deepEqual([...eu.users], []);
+    assert.deepEqual(readdirSync(join(eu.dir, 'state', 'pending')), []);
+    await restarted(eu);
+  });
+
+  it('leave a connection alone that was there before, when a later connect fails', async () => {
+    await connect(eu, us);
+    await restarted(eu, { attempts: 1 });
+    const csr = await us.operations.prepareConnect('eu');
+    const nobody = { ...us.info, endpoints: ['https://us.mesh.cilium.io:1'] };
+    assert.equal(last(await follow(eu, await eu.operations.startConnect(nobody, csr))).state, 'failed');
+    assert.deepEqual([...eu.users], ['us']);
+    assert.equal((await eu.peers.list()).length, 1);
+  });
+
+  it('are listed, can be cancelled, and tried again', async () => {
+    const [csr] = await Promise.all([us.operations.prepareConnect('eu'), eu.operations.prepareConnect('us')]);
+    const id = await eu.operations.startConnect(us.info, csr);
+    await waitFor(() => eu.users.has('us'), { what: 'authorisation', timeoutMs: 5000 });
+    await assert.rejects(eu.operations.retry(id), rejection('conflict', /it is active/));
+    await eu.operations.cancel(id);
+    assert.equal(last(await follow(eu, id)).errorCode, 'cancelled');
+    await waitFor(() => !eu.users.has('us'), { what: 'what was begun to be taken back', timeoutMs: 10_000 });
+    const listed = await eu.operations.list();
+    assert.equal(listed.find((operation) => operation.id === id)?.state, 'cancelled');
+    assert.equal(listed[0]?.kind, 'disconnect', 'the newest first');
+    await waitFor(async () => (await eu.operations.list())[0]?.state === 'done', {
+      what: 'its end',
+      timeoutMs: 10_000,
+    });
+    const again = await eu.operations.retry(id);
+    assert.notEqual(again, id);
+    await waitFor(() => eu.users.has('us'), { what: 'authorisation again', timeoutMs: 5000 });
+    await assert.rejects(eu.operations.retry('connect-us-none'), rejection('not-found', /no such operation/));
+  });
+
+  it('are refused by a replica that stands by, which names the one that leads', async () => {
+    await restarted(eu, { mayRun: () => false, otherLeader: () => 'replica-b' });
+    const csr = await us.operations.prepareConnect('eu');
+    await assert.rejects(eu.operations.startConnect(us.info, csr), rejection('conflict', /replica replica-b leads/));
+    await restarted(eu);
   });
 
   it('disconnect a peer that is dead', async () => {

@@ -1,14 +1,27 @@
 /** Operations as the admin interface sees them: start, feed, watch. */
 import { randomBytes } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
-import { type ClusterInfo, clusterNameProblem, MeshError, type OperationEvent } from '@clustermesh/contract';
+import {
+  type ClusterInfo,
+  clusterNameProblem,
+  MeshError,
+  type OperationEvent,
+  type OperationInfo,
+} from '@clustermesh/contract';
 import { type Clock, type Log, systemClock } from '@clustermesh/runtime';
 import type { MirrorView, PeerDirectory, UserDirectory } from '../ports.ts';
 import { checkPeer, type OwnCluster } from '../preflight/agreement.ts';
-import { eventsBetween, isFinished, type JobData, type OperationKind, type OperationSnapshot } from './model.ts';
+import {
+  eventsBetween,
+  isFinished,
+  type JobData,
+  type OperationKind,
+  type OperationSnapshot,
+  operationInfo,
+} from './model.ts';
 import { createPendingStore } from './pending.ts';
 import { openQueue } from './queue.ts';
-import { DEFAULT_TIMERS, runStep, type StepTimers } from './steps.ts';
+import { DEFAULT_TIMERS, runStep, type StepTimers, takeBackConnect } from './steps.ts';
 
 export interface OperationsOptions {
   readonly own: OwnCluster;
@@ -26,6 +39,10 @@ export interface OperationsOptions {
   /** How long a killed step rests before it is taken up again. Default 5 s. */
   readonly lockMs?: number | undefined;
   readonly attempts?: number | undefined;
+  /** Whether this replica runs the steps. Default: it is the only one. */
+  readonly mayRun?: (() => boolean) | undefined;
+  /** Another replica that leads: it is the one to ask. Default: there is none. */
+  readonly otherLeader?: (() => string | undefined) | undefined;
 }
 
 export interface Operations {
@@ -37,6 +54,11 @@ export interface Operations {
   startDisconnect(peer: string): Promise<string>;
   /** Ends after an event with state done or failed. While Redis is away it says so and waits. */
   watch(id: string, signal: AbortSignal): AsyncGenerator<OperationEvent, void, void>;
+  list(): Promise<readonly OperationInfo[]>;
+  /** Starts an operation that failed or was cancelled once more; returns the new one's id. */
+  retry(id: string): Promise<string>;
+  /** Ends an operation. What a connect of a new peer had begun is taken back by a disconnect. */
+  cancel(id: string): Promise<void>;
   redisReachable(): Promise<boolean>;
   close(): Promise<void>;
 }
@@ -52,8 +74,18 @@ export function startOperations(options: OperationsOptions): Operations {
   const queue = openQueue({
     redisPath: options.redisPath,
     log,
+    mayRun: options.mayRun,
+    takeBack: async (data, step) => {
+      if (data.kind !== 'connect' || !data.isNew || step === 'await-sync') return;
+      // A later command has other plans with this peer.
+      if ((await queue.running()).some((other) => other.peer === data.peer && other.operation !== data.operation))
+        return;
+      await takeBackConnect(ports, data.peer);
+      log.info({ operation: data.operation, peer: data.peer }, 'a connect failed: what it had begun is taken back');
+    },
     runStep: async (run) => {
       const startedAt = clock.nowMs();
+      log.info({ operation: run.data.operation, step: run.step }, 'step started');
       const result = await runStep(ports, run);
       log.info(
         { operation: run.data.operation, step: run.step, ms: Math.round(clock.nowMs() - startedAt) },
@@ -74,6 +106,7 @@ export function startOperations(options: OperationsOptions): Operations {
   }
 
   async function start(wanted: JobData): Promise<string> {
+    let isNew = wanted.kind === 'connect' && wanted.isNew;
     for (const running of await queue.running()) {
       if (running.peer !== wanted.peer) continue;
       if (sameRequest(running, wanted)) return running.operation;
@@ -87,10 +120,42 @@ export function startOperations(options: OperationsOptions): Operations {
       }
       // A disconnect ends a connect that cannot finish; a connect with other facts replaces one with outdated ones.
       await queue.cancel(running.operation);
+      if (running.kind === 'connect' && running.isNew && wanted.kind === 'connect') isNew = true;
     }
-    await queue.add(wanted);
+    await queue.add(wanted.kind === 'connect' ? { ...wanted, isNew } : wanted);
     log.info({ operation: wanted.operation, peer: wanted.peer }, 'operation started');
     return wanted.operation;
+  }
+
+  async function connectJob(peer: ClusterInfo, csrPem: string): Promise<JobData> {
+    const isNew = !(await options.peers.list()).some((configured) => configured.name === peer.name);
+    return { kind: 'connect', operation: newId('connect', peer.name), peer: peer.name, info: peer, csrPem, isNew };
+  }
+
+  /** Keys that wait for a certificate lie on the disk of the replica that was asked. */
+  function checkLeading(attempted: string): void {
+    const leader = options.otherLeader?.();
+    if (leader === undefined) return;
+    throw new MeshError({
+      code: 'conflict',
+      message: `${attempted}: this replica of ${options.own.name}'s apiserver stands by, replica ${leader} leads`,
+      hint: 'use the handle file of the replica that leads',
+    });
+  }
+
+  async function ended(id: string, attempted: string): Promise<JobData> {
+    const [data, snapshot] = await Promise.all([queue.data(id), queue.snapshot(id)]);
+    if (data === undefined || snapshot === undefined) throw unknown(id, attempted);
+    const { state } = operationInfo(snapshot);
+    if (state === 'failed' || state === 'cancelled') return data;
+    throw new MeshError({
+      code: 'conflict',
+      message: `${attempted} ${id}: it is ${state}`,
+      hint:
+        state === 'done'
+          ? 'start another one with the command itself'
+          : 'it goes on by itself: follow it with operations watch',
+    });
   }
 
   async function* watch(id: string, signal: AbortSignal): AsyncGenerator<OperationEvent, void, void> {
@@ -131,19 +196,17 @@ export function startOperations(options: OperationsOptions): Operations {
   }
 
   return {
-    prepareConnect: (peer) => pending.request(checkedName(peer)),
+    prepareConnect: async (peer) => {
+      checkLeading(`connecting ${peer}`);
+      return pending.request(checkedName(peer));
+    },
 
     startConnect: (peer, peerCsrPem) =>
       inTurn(async () => {
         // Refused here already when it can be told without asking anyone else; the step checks again, with all that is known then.
         checkPeer(options.own, peer, []);
-        return start({
-          kind: 'connect',
-          operation: newId('connect', peer.name),
-          peer: peer.name,
-          info: peer,
-          csrPem: peerCsrPem,
-        });
+        checkLeading(`connecting ${peer.name}`);
+        return start(await connectJob(peer, peerCsrPem));
       }),
 
     supplyCertificate: async (peer, certificatePem) => {
@@ -153,8 +216,26 @@ export function startOperations(options: OperationsOptions): Operations {
       pending.supply(peer, certificatePem);
     },
 
-    startDisconnect: (peer) =>
-      inTurn(() => start({ kind: 'disconnect', operation: newId('disconnect', checkedName(peer)), peer })),
+    startDisconnect: (peer) => inTurn(() => start(disconnectJob(peer))),
+
+    list: async () => (await queue.list()).map(operationInfo),
+
+    retry: (id) =>
+      inTurn(async () => {
+        const data = await ended(id, 'trying again');
+        checkLeading(`trying ${id} again`);
+        return start(data.kind === 'connect' ? await connectJob(data.info, data.csrPem) : disconnectJob(data.peer));
+      }),
+
+    cancel: (id) =>
+      inTurn(async () => {
+        const data = await queue.data(id);
+        if (data === undefined) throw unknown(id, 'cancelling');
+        if (!(await queue.running()).some((running) => running.operation === id)) return;
+        // Starting a disconnect ends the connect, and takes back whatever it had done.
+        if (data.kind === 'connect' && data.isNew) await start(disconnectJob(data.peer));
+        else await queue.cancel(id);
+      }),
 
     watch,
     redisReachable: () => queue.ping(),
@@ -163,7 +244,21 @@ export function startOperations(options: OperationsOptions): Operations {
 }
 
 function sameRequest(a: JobData, b: JobData): boolean {
-  return isDeepStrictEqual({ ...a, operation: '' }, JSON.parse(JSON.stringify({ ...b, operation: '' })));
+  // Whether the peer is new changes while the operation runs.
+  const request = (data: JobData) => JSON.parse(JSON.stringify({ ...data, operation: '', isNew: false }));
+  return isDeepStrictEqual(request(a), request(b));
+}
+
+function disconnectJob(peer: string): JobData {
+  return { kind: 'disconnect', operation: newId('disconnect', checkedName(peer)), peer };
+}
+
+function unknown(id: string, attempted: string): MeshError {
+  return new MeshError({
+    code: 'not-found',
+    message: `${attempted} ${id}: there is no such operation`,
+    hint: 'clustermesh operations list shows all; they are kept for a week',
+  });
 }
 
 function newId(kind: OperationKind, peer: string): string {

@@ -26,13 +26,13 @@ async function start(
   redis: RedisServer;
   queue: OperationQueue;
   log: Log & { lines: string[] };
-  again: (runStep: (run: StepRun) => Promise<StepResult>) => OperationQueue;
+  again: (runStep: (run: StepRun) => Promise<StepResult>, more?: Partial<QueueOptions>) => OperationQueue;
 }> {
   const redis = await startRedisServer();
   const log = recordingLog();
   const queues: OperationQueue[] = [];
-  const again = (steps: (run: StepRun) => Promise<StepResult>) => {
-    const queue = openQueue({ redisPath: redis.path, log, runStep: steps, lockMs: 1000, ...more });
+  const again = (steps: (run: StepRun) => Promise<StepResult>, others = more) => {
+    const queue = openQueue({ redisPath: redis.path, log, runStep: steps, lockMs: 1000, ...others });
     queues.push(queue);
     return queue;
   };
@@ -207,5 +207,51 @@ describe('the queue of operations', () => {
     });
     await queue.cancel('disconnect-us-2');
     assert.equal((await finished(queue, 'disconnect-us-2')).steps[0]?.failure?.code, 'cancelled');
+  });
+
+  it('runs steps only where it may, and hands a running one to whoever may next', async (t) => {
+    let leader = 'a';
+    const ranBy: string[] = [];
+    const slow =
+      (name: string) =>
+      ({ signal, step }: StepRun): Promise<StepResult> => {
+        ranBy.push(`${name} ${step}`);
+        if (name === 'b') return Promise.resolve({ message: 'ok' });
+        return new Promise((_, reject) => signal.addEventListener('abort', () => reject(new Error('deposed'))));
+      };
+    const { queue, again } = await start(t, slow('a'), { mayRun: () => leader === 'a' });
+    again(slow('b'), { mayRun: () => leader === 'b' });
+    await queue.add(job('disconnect-us-1'));
+    await waitFor(() => ranBy.length > 0, { what: 'the first step', timeoutMs: 10_000 });
+    leader = 'b';
+    await finished(queue, 'disconnect-us-1');
+    assert.deepEqual(ranBy, ['a remove-config', 'b remove-config', 'b revoke-peer', 'b await-drained']);
+  });
+
+  it('takes back what a step began that failed for good, and not what was overtaken', async (t) => {
+    const takenBack: string[] = [];
+    const { queue } = await start(
+      t,
+      ({ data, signal }) =>
+        data.operation === 'disconnect-us-1'
+          ? Promise.reject(new MeshError({ code: 'conflict', message: 'no' }))
+          : new Promise((_, reject) => signal.addEventListener('abort', () => reject(new Error('stopped')))),
+      { takeBack: async (data, step) => void takenBack.push(`${data.operation} ${step}`) },
+    );
+    await queue.add(job('disconnect-us-1'));
+    await finished(queue, 'disconnect-us-1');
+    assert.deepEqual(takenBack, ['disconnect-us-1 remove-config']);
+    await queue.add(job('disconnect-us-2'));
+    await waitFor(async () => (await queue.snapshot('disconnect-us-2'))?.steps[0]?.state === 'active', {
+      what: 'the step',
+      timeoutMs: 5000,
+    });
+    await queue.cancel('disconnect-us-2');
+    await finished(queue, 'disconnect-us-2');
+    assert.equal(takenBack.length, 1);
+    const [newest, oldest] = await queue.list();
+    assert.deepEqual([newest?.id, oldest?.id], ['disconnect-us-2', 'disconnect-us-1']);
+    assert.equal((await queue.data('disconnect-us-1'))?.peer, 'us');
+    assert.equal(await queue.data('disconnect-us-9'), undefined);
   });
 });

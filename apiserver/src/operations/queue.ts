@@ -6,18 +6,17 @@
  */
 import { MeshError } from '@clustermesh/contract';
 import type { Log } from '@clustermesh/runtime';
-import { DelayedError, type FlowJobNode, FlowProducer, type Job, Queue, UnrecoverableError, Worker } from 'bullmq';
+import { DelayedError, type FlowJobNode, FlowProducer, Queue, UnrecoverableError, Worker } from 'bullmq';
+import { listOperations, readOperation, readSteps, type StepJob, unfinishedOperations } from './job-records.ts';
 import {
-  decodeFailure,
   encodeFailure,
   type JobData,
   jobId,
-  type OperationKind,
+  kindOf,
   type OperationSnapshot,
   STEPS,
   type StepName,
   type StepResult,
-  type StepSnapshot,
 } from './model.ts';
 import {
   COMMAND_TIMEOUT_MS,
@@ -39,6 +38,10 @@ export interface QueueOptions {
   readonly redisPath: string;
   readonly log: Log;
   readonly runStep: (run: StepRun) => Promise<StepResult>;
+  /** Called once a step has failed for good; killed meanwhile, the step runs, fails and calls it again. */
+  readonly takeBack?: ((data: JobData, step: StepName) => Promise<void>) | undefined;
+  /** Whether this process is the one that runs steps: of several on one Redis only the leader does. Default: always. */
+  readonly mayRun?: (() => boolean) | undefined;
   /** A killed worker's step is taken up again this long after its last sign of life, plus one check interval. Default 5 s. */
   readonly lockMs?: number | undefined;
   readonly attempts?: number | undefined;
@@ -50,6 +53,10 @@ export interface OperationQueue {
   add(data: JobData): Promise<void>;
   /** Undefined when Redis knows no such operation. */
   snapshot(operation: string): Promise<OperationSnapshot | undefined>;
+  /** The newest first. */
+  list(): Promise<readonly OperationSnapshot[]>;
+  /** What an operation was started with; undefined when Redis knows none of that name. */
+  data(operation: string): Promise<JobData | undefined>;
   /** Operations that have neither ended nor been cancelled. */
   running(): Promise<readonly JobData[]>;
   cancel(operation: string): Promise<void>;
@@ -58,9 +65,6 @@ export interface OperationQueue {
   close(): Promise<void>;
 }
 
-/** One type for all steps: from a union of data types BullMQ would derive a union of queues. */
-type StepJob = Job<JobData, StepResult>;
-
 const NAME = 'operations';
 const PREFIX = 'cm';
 const FIRST_RETRY_MS = 500;
@@ -68,9 +72,11 @@ const FIRST_RETRY_MS = 500;
 const ATTEMPTS = 5;
 const KEEP = { age: 7 * 86_400, count: 1000 };
 const CLOSE_TIMEOUT_MS = 2000;
+const LEADERSHIP_CHECK_MS = 200;
+/** Why a step is interrupted that the next leader is to run. */
+const STANDING_BY = Symbol('standing by');
 /** Waiting steps hold a slot, so there must be more slots than peers that are being connected at one time. */
 const CONCURRENCY = 64;
-const UNFINISHED = ['waiting', 'active', 'delayed', 'waiting-children', 'prioritized'] as const;
 
 export function openQueue(options: QueueOptions): OperationQueue {
   const { log, redisPath } = options;
@@ -138,11 +144,29 @@ export function openQueue(options: QueueOptions): OperationQueue {
     // Default 15 s: how long it sits still after Redis was away.
     runRetryDelay: 500,
     drainDelay: 1,
+    autorun: false,
   });
   worker.on('error', (error) => {
     if (!closing) errors.report(error, 'redis: the worker of operations had an error');
   });
   for (const event of ['progress', 'completed', 'failed', 'stalled'] as const) worker.on(event, changed);
+
+  const mayRun = options.mayRun ?? (() => true);
+  /** Follows leadership: BullMQ's worker is started once, and paused and resumed from then on. */
+  const keepStep = () => {
+    if (closing) return;
+    if (!mayRun()) {
+      if (!worker.isRunning() || worker.isPaused()) return;
+      void worker.pause(true).catch(() => {});
+      for (const controller of active.values()) controller.abort(STANDING_BY);
+    } else if (!worker.isRunning()) {
+      worker.run().catch((error: unknown) => {
+        if (!closing) errors.report(error, 'redis: the worker of operations had an error');
+      });
+    } else if (worker.isPaused()) void worker.resume();
+  };
+  keepStep();
+  const leadership = options.mayRun === undefined ? undefined : setInterval(keepStep, LEADERSHIP_CHECK_MS).unref();
 
   /** Straight back into the queue: the next apiserver takes the step up without waiting for the lock to run out. */
   async function handBack(job: StepJob, token: string | undefined): Promise<never> {
@@ -150,9 +174,22 @@ export function openQueue(options: QueueOptions): OperationQueue {
     throw new DelayedError();
   }
 
+  async function takenBack(job: StepJob, step: StepName): Promise<void> {
+    // Its successor decides what becomes of a cancelled operation's doings.
+    if (job.data.cancelled || active.get(job.id ?? '')?.signal.aborted) return;
+    try {
+      await options.takeBack?.(job.data, step);
+    } catch (error) {
+      log.error(
+        { err: error, operation: job.data.operation },
+        'what a failed operation had begun could not be taken back',
+      );
+    }
+  }
+
   async function processJob(job: StepJob, token: string | undefined): Promise<StepResult> {
     // A worker that is closing may still fetch one job: its blocked wait ends with whatever comes first.
-    if (closing) return handBack(job, token);
+    if (closing || !mayRun()) return handBack(job, token);
     const step = job.name as StepName;
     const id = job.id ?? '';
     const abort = new AbortController();
@@ -170,63 +207,22 @@ export function openQueue(options: QueueOptions): OperationQueue {
       if (job.data.cancelled) throw cancelled(job.data);
       return await options.runStep({ step, data: job.data, signal: abort.signal, report });
     } catch (error) {
-      if (closing) return handBack(job, token);
+      if (closing || abort.signal.reason === STANDING_BY) return handBack(job, token);
       const failure = MeshError.from(
         abort.signal.aborted ? cancelled(job.data) : error,
         `step ${step} of ${job.data.operation}`,
       );
       if (!(error instanceof MeshError))
         log.error({ err: error, operation: job.data.operation, step }, 'step failed unexpectedly');
-      if (!failure.retryable || attempt >= attempts) throw new UnrecoverableError(encodeFailure(failure));
+      if (!failure.retryable || attempt >= attempts) {
+        await takenBack(job, step);
+        throw new UnrecoverableError(encodeFailure(failure));
+      }
       report(`attempt ${attempt} of ${attempts} failed, trying again: ${failure.message}`);
       throw new Error(encodeFailure(failure));
     } finally {
       if (active.get(id) === abort) active.delete(id);
     }
-  }
-
-  async function stepSnapshot(
-    queue: Queue<StepJob>,
-    operation: string,
-    step: StepName,
-  ): Promise<(StepSnapshot & { data: JobData }) | undefined> {
-    // State before content: what a state promises (a result, a reason) is then there.
-    const state = await queue.getJobState(jobId(operation, step));
-    const job = await queue.getJob(jobId(operation, step));
-    if (job === undefined) return undefined;
-    const progress = (job.progress as { message?: string } | undefined)?.message ?? '';
-    const base = { step, data: job.data, message: progress };
-    switch (state) {
-      case 'completed': {
-        const result = job.returnvalue;
-        return { ...base, state: 'done', message: result.message, certificatePem: result.certificatePem };
-      }
-      case 'failed': {
-        const failure = decodeFailure(job.failedReason ?? '');
-        return { ...base, state: 'failed', message: failure.message, failure };
-      }
-      case 'active':
-        return { ...base, state: 'active' };
-      case 'waiting-children':
-        return { ...base, state: 'pending', message: '' };
-      default:
-        return { ...base, state: 'waiting' };
-    }
-  }
-
-  /** Last step first: an earlier step is then never seen behind a later one. Undefined when one is not there. */
-  async function stepSnapshots(
-    queue: Queue<StepJob>,
-    operation: string,
-  ): Promise<(StepSnapshot & { data: JobData })[] | undefined> {
-    const kind = kindOf(operation);
-    const steps: (StepSnapshot & { data: JobData })[] = [];
-    for (const step of [...STEPS[kind]].reverse()) {
-      const snapshot = await stepSnapshot(queue, operation, step);
-      if (snapshot === undefined) return undefined;
-      steps.unshift(snapshot);
-    }
-    return steps;
   }
 
   return {
@@ -262,27 +258,12 @@ export function openQueue(options: QueueOptions): OperationQueue {
       await ask(`starting the ${data.kind} of ${data.peer}`, ({ flows }) => flows.add(flow!));
     },
 
-    snapshot: (operation) =>
-      ask(`reading operation ${operation}`, async ({ queue }) => {
-        const steps = await stepSnapshots(queue, operation);
-        return steps === undefined
-          ? undefined
-          : { id: operation, kind: kindOf(operation), peer: steps[0]!.data.peer, steps };
-      }),
+    snapshot: (operation) => ask(`reading operation ${operation}`, ({ queue }) => readOperation(queue, operation)),
+    list: () => ask('listing operations', ({ queue }) => listOperations(queue)),
+    data: (operation) =>
+      ask(`reading operation ${operation}`, async ({ queue }) => (await readSteps(queue, operation))?.[0]?.data),
 
-    running: () =>
-      ask('listing operations', async ({ queue }) => {
-        const jobs = await queue.getJobs([...UNFINISHED], 0, -1);
-        const operations = new Map<string, JobData>();
-        // A removed job leaves a hole in the list.
-        for (const job of jobs) if (job?.data !== undefined) operations.set(job.data.operation, job.data);
-        const result: JobData[] = [];
-        for (const data of operations.values()) {
-          const steps = await stepSnapshots(queue, data.operation);
-          if (steps?.every((step) => step.state !== 'failed' && !step.data.cancelled)) result.push(data);
-        }
-        return result;
-      }),
+    running: () => ask('listing operations', ({ queue }) => unfinishedOperations(queue)),
 
     cancel: (operation) =>
       ask(`cancelling ${operation}`, async ({ queue }) => {
@@ -303,6 +284,7 @@ export function openQueue(options: QueueOptions): OperationQueue {
 
     close: async () => {
       closing = true;
+      clearInterval(leadership);
       // The worker first: one that is not closing would fetch the steps again that we hand back.
       const closed = worker.close();
       for (const controller of active.values()) controller.abort();
@@ -313,11 +295,6 @@ export function openQueue(options: QueueOptions): OperationQueue {
       work.disconnect();
     },
   };
-}
-
-/** Operation ids begin with their kind. */
-function kindOf(operation: string): OperationKind {
-  return operation.startsWith('disconnect-') ? 'disconnect' : 'connect';
 }
 
 function cancelled(data: JobData): MeshError {

@@ -171,6 +171,14 @@ async function awaitSync(
   return { message: `the data of ${peer} is here: ${counts.join(', ')}` };
 }
 
+/** What the first two steps of a connect do, undone. Idempotent. */
+export async function takeBackConnect(ports: StepPorts, peer: string): Promise<void> {
+  await ports.peers.remove(peer);
+  ports.pending.clear(peer);
+  await ports.users.removePeer(peer);
+  ports.mirror.refresh();
+}
+
 async function removeConfig(ports: StepPorts, { data }: StepRun): Promise<StepResult> {
   await ports.peers.remove(data.peer);
   ports.pending.clear(data.peer);

@@ -19,6 +19,8 @@ export interface TestCluster {
   readonly redis: RedisServer;
   /** Standard output of the apiserver since the start of the test. */
   log(): string;
+  /** Called with each line that the apiserver logs from now on. Returns the function that stops it. */
+  onLog(listener: (line: string) => void): () => void;
   /** With other advertised endpoints, for example; resolves when it answers. */
   startApiserver(advertise?: readonly string[]): Promise<void>;
   killApiserver(): Promise<void>;
@@ -40,6 +42,14 @@ export async function startTestCluster(name: string, id: number): Promise<TestCl
   writeFileSync(context, stringify({ name, id, apiserver: `unix://${socket}`, agents: {} }));
   let child: ChildProcess | undefined;
   let output = '';
+  let rest = '';
+  const listeners = new Set<(line: string) => void>();
+  const onOutput = (data: Buffer) => {
+    output += data.toString();
+    const lines = (rest + data.toString()).split('\n');
+    rest = lines.pop() ?? '';
+    for (const line of lines) for (const listener of listeners) listener(line);
+  };
 
   const cluster: TestCluster = {
     name,
@@ -48,6 +58,10 @@ export async function startTestCluster(name: string, id: number): Promise<TestCl
     etcd,
     redis,
     log: () => output,
+    onLog: (listener) => {
+      listeners.add(listener);
+      return () => listeners.delete(listener);
+    },
     startApiserver: async (advertise = [`https://${name}.mesh.cilium.io:${etcd.port}`]) => {
       const configFile = join(dir, 'apiserver.yaml');
       writeFileSync(
@@ -81,9 +95,8 @@ export async function startTestCluster(name: string, id: number): Promise<TestCl
         stdio: ['ignore', 'pipe', 'inherit'],
       });
       child = started;
-      started.stdout!.on('data', (data: Buffer) => {
-        output += data.toString();
-      });
+      rest = '';
+      started.stdout!.on('data', onOutput);
       const client = dialRpc<AdminMethods>('admin', `unix://${socket}`);
       try {
         await waitFor(
