@@ -40,6 +40,12 @@ static __always_inline int balance(struct __sk_buff *skb, struct packet *p, __u3
 				   struct lb_backend *lb)
 {
 	struct cm_ct_key key = ct_key(p, CM_CT_SERVICE);
+	struct lb_flow flow = {
+		.addr = p->daddr,
+		.port = p->dport,
+		.proto = p->proto,
+		.client = p->saddr,
+	};
 	struct cm_service *service;
 	struct cm_ct_entry *e;
 	int err;
@@ -60,7 +66,8 @@ static __always_inline int balance(struct __sk_buff *skb, struct packet *p, __u3
 		lb->port = e->nat_port;
 		ct_see(e, p, 0, skb->len);
 	} else {
-		err = lb_select(service, &p->daddr, p->dport, p->proto, lb);
+		flow.hash = flow_hash(&p->saddr, p->sport, &p->daddr, p->dport, p->proto);
+		err = lb_select(service, &flow, lb);
 		if (err)
 			return err;
 		ct_create(&key, p, lb, &lb->addr, lb->port, identity, skb->len);

@@ -19,6 +19,7 @@ import { openServices, type ServiceTable } from './services.ts';
 import { ipcacheTable, nodeTable } from './tables.ts';
 import { build, type Frame, quoteOf, type ReadFrame, read } from './testing/frames.ts';
 import { openSandbox, type Sandbox } from './testing/sandbox.ts';
+import { SERVICE_FLAG, serviceKey } from './types.ts';
 
 const A = {
   ip: '10.1.1.5',
@@ -42,7 +43,7 @@ const OK = 0;
 const SHOT = 2;
 const REDIRECT = 7;
 
-type Program = 'cm_test_from_pod' | 'cm_test_to_pod' | 'cm_test_overlay';
+type Program = 'cm_test_from_pod' | 'cm_test_to_pod' | 'cm_test_overlay' | 'cm_test_stale_row';
 
 let sandbox: Sandbox;
 let loaded: Loaded;
@@ -349,9 +350,61 @@ describe('per-packet load balancing', () => {
 
   it('goes nowhere on tables that do not fit together', async () => {
     const key = { addr: '10.96.0.77', port: 80, proto: 6, scope: 0 };
-    await loaded.maps.cm_services.update([[key, { id: 999, generation: 999, count: 1, flags: 0 }]]);
+    await loaded.maps.cm_services.update([[key, { id: 999, generation: 999, count: 1, flags: 0, affinityS: 0 }]]);
     assertOutcome(fromPod(tcp(A.ip, 4000, '10.96.0.77', 80)), SHOT, 'DROP', 'STALE_TABLES');
     await loaded.maps.cm_services.remove([key]);
+  });
+
+  it('with affinity, sends all flows of one client to one backend', async () => {
+    const backends = Array.from({ length: 8 }, (_, i) => ({ ip: `10.3.9.${i + 1}`, port: 8080, clusterId: 2 }));
+    const frontend = { ip: '10.96.0.88', port: 80, protocol: 'TCP' } as const;
+    const reached = (pod: typeof A): Set<string> =>
+      new Set(
+        Array.from({ length: 40 }, (_, i) => read(fromPod(tcp(pod.ip, 5000 + i, '10.96.0.88', 80), pod).out).daddr),
+      );
+    await services.update([{ frontend, backends, flags: 0 }]);
+    assert.ok(reached(A).size > 4);
+    for (const [key] of await loaded.maps.cm_ct.entries()) await loaded.maps.cm_ct.remove([key]);
+    await services.update([{ frontend, backends, flags: 0, affinitySeconds: 60 }]);
+    assert.equal(reached(A).size, 1);
+    assert.equal(reached(B).size, 1);
+    assert.deepEqual((await loaded.maps.cm_affinity.entries()).map(([{ client }]) => client).sort(), [A.ip, B.ip]);
+    await services.remove([serviceKey(frontend)]);
+  });
+
+  it('by a Maglev table: a flow goes to the same backend on every node, whatever came before', async () => {
+    const backends = Array.from({ length: 5 }, (_, i) => ({ ip: `10.3.9.${i + 1}`, port: 8080, clusterId: 2 }));
+    const frontend = { ip: '10.96.0.89', port: 80, protocol: 'TCP' } as const;
+    const row = { frontend, backends, flags: SERVICE_FLAG.maglev };
+    const reached = (): string[] =>
+      Array.from({ length: 200 }, (_, i) => read(fromPod(tcp(A.ip, 5000 + i, '10.96.0.89', 80)).out).daddr);
+    const anew = async (): Promise<string[]> => {
+      await services.remove([serviceKey(frontend)]);
+      for (const [key] of await loaded.maps.cm_ct.entries()) await loaded.maps.cm_ct.remove([key]);
+      await services.update([row]);
+      return reached();
+    };
+    const first = await anew();
+    assert.equal(new Set(first).size, 5);
+    assert.deepEqual(await anew(), first);
+    await services.remove([serviceKey(frontend)]);
+  });
+
+  it('finds the new slots when the row that was read names slots that are gone by now', async () => {
+    const [[key, row] = []] = (await loaded.maps.cm_services.entries()).filter(([{ addr }]) => addr === '10.96.0.20');
+    const selected = (generation: number): CmDecision => {
+      const cb = { vni: generation, ifindex: A.ifindex };
+      return run('cm_test_stale_row', build(tcp(A.ip, 4000, key!.addr, key!.port)), cb).decision;
+    };
+    const [backend] = (await loaded.maps.cm_slots.lookup({
+      serviceId: row!.id,
+      generation: row!.generation,
+      block: 0,
+    }))!.backend;
+    for (const generation of [row!.generation, row!.generation + 1000]) {
+      assert.equal(nameOf(Reason, selected(generation).reason), 'TO_ENDPOINT', `generation ${generation}`);
+      assert.equal(selected(generation).backendId, backend);
+    }
   });
 
   it("gives ICMP errors about a translated packet the service's address, whoever sends them", async () => {
