@@ -1,7 +1,6 @@
 /** Everything between etcd and the datapath, put together. main.ts adds the outside: config file, sockets, signals. */
 import {
   type AgentStatusReply,
-  type Compression,
   type EndpointAddRequest,
   type EndpointInfo,
   messageOf,
@@ -32,8 +31,6 @@ export interface AgentPorts {
   readonly datapath: Datapath;
   /** Network interfaces of this node; undefined when that cannot be told. */
   readonly interfaces: () => ReadonlySet<string> | undefined;
-  /** For endpoint slices of peers. */
-  readonly zstd: Compression;
   readonly clock: Clock;
   readonly log: Log;
 }
@@ -66,14 +63,12 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
   // Until the mesh is being read, nobody has been heard.
   const view: MeshView = {
     isSettled: (clusterId, family) => mesh?.isSettled(clusterId, family) ?? false,
-    areSlicesHeard: (clusterId) => mesh?.areSlicesHeard(clusterId) ?? false,
     isGone: (clusterId) => mesh?.isGone(clusterId) ?? false,
     isNodeSettled: (ip) => mesh?.isNodeSettled(ip) ?? false,
   };
   const desired: Desired = createDesired({
     own: { clusterId: cluster.id, nodeIp: node.ip, gatewayIp: node.gatewayIP, podCidr: node.podCIDR },
     view,
-    serviceV2: config.clustermesh.serviceV2,
     onChanged: () => sync?.trigger(),
   });
   await takeOver({ tables, datapath, desired });
@@ -120,9 +115,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     etcd,
     own: { name: cluster.name, id: cluster.id, maxConnectedClusters: cluster.maxConnectedClusters, node: node.name },
     memory: createStoreMemory({ etcd, node: node.name, stateDir: config.stateDir }),
-    configDir: config.clustermesh.configDir,
-    serviceV2: config.clustermesh.serviceV2,
-    zstd: ports.zstd,
+    configDir: config.clustermesh?.configDir,
     sink: desired,
     clock,
     log: log.child({ subsystem: 'mesh' }),
@@ -256,7 +249,6 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
       sync: running,
       progress: followed.progress,
       restoredCount: desired.restoredCount,
-      outgrownServices: desired.outgrownServices,
       endpoints: endpoints.list,
       isEtcdConnected: () => etcd.connected,
     }),

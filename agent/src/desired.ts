@@ -19,7 +19,6 @@ import {
 } from './ipcache/rows.ts';
 import type { MeshSink, MeshView } from './mesh/types.ts';
 import type { RowSink } from './reconcile/table.ts';
-import type { ServiceV2 } from './services/choice.ts';
 import { createServicesProjection } from './services/projection.ts';
 
 export interface DesiredOptions {
@@ -30,8 +29,6 @@ export interface DesiredOptions {
     readonly podCidr: string;
   };
   readonly view: MeshView;
-  /** Which of the two forms in which peers publish backends is taken, where there are both. */
-  readonly serviceV2: ServiceV2;
   /** Asked for after changes: a pass is wanted. */
   readonly onChanged: () => void;
 }
@@ -55,8 +52,6 @@ export interface Desired extends MeshSink {
     readonly nodes: RowSink<NodeRow>;
   }): void;
   problems(): string[];
-  /** Services of peers whose present backends nobody has told here, by cluster. */
-  outgrownServices(): ReadonlyMap<string, readonly string[]>;
   /** Rows kept only because their source has not spoken since the start. */
   restoredCount(): number;
 }
@@ -120,12 +115,7 @@ export function createDesired(options: DesiredOptions): Desired {
   const services = createServicesProjection({
     clusterId: own.clusterId,
     podCidr,
-    serviceV2: options.serviceV2,
-    sources: {
-      isSettled: (id) => view.isSettled(id, 'services'),
-      areSlicesHeard: (id) => view.areSlicesHeard(id),
-      isGone: (id) => view.isGone(id),
-    },
+    sources: { isSettled: (id) => view.isSettled(id, 'services'), isGone: (id) => view.isGone(id) },
   });
 
   const nodeAddresses = new Map<string, string>();
@@ -182,7 +172,6 @@ export function createDesired(options: DesiredOptions): Desired {
       nodes.setClaims(`peer/${peer.name}/${name}`, nodeClaim(node && nodeInternalIp(node), peer.id, RANK.remoteNode));
     },
     peerService: (peer, name, service) => services.setRemote(peer.name, peer.id, name, service),
-    peerSlice: (peer, name, slice) => services.setRemoteSlice(peer.name, peer.id, name, slice),
     peerIp(peer, name, entry) {
       const claims = entry === undefined ? [] : remoteIpClaims(entry, peer.id, shared);
       // A host's name says its one row; two prefixes may be two texts of one.
@@ -204,8 +193,7 @@ export function createDesired(options: DesiredOptions): Desired {
         ipcache.sourcesChanged(clusterId);
         nodes.sourcesChanged(clusterId);
       }
-      if (family === undefined || family === 'services' || family === 'endpointslices')
-        services.sourcesChanged(clusterId);
+      if (family === undefined || family === 'services' || family === 'endpointslices') services.sourcesChanged();
     },
     changed: options.onChanged,
     restore(rows) {
@@ -234,7 +222,6 @@ export function createDesired(options: DesiredOptions): Desired {
         ...services.problems(),
       ];
     },
-    outgrownServices: services.outgrown,
     restoredCount: () => ipcache.restoredCount() + nodes.restoredCount() + services.restoredCount(),
   };
 }

@@ -33,6 +33,11 @@ static __always_inline int addr_is_v4(const struct cm_addr *a)
 	return !a->word[0] && !a->word[1] && a->word[2] == bpf_htonl(0xffff);
 }
 
+static __always_inline int addr_is_link_local(const struct cm_addr *a)
+{
+	return (a->word[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
 static __always_inline int addr_is_none(const struct cm_addr *a)
 {
 	return !(a->word[0] | a->word[1] | a->word[2] | a->word[3]);

@@ -8,7 +8,7 @@
 #define CM_CT_H
 
 #include "lb.h"
-#include "parse.h"
+#include "packet.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -50,8 +50,7 @@ static __always_inline int opens_connection(const struct packet *p)
 	return p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
-static __always_inline void ct_see(struct cm_ct_entry *e, const struct packet *p, int reply,
-				   __u32 bytes)
+static __always_inline void ct_see(struct cm_ct_entry *e, const struct packet *p, int reply)
 {
 	e->last_seen_ns = bpf_ktime_get_ns();
 	if (p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_FIN | TCP_RST)))
@@ -62,59 +61,65 @@ static __always_inline void ct_see(struct cm_ct_entry *e, const struct packet *p
 	/* Both directions may run on different CPUs: each has its own counters. */
 	if (reply) {
 		__sync_fetch_and_add(&e->rx_packets, 1);
-		__sync_fetch_and_add(&e->rx_bytes, bytes);
+		__sync_fetch_and_add(&e->rx_bytes, p->bytes);
 	} else {
 		__sync_fetch_and_add(&e->tx_packets, 1);
-		__sync_fetch_and_add(&e->tx_bytes, bytes);
+		__sync_fetch_and_add(&e->tx_bytes, p->bytes);
 	}
 }
 
+/* The service that a flow was balanced for (id 0: none), and what its entry shall translate to. */
+struct ct_service {
+	__u32 id;
+	__u32 backend_id;
+	struct cm_addr nat_addr;
+	__be16 nat_port;
+};
+
 static __always_inline void ct_create(const struct cm_ct_key *key, const struct packet *p,
-				      const struct lb_backend *lb, const struct cm_addr *nat_addr,
-				      __be16 nat_port, __u32 identity, __u32 bytes)
+				      const struct ct_service *service, __u32 identity)
 {
 	struct cm_ct_entry e = {
 		.source_identity = identity,
-		.service_id = lb->service_id,
-		.backend_id = lb->backend_id,
-		.nat_addr = *nat_addr,
-		.nat_port = nat_port,
+		.service_id = service->id,
+		.backend_id = service->backend_id,
+		.nat_addr = service->nat_addr,
+		.nat_port = service->nat_port,
 	};
 
-	ct_see(&e, p, 0, bytes);
+	ct_see(&e, p, 0);
 	bpf_map_update_elem(&cm_ct, key, &e, BPF_ANY);
 }
 
 /*
- * Account the packet to its flow, made if there is none. `lb` says which service brought it here
- * (ids 0: none), `service_addr` and `service_port` how the client wrote the destination. Returns
- * the flow if the packet is a reply of one, else NULL.
+ * Account the packet to its flow, made if there is none. `service` says which brought it here, and
+ * how the client wrote the destination. Returns the flow if the packet is a reply of one, else
+ * NULL.
  */
-static __always_inline struct cm_ct_entry *
-ct_track(const struct packet *p, const struct lb_backend *lb, const struct cm_addr *service_addr,
-	 __be16 service_port, __u32 identity, __u32 bytes)
+static __noinline struct cm_ct_entry *ct_track(const struct packet *p,
+					       const struct ct_service *service, __u32 identity)
 {
 	struct cm_ct_key key = ct_key(p, CM_CT_FLOW);
 	struct cm_ct_key reversed = ct_reversed(&key);
 	struct cm_ct_entry *e = bpf_map_lookup_elem(&cm_ct, &key);
 
 	/* The same ports again: a new connection, or the same backend reached by another way. */
-	if (e && e->service_id == lb->service_id &&
+	if (e && e->service_id == service->id &&
 	    !(e->state == CM_CT_CLOSING && opens_connection(p))) {
-		ct_see(e, p, 0, bytes);
+		ct_see(e, p, 0);
 		return NULL;
 	}
-	if (!e && !lb->service_id) {
+	if (!e && !service->id) {
 		e = bpf_map_lookup_elem(&cm_ct, &reversed);
 		if (e && !(e->state == CM_CT_CLOSING && opens_connection(p))) {
-			ct_see(e, p, 1, bytes);
+			ct_see(e, p, 1);
 			return e;
 		}
 	}
 	/* A late reply, filed as a flow of its own, would hide this flow from its replies. */
-	if (lb->service_id)
+	if (service->id)
 		bpf_map_delete_elem(&cm_ct, &reversed);
-	ct_create(&key, p, lb, service_addr, service_port, identity, bytes);
+	ct_create(&key, p, service, identity);
 	return NULL;
 }
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Flow events: what became of a packet, for people to look at. Refused packets (reasons from
- * CM_R_REFUSED on) all want to be shown, forwarded ones one in so many; both are off until the agent
- * writes cm_event_config.
+ * CM_R_REFUSED on) all want to be shown, forwarded ones one in so many; both are off until the
+ * agent writes cm_event_config.
  *
  * Each CPU may spend so many events a second. A flood beyond that costs two lookups and a coarse
  * clock a packet, and one counter says how much was not shown. User space polls: nobody is woken.

@@ -72,51 +72,17 @@ _Static_assert(sizeof(struct cm_service_key) == 20, "cm_service_key");
 struct cm_service {
 	__u32 id;
 	__u32 generation;
-	__u32 count;	  /* slots 0 .. count-1; 0: refuse */
-	__u32 flags;	  /* for user space: how the slots were filled */
-	__u32 affinity_s; /* a client keeps its backend for so long after its last use; 0: none */
+	__u32 count; /* slots 0 .. count-1; 0: refuse */
+	__u32 flags;
 };
-_Static_assert(sizeof(struct cm_service) == 20, "cm_service");
+_Static_assert(sizeof(struct cm_service) == 16, "cm_service");
 
-/* Slots lie in blocks: one row of cm_slots with all that this kernel's 512 bytes for it can hold. */
-#define CM_BLOCK_SLOTS 110
-
-struct cm_block_key {
+struct cm_slot_key {
 	__u32 service_id;
 	__u32 generation;
-	__u32 block; /* slot / CM_BLOCK_SLOTS */
+	__u32 slot;
 };
-_Static_assert(sizeof(struct cm_block_key) == 12, "cm_block_key");
-
-/*
- * Backend id of each slot, 0: none. From slot `count` of the service on follow backends that get no
- * new connections but may keep those that they have.
- */
-struct cm_block {
-	__u32 backend[CM_BLOCK_SLOTS];
-};
-_Static_assert(sizeof(struct cm_block) == 440, "cm_block");
-
-/* Services with affinity only: this backend is one that they have slots for. */
-struct cm_member_key {
-	__u32 service_id;
-	__u32 backend_id;
-};
-_Static_assert(sizeof(struct cm_member_key) == 8, "cm_member_key");
-
-/* Per packet, a client is its address; for sockets, its network namespace: see affinity_of_netns() */
-struct cm_affinity_key {
-	struct cm_addr client;
-	__u32 service_id;
-};
-_Static_assert(sizeof(struct cm_affinity_key) == 20, "cm_affinity_key");
-
-struct cm_affinity {
-	__u64 last_used_ns; /* CLOCK_MONOTONIC */
-	__u32 backend_id;
-	__u32 pad;
-};
-_Static_assert(sizeof(struct cm_affinity) == 16, "cm_affinity");
+_Static_assert(sizeof(struct cm_slot_key) == 12, "cm_slot_key");
 
 struct cm_backend {
 	struct cm_addr addr;
@@ -183,6 +149,34 @@ struct cm_ct_entry {
 	__u8 pad;
 };
 _Static_assert(sizeof(struct cm_ct_entry) == 72, "cm_ct_entry");
+
+/* The datagram that a fragment is part of. */
+struct cm_fragment_key {
+	struct cm_addr saddr;
+	struct cm_addr daddr;
+	__be32 id;
+	__u8 proto;
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct cm_fragment_key) == 40, "cm_fragment_key");
+
+/* What its first fragment said. */
+struct cm_fragment {
+	__be16 sport;
+	__be16 dport;
+	__u8 proto;
+	__u8 icmp_type;
+	__u16 pad;
+};
+_Static_assert(sizeof(struct cm_fragment) == 8, "cm_fragment");
+
+/* Tokens of one receiver of ICMP errors; see lib/icmp-error.h. */
+struct cm_bucket {
+	__u64 filled_ns; /* CLOCK_MONOTONIC */
+	__u32 tokens;
+	__u32 pad;
+};
+_Static_assert(sizeof(struct cm_bucket) == 16, "cm_bucket");
 
 /* value of cm_drops, at index reason * CM_DIR_MAX + direction */
 struct cm_count {
@@ -263,7 +257,9 @@ struct cm_settings {
 	struct cm_family ipv6;
 	__u32 vxlan_ifindex;
 	__u32 identity_shift;
+	__u32 underlay_mtu; /* bytes of an outer IP packet; 0: not to be watched */
+	__u32 pad;
 };
-_Static_assert(sizeof(struct cm_settings) == 136, "cm_settings");
+_Static_assert(sizeof(struct cm_settings) == 144, "cm_settings");
 
 #endif /* CM_LAYOUT_H */

@@ -3,7 +3,8 @@
 #ifndef CM_OVERLAY_H
 #define CM_OVERLAY_H
 
-#include "answer.h"
+#include "icmp-error.h"
+#include "parse.h"
 #include "verdict.h"
 
 /* The VNI is believed as far as the sending node may speak for it. 0 or a reason. */
@@ -25,7 +26,7 @@ static __always_inline int believe(const struct hook *hook, __u32 *identity)
 static __always_inline enum cm_reason overlay(struct __sk_buff *skb, const struct hook *hook,
 					      struct cm_decision *d)
 {
-	const struct lb_backend none = {};
+	const struct ct_service none = {};
 	struct cm_ct_entry *flow = NULL;
 	struct cm_remote *source;
 	struct cm_endpoint *dst;
@@ -37,7 +38,9 @@ static __always_inline enum cm_reason overlay(struct __sk_buff *skb, const struc
 		return err;
 	err = parse_packet(skb, &p);
 	if (err)
-		return err == CM_R_ARP ? CM_R_NOT_IPV4 : err;
+		return err == CM_R_ARP ? CM_R_NOT_IP : err == CM_R_ND ? CM_R_ROGUE_ND : err;
+	if (addr_is_link_local(&p.saddr))
+		return CM_R_LINK_LOCAL;
 	if (is_own_pod_cidr(&p.saddr) || is_own_host(&p.saddr))
 		return CM_R_SPOOFED_SOURCE;
 
@@ -52,16 +55,16 @@ static __always_inline enum cm_reason overlay(struct __sk_buff *skb, const struc
 			return to_stack(d, CM_R_TO_STACK);
 		if (!is_own_pod_cidr(&p.daddr))
 			return CM_R_NOT_FOR_US;
-		err = answer_unreachable(skb, &p, ICMP_HOST_UNREACH);
+		err = answer_icmp(skb, &p, ICMP_NO_HOST, 0);
 		return err ? err : to_tunnel(d, &hook->remote, CM_IDENTITY_HOST, CM_R_NO_ENDPOINT);
 	}
 
-	if (unlikely(p.fragment))
+	if (unlikely(p.later))
 		count(CM_R_FRAGMENT, CM_DIR_OVERLAY, skb->len);
-	else if (unlikely(is_icmp_error(&p)))
-		err = unnat_quote(skb);
+	if (unlikely(is_icmp_error(&p)))
+		err = p.later ? 0 : translate_error(skb, p.l4_off, p.is_v6, &p.saddr, &p.daddr);
 	else
-		flow = ct_track(&p, &none, &none.addr, 0, d->identity, skb->len);
+		flow = ct_track(&p, &none, d->identity);
 	if (flow && flow->service_id) {
 		count(CM_R_REPLY_TRANSLATED, CM_DIR_OVERLAY, skb->len);
 		err = nat_source(skb, &p, &flow->nat_addr, flow->nat_port);

@@ -21,21 +21,23 @@ enum cm_reason {
 	CM_R_ARP = 4,		  /* left to the host's stack */
 	CM_R_FROM_STACK = 5,	  /* what the host sends to a pod */
 	CM_R_SOCK_TRANSLATED = 6, /* connect/sendmsg given a backend */
+	CM_R_ND = 7,		  /* neighbour or listener discovery, left to the host's stack */
 
 	CM_R_IPCACHE_MISMATCH = 32,   /* VNI and ipcache disagree about the source: VNI believed */
 	CM_R_SERVICE_TRANSLATED = 33, /* per-packet load balancing */
 	CM_R_REPLY_TRANSLATED = 34,   /* reply given the service's address back */
-	CM_R_FRAGMENT = 35,	      /* forwarded by address only: not balanced, not tracked */
+	CM_R_FRAGMENT = 35, /* a later fragment, taken for part of the flow of the first */
 
 	CM_R_NO_BACKEND = 64,  /* service without backends: RST, ICMP or ECONNREFUSED */
 	CM_R_NO_ENDPOINT = 65, /* address of our pod CIDR that nobody has: ICMP host unreachable */
+	CM_R_TOO_BIG = 66, /* larger than fits through the tunnel: ICMP with the size that does */
 
-	CM_R_NOT_IPV4 = 128,
+	CM_R_NOT_IP = 128,
 	CM_R_VLAN = 129,
 	CM_R_TRUNCATED = 130,  /* a header ends before it should */
 	CM_R_BAD_HEADER = 131, /* IP version, header length or total length is wrong */
 	CM_R_IP_OPTIONS = 132,
-	CM_R_UNSUPPORTED_L4 = 133,   /* neither TCP, UDP, ICMP echo nor an ICMP error */
+	CM_R_UNSUPPORTED_L4 = 133,   /* neither TCP, UDP, SCTP, ICMP echo nor an ICMP error */
 	CM_R_SPOOFED_SOURCE = 134,   /* not the address of the pod behind this veth */
 	CM_R_UNKNOWN_NODE = 135,     /* encapsulated by a node that we do not know */
 	CM_R_FOREIGN_IDENTITY = 136, /* identity outside the range of the sending node's cluster */
@@ -45,6 +47,12 @@ enum cm_reason {
 	CM_R_WRITE_FAILED = 140, /* a kernel helper refused to change the packet */
 	CM_R_STALE_TABLES = 141, /* service row and slots did not fit together, twice */
 	CM_R_NO_ANSWER = 142,	 /* to be answered, but it may not be: see may_answer() */
+	CM_R_EXT_HEADER = 143,	 /* IPv6 routing header, or more extension headers than we follow */
+	CM_R_FRAGMENT_LOST = 144, /* a later fragment of a datagram whose first we did not see */
+	CM_R_LINK_LOCAL =
+		145,	     /* from or to an IPv6 link-local address, where nothing is behind it */
+	CM_R_ROGUE_ND = 146, /* discovery from afar (hop limit), or what only a router says */
+	CM_R_ICMP_LIMITED = 147, /* to be answered, but its sender has had enough ICMP errors */
 
 	CM_R_MAX = 256,
 };

@@ -62,15 +62,20 @@ static __always_inline enum cm_reason to_endpoint(struct __sk_buff *skb, struct 
 	return why;
 }
 
-static __always_inline int encapsulate(struct __sk_buff *skb, const struct cm_decision *d)
+static __noinline int encapsulate(struct __sk_buff *skb, const struct cm_decision *d)
 {
 	struct bpf_tunnel_key key = {
 		.tunnel_id = d->vni,
-		.remote_ipv4 = bpf_ntohl(d->remote.word[3]),
 		.tunnel_ttl = TUNNEL_TTL,
 	};
 
-	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX);
+	if (addr_is_v4(&d->remote)) {
+		key.remote_ipv4 = bpf_ntohl(d->remote.word[3]);
+		return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX);
+	}
+	/* UDP over IPv6 without checksum is not for every receiver (RFC 6935). */
+	__builtin_memcpy(key.remote_ipv6, &d->remote, sizeof(key.remote_ipv6));
+	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6);
 }
 
 static __always_inline void record(const struct cm_decision *d)
@@ -110,8 +115,8 @@ static __always_inline void show(struct __sk_buff *skb, const struct hook *hook,
 	event_submit(e);
 }
 
-static __always_inline int carry_out(struct __sk_buff *skb, const struct hook *hook,
-				     struct cm_decision *d, enum cm_direction dir, __u32 bytes)
+static __noinline int carry_out(struct __sk_buff *skb, const struct hook *hook,
+				struct cm_decision *d, enum cm_direction dir, __u32 bytes)
 {
 	if (d->action == CM_ACT_TUNNEL && encapsulate(skb, d)) {
 		d->action = CM_ACT_DROP;

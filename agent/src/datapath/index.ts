@@ -13,7 +13,7 @@ import type { Log } from '@clustermesh/runtime';
 import * as attach from './attach.ts';
 import { dumpCt, dumpDrops } from './dump.ts';
 import * as libbpf from './libbpf.ts';
-import { ensureVxlan, interfaceIndex } from './links.ts';
+import { ensureVxlan, interfaceIndex, underlayMtuOf } from './links.ts';
 import { isPinned, loadPrograms } from './loader.ts';
 import { toCidr, toFamily } from './rows.ts';
 import { openServices } from './services.ts';
@@ -61,9 +61,10 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
     mapSizes: config.mapSizes,
     settings: {
       ipv4: toFamily(config),
-      ipv6: toFamily(),
+      ipv6: toFamily(config.ipv6),
       vxlanIfindex,
       identityShift: config.identityShift,
+      underlayMtu: config.underlayMtu ?? (await underlayMtuOf(config.nodeIp)),
     },
   });
   const { maps } = loaded;

@@ -16,7 +16,7 @@ let pinDir: string;
 before(async () => {
   sandbox = await openSandbox();
   pinDir = `${sandbox.bpffs}/layout`;
-  const settings = { ipv4: toFamily(), ipv6: toFamily(), vxlanIfindex: 1, identityShift: 16 };
+  const settings = { ipv4: toFamily(), ipv6: toFamily(), vxlanIfindex: 1, identityShift: 16, underlayMtu: 0 };
   loaded = loadPrograms({ objects: ['sock', 'pod', 'overlay'], pinDir, settings });
 });
 
@@ -57,25 +57,11 @@ const rows: [MapName, unknown, unknown, object | number, object | number][] = [
   [
     'cm_services',
     { addr: '10.96.0.10', port: 8080, proto: 6, scope: 1 },
-    { id: 1, generation: 2, count: 3, flags: 4, affinityS: 5 },
+    { id: 1, generation: 2, count: 3, flags: 4 },
     { addr: wordsOf('10.96.0.10'), port: be16(8080), proto: 6, scope: 1 },
-    { id: 1, generation: 2, count: 3, flags: 4, affinity_s: 5 },
+    { id: 1, generation: 2, count: 3, flags: 4 },
   ],
-  [
-    'cm_slots',
-    { serviceId: 1, generation: 2, block: 3 },
-    { backend: Array.from({ length: 110 }, (_, i) => 70_000 + i) },
-    { service_id: 1, generation: 2, block: 3 },
-    { backend: Array.from({ length: 110 }, (_, i) => 70_000 + i) },
-  ],
-  ['cm_members', { serviceId: 70_000, backendId: 2 }, 1, { service_id: 70_000, backend_id: 2 }, 1],
-  [
-    'cm_affinity',
-    { client: '10.1.2.3', serviceId: 7 },
-    { lastUsedNs: 2n ** 40n, backendId: 9 },
-    { client: wordsOf('10.1.2.3'), service_id: 7 },
-    { last_used_ns: 2 ** 40, backend_id: 9, pad: 0 },
-  ],
+  ['cm_slots', { serviceId: 1, generation: 2, slot: 3 }, 70000, { service_id: 1, generation: 2, slot: 3 }, 70000],
   [
     'cm_backends',
     70000,
@@ -130,6 +116,14 @@ const rows: [MapName, unknown, unknown, object | number, object | number][] = [
       pad: 0,
     },
   ],
+  [
+    'cm_fragments',
+    { saddr: '10.1.2.3', daddr: addr, id: 0x01020304, proto: 17 },
+    { sport: 4000, dport: 53, proto: 17, icmpType: 8 },
+    { saddr: wordsOf('10.1.2.3'), daddr: addrSeen, id: 0x04030201, proto: 17, pad: [0, 0, 0] },
+    { sport: be16(4000), dport: be16(53), proto: 17, icmp_type: 8, pad: 0 },
+  ],
+  ['cm_icmp_limit', addr, { filledNs: 5n, tokens: 6 }, addrSeen, { filled_ns: 5, tokens: 6, pad: 0 }],
 ];
 
 for (const [name, key, value, keySeen, valueSeen] of rows) {

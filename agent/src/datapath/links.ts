@@ -51,6 +51,13 @@ export async function ensureVxlan(name: string): Promise<number> {
   return interfaceIndex(name);
 }
 
+/** MTU of the device that has this address; 0 where none has, or more than one. */
+export async function underlayMtuOf(nodeIp: string): Promise<number> {
+  const devices = JSON.parse(await ip(['-json', 'addr', 'show', 'to', nodeIp])) as { mtu?: number }[];
+  const mtus = devices.flatMap(({ mtu }) => mtu ?? []);
+  return mtus.length === 1 ? mtus[0]! : 0;
+}
+
 export function interfaceIndex(name: string): number {
   const index = libbpf.interfaceIndex(name);
   if (index !== undefined) return index;

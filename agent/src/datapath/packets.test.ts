@@ -1,173 +1,43 @@
 /**
- * Packet in, maps in → verdict, decision, packet out: the programs' bodies under BPF_PROG_TEST_RUN, nothing is sent.
- *
- *   node 172.31.1.11 (cluster 1, pods 10.1.1.0/24, gateway .1)        node 172.31.2.11 (cluster 2)
- *     pod a 10.1.1.5  ifindex 21                                        pod c 10.2.1.7
- *     pod b 10.1.1.6  ifindex 22                                      prefix 10.3.0.0/16 behind 172.31.2.12
- *
- *   10.96.0.10:80/TCP → c:8080    10.96.0.10:53/UDP → c:5353    10.96.0.20:80/TCP → b:8080    10.96.0.30 → nobody
+ * IPv4: packet in, maps in → verdict, decision, packet out. What the tables hold: testing/packet-lab.ts. IPv6, and what both
+ * families do alike: packets-ipv6.test.ts.
  */
 import assert from 'node:assert/strict';
 import { after, before, beforeEach, describe, it } from 'node:test';
-import { CmAction as Action, type CmDecision, CmReason as Reason } from '@clustermesh/bpf';
-import { ipv4ToNumber } from '@clustermesh/contract';
-import { dumpCt, dumpDrops } from './dump.ts';
-import * as libbpf from './libbpf.ts';
-import { type Loaded, loadPrograms } from './loader.ts';
-import { toFamily, toMac } from './rows.ts';
-import { openServices, type ServiceTable } from './services.ts';
-import { ipcacheTable, nodeTable } from './tables.ts';
-import { build, type Frame, quoteOf, type ReadFrame, read } from './testing/frames.ts';
-import { openSandbox, type Sandbox } from './testing/sandbox.ts';
-import { SERVICE_FLAG, serviceKey } from './types.ts';
+import type { CmReason as Reason } from '@clustermesh/bpf';
+import { dumpCt } from './dump.ts';
+import { build, type Frame, quoteOf, read } from './testing/frames.ts';
+import {
+  A,
+  assertFrame,
+  assertOutcome,
+  B,
+  C,
+  GATEWAY,
+  NODE,
+  OK,
+  openPacketLab,
+  type PacketLab,
+  REDIRECT,
+  retarget,
+  SHOT,
+  tcp,
+  udp,
+  VXLAN,
+} from './testing/packet-lab.ts';
 
-const A = {
-  ip: '10.1.1.5',
-  ifindex: 21,
-  mac: '02:aa:00:00:00:05',
-  hostMac: '02:bb:00:00:00:05',
-  identity: (1 << 16) + 5,
-};
-const B = {
-  ip: '10.1.1.6',
-  ifindex: 22,
-  mac: '02:aa:00:00:00:06',
-  hostMac: '02:bb:00:00:00:06',
-  identity: (1 << 16) + 6,
-};
-const C = { ip: '10.2.1.7', identity: (2 << 16) + 7, node: '172.31.2.11' };
-const NODE = '172.31.1.11';
-const GATEWAY = '10.1.1.1';
-const VXLAN = 9;
-const OK = 0;
-const SHOT = 2;
-const REDIRECT = 7;
-
-type Program = 'cm_test_from_pod' | 'cm_test_to_pod' | 'cm_test_overlay' | 'cm_test_stale_row';
-
-let sandbox: Sandbox;
-let loaded: Loaded;
-let services: ServiceTable;
-
-interface Outcome {
-  verdict: number;
-  decision: CmDecision;
-  out: Buffer;
-}
-
-/** struct __sk_buff with cb[0..2] = VNI, remote, ifindex: see bpf/test/seam.bpf.c. */
-function context(hook: { vni?: number; remote?: string; ifindex?: number }): Buffer {
-  const skb = Buffer.alloc(192);
-  skb.writeUInt32LE(hook.vni ?? 0, 48);
-  skb.writeUInt32BE(hook.remote === undefined ? 0 : ipv4ToNumber(hook.remote), 52);
-  skb.writeUInt32LE(hook.ifindex ?? 0, 56);
-  return skb;
-}
-
-function run(program: Program, packet: Buffer, hook: Parameters<typeof context>[0]): Outcome {
-  const result = libbpf.testRun(loaded.programFd(program), { packet, context: context(hook) });
-  return { verdict: result.verdict, decision: loaded.maps.cm_decisions.lookup(0)!, out: result.packet };
-}
-
-const fromPod = (frame: Frame | Buffer, pod = A): Outcome =>
-  run('cm_test_from_pod', Buffer.isBuffer(frame) ? frame : build(frame), { ifindex: pod.ifindex });
-const toPod = (frame: Frame): Outcome => run('cm_test_to_pod', build(frame), { ifindex: A.ifindex });
-const overlay = (frame: Frame | Buffer, vni = C.identity, remote = C.node): Outcome =>
-  run('cm_test_overlay', Buffer.isBuffer(frame) ? frame : build(frame), { vni, remote, ifindex: VXLAN });
-
-const nameOf = (table: Record<string, number>, value: number): string =>
-  Object.keys(table).find((name) => table[name] === value) ?? String(value);
-
-/** verdict, action and reason in one comparison that reads well when it fails */
-function assertOutcome(o: Outcome, verdict: number, action: keyof typeof Action, reason: keyof typeof Reason): void {
-  const got = [o.verdict, nameOf(Action, o.decision.action), nameOf(Reason, o.decision.reason)];
-  assert.deepEqual(got, [verdict, action, reason]);
-}
-
-function assertFrame(out: Buffer, expected: Partial<ReadFrame>): void {
-  const got = read(out);
-  const seen = Object.fromEntries(Object.keys(expected).map((key) => [key, got[key as keyof ReadFrame]]));
-  assert.deepEqual({ ...seen, wrong: got.wrong }, { ...expected, wrong: [] });
-}
-
-const tcp = (saddr: string, sport: number, daddr: string, dport: number, flags = 'S', payload = ''): Frame => ({
-  saddr,
-  daddr,
-  tcp: { sport, dport, flags, seq: 1000, ack: flags.includes('A') ? 5000 : 0 },
-  payload,
-});
-const udp = (saddr: string, sport: number, daddr: string, dport: number, payload = 'question'): Frame => ({
-  saddr,
-  daddr,
-  udp: { sport, dport },
-  payload,
-});
-
-async function counted(reason: string, direction: string): Promise<number> {
-  const counters = dumpDrops(loaded.maps);
-  return counters.find((c) => c.reason === reason && c.direction === direction)?.packets ?? 0;
-}
+let lab: PacketLab;
+const fromPod: PacketLab['fromPod'] = (...args) => lab.fromPod(...args);
+const toPod: PacketLab['toPod'] = (...args) => lab.toPod(...args);
+const overlay: PacketLab['overlay'] = (...args) => lab.overlay(...args);
 
 before(async () => {
-  sandbox = await openSandbox();
-  loaded = loadPrograms({
-    objects: ['seam'],
-    pinDir: `${sandbox.bpffs}/packets`,
-    settings: {
-      ipv4: toFamily({ nodeIp: NODE, gatewayIp: GATEWAY, podCidr: '10.1.1.0/24' }),
-      ipv6: toFamily(),
-      vxlanIfindex: VXLAN,
-      identityShift: 16,
-    },
-  });
-  const { maps } = loaded;
-  services = await openServices(maps);
-  await maps.cm_endpoints.update(
-    [A, B].map((pod, i) => [
-      pod.ip,
-      {
-        ifindex: pod.ifindex,
-        identity: pod.identity,
-        endpointId: i,
-        podMac: toMac(pod.mac),
-        hostMac: toMac(pod.hostMac),
-      },
-    ]),
-  );
-  await nodeTable(maps.cm_nodes).update([
-    { ip: C.node, clusterId: 2, nodeId: 2 },
-    { ip: '172.31.1.12', clusterId: 1, nodeId: 3 },
-  ]);
-  const remote = { clusterId: 2, encryptKey: 0 };
-  await ipcacheTable(maps.cm_ipcache, maps.cm_ipcache_lpm).update([
-    { ...remote, prefix: `${C.ip}/32`, identity: C.identity, tunnelEndpoint: C.node },
-    { ...remote, prefix: '10.3.0.0/16', identity: 2, tunnelEndpoint: '172.31.2.12' },
-    { ...remote, prefix: '10.3.9.9/32', identity: C.identity, tunnelEndpoint: C.node },
-    { ...remote, prefix: '0.0.0.0/0', identity: 2, tunnelEndpoint: null, clusterId: 0 },
-  ]);
+  lab = await openPacketLab();
 });
 
-beforeEach(async () => {
-  const flows = await loaded.maps.cm_ct.entries();
-  await loaded.maps.cm_ct.remove(flows.map(([key]) => key));
-  const c = { ip: C.ip, clusterId: 2 };
-  await services.update([
-    { frontend: { ip: '10.96.0.10', port: 80, protocol: 'TCP' }, backends: [{ ...c, port: 8080 }], flags: 0 },
-    { frontend: { ip: '10.96.0.10', port: 53, protocol: 'UDP' }, backends: [{ ...c, port: 5353 }], flags: 0 },
-    {
-      frontend: { ip: '10.96.0.20', port: 80, protocol: 'TCP' },
-      backends: [{ ip: B.ip, port: 8080, clusterId: 1 }],
-      flags: 0,
-    },
-    { frontend: { ip: '10.96.0.30', port: 80, protocol: 'TCP' }, backends: [], flags: 0 },
-    { frontend: { ip: '10.96.0.30', port: 53, protocol: 'UDP' }, backends: [], flags: 0 },
-  ]);
-});
+beforeEach(() => lab.reset());
 
-after(async () => {
-  loaded?.close();
-  await sandbox?.close();
-});
+after(() => lab?.close());
 
 describe('what a pod sends', () => {
   it('goes straight to a pod of the same node, with its MAC on the frame', () => {
@@ -225,11 +95,11 @@ describe('what a pod sends', () => {
   });
 
   it('is dropped when the source is not the pod of this veth', async () => {
-    const dropped = await counted('spoofed-source', 'from-pod');
+    const dropped = lab.counted('spoofed-source', 'from-pod');
     assertOutcome(fromPod(tcp(B.ip, 4000, C.ip, 80)), SHOT, 'DROP', 'SPOOFED_SOURCE');
     assertOutcome(fromPod(tcp('192.0.2.9', 4000, C.ip, 80)), SHOT, 'DROP', 'SPOOFED_SOURCE');
     assertOutcome(fromPod(tcp(A.ip, 4000, C.ip, 80), B), SHOT, 'DROP', 'SPOOFED_SOURCE');
-    assert.equal(await counted('spoofed-source', 'from-pod'), dropped + 3);
+    assert.equal(lab.counted('spoofed-source', 'from-pod'), dropped + 3);
   });
 });
 
@@ -293,7 +163,7 @@ describe('per-packet load balancing', () => {
 
   it('keeps a flow at its backend, spreads flows over all of them', async () => {
     const backends = [5, 6, 7, 8].map((n) => ({ ip: `10.2.1.${n}`, port: 8080, clusterId: 2 }));
-    await services.update([{ frontend: { ip: '10.96.0.10', port: 80, protocol: 'TCP' }, backends, flags: 0 }]);
+    await lab.services.update([{ frontend: { ip: '10.96.0.10', port: 80, protocol: 'TCP' }, backends, flags: 0 }]);
     const hits = new Map<string, number>();
     for (let sport = 1000; sport < 1400; sport++) {
       const first = read(fromPod(tcp(A.ip, sport, '10.96.0.10', 80)).out).daddr;
@@ -313,7 +183,7 @@ describe('per-packet load balancing', () => {
     const other = { ip: '10.2.1.8', clusterId: 2 };
     fromPod(udp(A.ip, 4000, '10.96.0.10', 53));
     fromPod(tcp(A.ip, 4000, '10.96.0.10', 80));
-    await services.update([
+    await lab.services.update([
       { frontend: { ip: '10.96.0.10', port: 53, protocol: 'UDP' }, backends: [{ ...other, port: 5353 }], flags: 0 },
       { frontend: { ip: '10.96.0.10', port: 80, protocol: 'TCP' }, backends: [{ ...other, port: 8080 }], flags: 0 },
     ]);
@@ -344,67 +214,15 @@ describe('per-packet load balancing', () => {
 
   it('drops what would come back to its sender', async () => {
     const frontend = { ip: '10.96.0.10', port: 80, protocol: 'TCP' } as const;
-    await services.update([{ frontend, backends: [{ ip: A.ip, port: 8080, clusterId: 1 }], flags: 0 }]);
+    await lab.services.update([{ frontend, backends: [{ ip: A.ip, port: 8080, clusterId: 1 }], flags: 0 }]);
     assertOutcome(fromPod(tcp(A.ip, 4000, '10.96.0.10', 80)), SHOT, 'DROP', 'HAIRPIN');
   });
 
   it('goes nowhere on tables that do not fit together', async () => {
     const key = { addr: '10.96.0.77', port: 80, proto: 6, scope: 0 };
-    await loaded.maps.cm_services.update([[key, { id: 999, generation: 999, count: 1, flags: 0, affinityS: 0 }]]);
+    await lab.loaded.maps.cm_services.update([[key, { id: 999, generation: 999, count: 1, flags: 0 }]]);
     assertOutcome(fromPod(tcp(A.ip, 4000, '10.96.0.77', 80)), SHOT, 'DROP', 'STALE_TABLES');
-    await loaded.maps.cm_services.remove([key]);
-  });
-
-  it('with affinity, sends all flows of one client to one backend', async () => {
-    const backends = Array.from({ length: 8 }, (_, i) => ({ ip: `10.3.9.${i + 1}`, port: 8080, clusterId: 2 }));
-    const frontend = { ip: '10.96.0.88', port: 80, protocol: 'TCP' } as const;
-    const reached = (pod: typeof A): Set<string> =>
-      new Set(
-        Array.from({ length: 40 }, (_, i) => read(fromPod(tcp(pod.ip, 5000 + i, '10.96.0.88', 80), pod).out).daddr),
-      );
-    await services.update([{ frontend, backends, flags: 0 }]);
-    assert.ok(reached(A).size > 4);
-    for (const [key] of await loaded.maps.cm_ct.entries()) await loaded.maps.cm_ct.remove([key]);
-    await services.update([{ frontend, backends, flags: 0, affinitySeconds: 60 }]);
-    assert.equal(reached(A).size, 1);
-    assert.equal(reached(B).size, 1);
-    assert.deepEqual((await loaded.maps.cm_affinity.entries()).map(([{ client }]) => client).sort(), [A.ip, B.ip]);
-    await services.remove([serviceKey(frontend)]);
-  });
-
-  it('by a Maglev table: a flow goes to the same backend on every node, whatever came before', async () => {
-    const backends = Array.from({ length: 5 }, (_, i) => ({ ip: `10.3.9.${i + 1}`, port: 8080, clusterId: 2 }));
-    const frontend = { ip: '10.96.0.89', port: 80, protocol: 'TCP' } as const;
-    const row = { frontend, backends, flags: SERVICE_FLAG.maglev };
-    const reached = (): string[] =>
-      Array.from({ length: 200 }, (_, i) => read(fromPod(tcp(A.ip, 5000 + i, '10.96.0.89', 80)).out).daddr);
-    const anew = async (): Promise<string[]> => {
-      await services.remove([serviceKey(frontend)]);
-      for (const [key] of await loaded.maps.cm_ct.entries()) await loaded.maps.cm_ct.remove([key]);
-      await services.update([row]);
-      return reached();
-    };
-    const first = await anew();
-    assert.equal(new Set(first).size, 5);
-    assert.deepEqual(await anew(), first);
-    await services.remove([serviceKey(frontend)]);
-  });
-
-  it('finds the new slots when the row that was read names slots that are gone by now', async () => {
-    const [[key, row] = []] = (await loaded.maps.cm_services.entries()).filter(([{ addr }]) => addr === '10.96.0.20');
-    const selected = (generation: number): CmDecision => {
-      const cb = { vni: generation, ifindex: A.ifindex };
-      return run('cm_test_stale_row', build(tcp(A.ip, 4000, key!.addr, key!.port)), cb).decision;
-    };
-    const [backend] = (await loaded.maps.cm_slots.lookup({
-      serviceId: row!.id,
-      generation: row!.generation,
-      block: 0,
-    }))!.backend;
-    for (const generation of [row!.generation, row!.generation + 1000]) {
-      assert.equal(nameOf(Reason, selected(generation).reason), 'TO_ENDPOINT', `generation ${generation}`);
-      assert.equal(selected(generation).backendId, backend);
-    }
+    await lab.loaded.maps.cm_services.remove([key]);
   });
 
   it("gives ICMP errors about a translated packet the service's address, whoever sends them", async () => {
@@ -422,7 +240,7 @@ describe('per-packet load balancing', () => {
 
     // The one that we make ourselves: the backend was a pod of this node and is gone.
     const frontend = { ip: '10.96.0.20', port: 80, protocol: 'TCP' } as const;
-    await services.update([{ frontend, backends: [{ ip: '10.1.1.99', port: 8080, clusterId: 1 }], flags: 0 }]);
+    await lab.services.update([{ frontend, backends: [{ ip: '10.1.1.99', port: 8080, clusterId: 1 }], flags: 0 }]);
     const o = fromPod(tcp(A.ip, 4001, '10.96.0.20', 80));
     assertOutcome(o, REDIRECT, 'ENDPOINT', 'NO_ENDPOINT');
     const ours = { saddr: A.ip, daddr: '10.96.0.20', protocol: 6, sport: 4001, dport: 80 };
@@ -460,13 +278,13 @@ describe('what comes through the tunnel', () => {
   });
 
   it('counts a missing or different ipcache row and believes the VNI', async () => {
-    const noted = await counted('ipcache-mismatch', 'overlay');
+    const noted = lab.counted('ipcache-mismatch', 'overlay');
     overlay(tcp(C.ip, 1, A.ip, 80));
-    assert.equal(await counted('ipcache-mismatch', 'overlay'), noted);
+    assert.equal(lab.counted('ipcache-mismatch', 'overlay'), noted);
     const o = overlay(tcp('10.2.1.50', 1, A.ip, 80), C.identity + 1);
     assertOutcome(o, REDIRECT, 'ENDPOINT', 'TO_ENDPOINT');
     assert.equal(o.decision.identity, C.identity + 1);
-    assert.equal(await counted('ipcache-mismatch', 'overlay'), noted + 1);
+    assert.equal(lab.counted('ipcache-mismatch', 'overlay'), noted + 1);
   });
 
   it('is answered "host unreachable" through the tunnel, as the host, for a pod that nobody has', () => {
@@ -490,7 +308,7 @@ describe('conntrack', () => {
     fromPod(tcp(A.ip, 4000, B.ip, 80));
     fromPod(tcp(B.ip, 80, A.ip, 4000, 'SA'), B);
     fromPod(tcp(A.ip, 4000, B.ip, 80, 'A'));
-    const flows = (await dumpCt(loaded.maps)) as {
+    const flows = (await dumpCt(lab.loaded.maps)) as {
       protocol: string;
       state: string;
       txPackets: number;
@@ -512,7 +330,7 @@ describe('conntrack', () => {
   });
 
   async function states(): Promise<string[]> {
-    return ((await dumpCt(loaded.maps)) as { state: string }[]).map((flow) => flow.state);
+    return ((await dumpCt(lab.loaded.maps)) as { state: string }[]).map((flow) => flow.state);
   }
 });
 
@@ -527,15 +345,17 @@ describe('odd packets get a defined verdict', () => {
   // Shorter ones than these the kernel does not let a test program see.
   const cases: [string, Buffer, keyof typeof Reason][] = [
     ['a VLAN tag', vlan, 'VLAN'],
-    ['IPv6', Buffer.concat([changed(12, 0x86, 0xdd), Buffer.alloc(40)]), 'NOT_IPV4'],
-    ['an unknown ethertype', changed(12, 0x88, 0xcc), 'NOT_IPV4'],
+    ['an unknown ethertype', changed(12, 0x88, 0xcc), 'NOT_IP'],
     ['half a UDP header', withLength(plain.subarray(0, 38)), 'TRUNCATED'],
     ['half a TCP header', withLength(build(tcp(A.ip, 1, C.ip, 2)).subarray(0, 46)), 'TRUNCATED'],
     ['a version that is not 4', changed(14, 0x65), 'BAD_HEADER'],
     ['a header length below 5', changed(14, 0x44), 'BAD_HEADER'],
     ['a total length beyond the frame', changed(16, 0x10, 0x00), 'BAD_HEADER'],
     ['IP options', changed(14, 0x46), 'IP_OPTIONS'],
-    ['SCTP', build({ saddr: A.ip, daddr: C.ip, protocol: 132, payload: 'x'.repeat(12) }), 'UNSUPPORTED_L4'],
+    ['half an SCTP header', build({ saddr: A.ip, daddr: C.ip, protocol: 132, payload: 'x'.repeat(11) }), 'TRUNCATED'],
+    ['ESP', build({ saddr: A.ip, daddr: C.ip, protocol: 50, payload: 'x'.repeat(12) }), 'UNSUPPORTED_L4'],
+    ['ICMPv6 over IPv4', build({ saddr: A.ip, daddr: C.ip, protocol: 58, payload: 'x'.repeat(12) }), 'UNSUPPORTED_L4'],
+    ['a total length of 0', changed(16, 0, 0), 'BAD_HEADER'],
     ['ICMP other than echo and errors', build({ saddr: A.ip, daddr: C.ip, icmp: { type: 13 } }), 'UNSUPPORTED_L4'],
   ];
   for (const [name, packet, reason] of cases) {
@@ -546,24 +366,50 @@ describe('odd packets get a defined verdict', () => {
   }
 
   it('passes to a pod whatever the host sends', () => {
-    const o = run('cm_test_to_pod', changed(14, 0x46), { ifindex: A.ifindex });
+    const o = toPod(changed(14, 0x46));
     assertOutcome(o, OK, 'STACK', 'FROM_STACK');
   });
 
-  it('forwards fragments by address, untracked', async () => {
-    for (const fragment of [
-      { offset: 0, more: true },
-      { offset: 1480, more: false },
-    ]) {
-      assertOutcome(fromPod({ ...udp(A.ip, 4000, C.ip, 53), fragment }), REDIRECT, 'TUNNEL', 'TO_TUNNEL');
-      assertOutcome(overlay({ ...udp(C.ip, 4000, A.ip, 53), fragment }), REDIRECT, 'ENDPOINT', 'TO_ENDPOINT');
-    }
-    assert.deepEqual(await dumpCt(loaded.maps), []);
-  });
+  for (const [first, pod, where] of [
+    ['10.96.0.10', A, 'a service'],
+    [C.ip, A, 'a pod'],
+  ] as const) {
+    it(`fragments to ${where} go where their first one went`, async () => {
+      const parts = (id: number): [Frame, Frame] => [
+        { ...udp(pod.ip, 4000, first, 53), fragment: { id, offset: 0, more: true } },
+        { saddr: pod.ip, daddr: first, protocol: 17, payload: 'rest', fragment: { id, offset: 1480, more: false } },
+      ];
+      const [start, rest] = parts(77);
+      const noted = lab.counted('fragment', 'from-pod');
+      for (const part of [start, rest]) {
+        const o = fromPod(part);
+        assertOutcome(o, REDIRECT, 'TUNNEL', 'TO_TUNNEL');
+        assertFrame(o.out, { daddr: C.ip });
+      }
+      assert.equal(lab.counted('fragment', 'from-pod'), noted + 1);
+      // The other way: one flow, and the answer's fragments are given the service's address back.
+      const port = first === C.ip ? 53 : 5353;
+      const back: Frame[] = [
+        { ...udp(C.ip, port, pod.ip, 4000), fragment: { id: 9, offset: 0, more: true } },
+        { saddr: C.ip, daddr: pod.ip, protocol: 17, payload: 'rest', fragment: { id: 9, offset: 1480, more: false } },
+      ];
+      for (const part of back) assertFrame(overlay(part).out, { saddr: first });
+      // One that comes before its first, or of another datagram.
+      assertOutcome(fromPod(parts(78)[1]), SHOT, 'DROP', 'FRAGMENT_LOST');
+      assertOutcome(
+        overlay({ ...back[1]!, fragment: { id: 10, offset: 8, more: false } }),
+        SHOT,
+        'DROP',
+        'FRAGMENT_LOST',
+      );
+    });
+  }
 
-  it('drops fragments to a pod that nobody has, unanswered', () => {
-    const fragment = { offset: 1480, more: false };
-    assertOutcome(fromPod({ ...udp(A.ip, 1, '10.1.1.99', 53), fragment }), SHOT, 'DROP', 'NO_ANSWER');
+  it('answers for a fragmented datagram to a pod that nobody has once, for its first fragment', () => {
+    const first = { ...udp(A.ip, 1, '10.1.1.99', 53), fragment: { id: 5, offset: 0, more: true } };
+    const later = { ...first, fragment: { id: 5, offset: 1480, more: false } };
+    assertOutcome(fromPod(first), REDIRECT, 'ENDPOINT', 'NO_ENDPOINT');
+    assertOutcome(fromPod(later), SHOT, 'DROP', 'NO_ANSWER');
   });
 });
 
@@ -572,9 +418,4 @@ function withLength(frame: Buffer): Buffer {
   const copy = Buffer.from(frame);
   copy.writeUInt16BE(copy.length - 14, 16);
   return copy;
-}
-
-function retarget(frame: Frame, side: 'sport' | 'dport', port: number): Frame {
-  if (frame.tcp) return { ...frame, tcp: { ...frame.tcp, [side]: port } };
-  return { ...frame, udp: { ...frame.udp!, [side]: port } };
 }

@@ -110,7 +110,7 @@ const PROTOCOL_NUMBER: Record<Protocol, number> = { TCP: 6, UDP: 17 };
 
 export const toProtocol = (name: Protocol): number => PROTOCOL_NUMBER[name];
 export const fromProtocol = (number: number): string =>
-  (({ 1: 'ICMP', 6: 'TCP', 17: 'UDP' }) as Record<number, string>)[number] ?? String(number);
+  (({ 1: 'ICMP', 6: 'TCP', 17: 'UDP', 58: 'ICMPv6', 132: 'SCTP' }) as Record<number, string>)[number] ?? String(number);
 
 /** What makes two backends the same one, of whatever services. */
 export const backendKey = (b: Backend, protocol: string): string => `${b.clusterId}/${b.ip}:${b.port}/${protocol}`;

@@ -63,9 +63,9 @@ async function count(node: Node, reason: string): Promise<number> {
 }
 
 async function dropped(node: Node): Promise<Counter[]> {
-  // Pods also try IPv6 neighbour discovery, which may come at any time.
+  // Pods also try to find IPv6 routers and groups, from link-local addresses, which may come at any time.
   const counters = await node.datapath.call<Counter[]>('dump', 'drops');
-  return counters.filter((c) => c.class === 'dropped' && c.reason !== 'not-ipv4');
+  return counters.filter((c) => c.class === 'dropped' && c.reason !== 'link-local');
 }
 
 function ping(netns: string, ip: string, ...args: string[]): { ok: boolean; output: string } {

@@ -17,6 +17,10 @@ export interface DatapathConfig {
   /** This node's own address inside its pod CIDR (CiliumInternalIP); source of generated ICMP errors. */
   gatewayIp: string;
   podCidr: string;
+  /** IPv6 beside it; absent: pods have none. `nodeIp`: an underlay address, if there is one. */
+  ipv6?: { nodeIp?: string; gatewayIp: string; podCidr: string };
+  /** Bytes of an IP packet on the underlay; default: the MTU of the device that has `nodeIp`. 0: not to be watched. */
+  underlayMtu?: number;
   /** A mounted bpffs; pins go to `<bpffs>/clustermesh/<cluster>/<node>/`. */
   bpffs: string;
   /** cgroup v2 directory whose processes get socket load balancing. */
@@ -85,8 +89,6 @@ export interface Backend {
   ip: string;
   port: number;
   clusterId: number;
-  /** Share of new connections, relative to the others: an integer, 0 … 2^31-1. Default 1; 0: none. */
-  weight?: number;
 }
 
 /** Key: `serviceKey(frontend)`. No backends: known, and refused at once. */
@@ -94,18 +96,8 @@ export interface ServiceRow {
   frontend: Frontend;
   /** Order is that of the slots; pass them sorted (cluster id, address, port) so that nodes agree. */
   backends: Backend[];
-  /** Backends that get no new connections but keep those that they have. Default: none. */
-  draining?: Backend[];
-  /** Of `SERVICE_FLAG`. */
   flags: number;
-  /** A client keeps its backend for so many seconds after its last use. Default: no affinity. */
-  affinitySeconds?: number;
 }
-
-export const SERVICE_FLAG = {
-  /** The flow's hash decides on the backend, on all nodes alike, and few flows move when backends change. */
-  maglev: 1,
-} as const;
 
 export type DumpName = 'ipcache' | 'services' | 'backends' | 'endpoints' | 'nodes' | 'drops' | 'ct';
 

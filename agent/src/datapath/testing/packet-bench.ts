@@ -1,6 +1,5 @@
 /** The programs' bodies under BPF_PROG_TEST_RUN, over maps of their own: see bpf/test/seam.bpf.c. Nothing is sent. */
-import type { CmDecision } from '@clustermesh/bpf';
-import { ipv4ToNumber } from '@clustermesh/contract';
+import { type CmDecision, cmAddr } from '@clustermesh/bpf';
 import * as libbpf from '../libbpf.ts';
 import { type Loaded, loadPrograms } from '../loader.ts';
 import { toFamily, toMac } from '../rows.ts';
@@ -36,12 +35,13 @@ export interface PacketBench {
 
 const SKB_BYTES = 192;
 const CB = 48;
+const MARK = 8;
 
 function context({ vni = 0, remote, ifindex = 0 }: Hook): Buffer {
   const skb = Buffer.alloc(SKB_BYTES);
   skb.writeUInt32LE(vni, CB);
-  if (remote !== undefined) skb.writeUInt32BE(ipv4ToNumber(remote), CB + 4);
-  skb.writeUInt32LE(ifindex, CB + 8);
+  cmAddr.encode(remote ?? '::', skb, CB + 4);
+  skb.writeUInt32LE(ifindex, MARK);
   return skb;
 }
 
@@ -56,7 +56,13 @@ export async function openPacketBench({ pods }: { readonly pods: readonly BenchP
   const loaded = loadPrograms({
     objects: ['seam'],
     pinDir: `${sandbox.bpffs}/packet-bench`,
-    settings: { ipv4: toFamily(NODE), ipv6: toFamily(), vxlanIfindex: VXLAN_IFINDEX, identityShift: 16 },
+    settings: {
+      ipv4: toFamily(NODE),
+      ipv6: toFamily(),
+      vxlanIfindex: VXLAN_IFINDEX,
+      identityShift: 16,
+      underlayMtu: 0,
+    },
   });
   await loaded.maps.cm_endpoints.update(
     pods.map((pod, i) => {
