@@ -1,15 +1,26 @@
 /** `clustermesh connect`: one operation on each side, and a courier that carries the certificates between them. */
-import { type ClusterInfo, type ClusterStatus, MeshError, messageOf, type OperationEvent } from '@clustermesh/contract';
+import {
+  type ClusterInfo,
+  type ClusterStatus,
+  type ConnectDirection,
+  MeshError,
+  messageOf,
+  type OperationEvent,
+} from '@clustermesh/contract';
+import { systemClock } from '@clustermesh/runtime';
 import { formatDuration } from './duration.ts';
 import { OutOfTime } from './exit-codes.ts';
 import { preflight, refusalOf, warningsOf } from './preflight.ts';
-import { deliver, follow, type Side, whenPossible } from './side.ts';
+import { deliver, follow, isLost, type Side, whenPossible } from './side.ts';
+import { missingOfPeer } from './status.ts';
 import { createStepLines, type StepLines } from './step-lines.ts';
 import type { Terminal } from './terminal.ts';
 
 export interface PairOptions {
   readonly source: Side;
   readonly destination: Side;
+  /** One way only: the source reads the destination, and not the other way round. */
+  readonly oneWay?: boolean;
   readonly timeoutMs: number;
   readonly terminal: Terminal;
   /** Ends the following, not the operations. */
@@ -52,6 +63,10 @@ export async function connect(options: PairOptions): Promise<void> {
   const refusal = refusalOf(reports);
   if (refusal !== undefined) throw refusal;
 
+  const directionOf = (own: Half): ConnectDirection =>
+    options.oneWay !== true ? 'both' : own === a ? 'read' : 'serve';
+  const readers = options.oneWay === true ? [a] : [a, b];
+
   const outOfTime = () => {
     if (options.signal.aborted) throw new MeshError({ code: 'cancelled', message: 'interrupted' });
     return new OutOfTime({
@@ -66,7 +81,7 @@ export async function connect(options: PairOptions): Promise<void> {
   ]);
   const start = async (own: Half, peer: Half, peerCsrPem: string): Promise<boolean> => {
     const reference = await whenPossible(own.side, { signal, terminal }, () =>
-      own.side.call('StartConnect', { peer: peer.info, peerCsrPem }),
+      own.side.call('StartConnect', { peer: peer.info, peerCsrPem, direction: directionOf(own) }),
     );
     if (reference !== undefined) own.operation = reference.id;
     return reference !== undefined;
@@ -122,7 +137,51 @@ export async function connect(options: PairOptions): Promise<void> {
     throw undelivered;
   }
   if (ends.some((event) => event === undefined)) throw outOfTime();
-  terminal.out(`connected ${a.side.name} and ${b.side.name} in ${formatDuration(now() - startedAt)}`);
+  const connectedMs = now() - startedAt;
+  const nodes = await Promise.all(
+    readers.map((reader) => awaitApplied(reader.side, reader === a ? b.info.name : a.info.name, { signal, terminal })),
+  );
+  terminal.progress('');
+  const pair = `${a.side.name} ${options.oneWay === true ? 'to' : 'and'} ${b.side.name}`;
+  const behind = nodes.flatMap(({ missing }, index) =>
+    missing === '' ? [] : [`${readers[index]!.side.name}: ${missing}`],
+  );
+  if (behind.length > 0) {
+    if (options.signal.aborted) throw new MeshError({ code: 'cancelled', message: 'interrupted' });
+    throw new OutOfTime({
+      message: `connected ${pair}, but not everywhere within ${formatDuration(options.timeoutMs)}: ${behind.join('; ')}`,
+      hint: 'the nodes go on by themselves; follow them with: clustermesh status --wait',
+    });
+  }
+  const count = nodes.reduce((sum, { alive }) => sum + alive, 0);
+  terminal.out(
+    `connected ${pair} in ${formatDuration(connectedMs)}, applied on every node (${count}) after ${formatDuration(now() - startedAt)}`,
+  );
+}
+
+const APPLIED_POLL_MS = 50;
+
+/** Waits until every live node of `side` has applied what `peer` publishes. `missing`: what was not there when the time was over. */
+async function awaitApplied(
+  side: Side,
+  peer: string,
+  { signal, terminal }: { readonly signal: AbortSignal; readonly terminal: Terminal },
+): Promise<{ readonly alive: number; readonly missing: string }> {
+  let missing = 'not configured';
+  let alive = 0;
+  while (!signal.aborted) {
+    const status = await side.call('GetStatus', {}).catch((error: unknown) => {
+      if (!isLost(error)) throw error;
+      return undefined;
+    });
+    alive = status?.nodes.filter((node) => node.alive).length ?? alive;
+    const info = status?.peers.find((known) => known.name === peer);
+    if (info !== undefined) missing = missingOfPeer(info, alive) ?? '';
+    if (missing === '') break;
+    terminal.progress(`${side.name}: ${peer}: ${missing}`);
+    await systemClock.sleep(APPLIED_POLL_MS, signal);
+  }
+  return { alive, missing };
 }
 
 /** How long taking back may take; what is not done by then goes on without us. */

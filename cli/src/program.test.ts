@@ -10,6 +10,7 @@ import {
   MeshError,
   type OperationEvent,
   type OperationInfo,
+  type PeerInfo,
   type PreflightCheck,
 } from '@clustermesh/contract';
 import { type Handlers, type RpcServer, serveRpc } from '@clustermesh/runtime';
@@ -28,11 +29,20 @@ interface Scripted {
   /** What the last preflight was told of the clocks. */
   heard: { readonly clockOffsetMs: number; readonly clockErrorMs: number } | undefined;
   clockAheadMs: number;
+  /** Peers that a connect was started with: connected from then on. */
+  joined: string[];
+  directions: string[];
   readonly calls: string[];
   server: RpcServer;
 }
 
 const root = mkdtempSync(join(tmpdir(), 'cm-cli-'));
+
+const connectedPeer = (name: string): PeerInfo => ({
+  ...{ name, id: 9, connected: true, ready: true, lastProofAgeMs: 0, error: '' },
+  families: [],
+  nodesApplied: 0,
+});
 
 async function startScripted(name: string, id: number): Promise<Scripted> {
   const socket = join(root, `${name}.sock`);
@@ -56,7 +66,7 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
       etcdConnected: true,
       etcdError: '',
       redisConnected: true,
-      peers: scripted.peers,
+      peers: [...scripted.peers, ...scripted.joined.map(connectedPeer)],
       nodes: [],
       problems: [],
       localServices: 0,
@@ -75,9 +85,11 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
       return {};
     },
     PrepareConnect: async ({ peer }) => ({ csrPem: `request of ${name} for ${peer}` }),
-    StartConnect: async ({ peer, peerCsrPem }) => {
+    StartConnect: async ({ peer, peerCsrPem, direction }) => {
       scripted.calls.push(`connect ${peer.name} with ${peerCsrPem}`);
+      scripted.directions.push(direction);
       if (scripted.startError !== undefined) throw scripted.startError;
+      scripted.joined.push(peer.name);
       return { id: `connect-${peer.name}-1` };
     },
     StartDisconnect: async ({ peer }) => {
@@ -120,6 +132,8 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
     operations: [],
     heard: undefined,
     clockAheadMs: 0,
+    joined: [],
+    directions: [],
     calls: [],
     server: await serveRpc<AdminMethods>('admin', socket, handlers),
   };
@@ -162,7 +176,7 @@ describe('the clustermesh command', () => {
         clockAheadMs: 0,
       },
       more,
-      { calls: [] },
+      { calls: [], joined: [], directions: [] },
     );
   const pair = () => ['--context', eu.context, '--destination-context', us.context];
 
@@ -184,7 +198,7 @@ describe('the clustermesh command', () => {
     assert.deepEqual(us.calls, ['connect eu with request of eu for us', 'certificate of eu: PEM']);
     assert.match(result.out, /eu {2}authorize-peer {6}ok {2}\(\d/);
     assert.match(result.out, /us {2}await-sync {10}here {2}\(\d/);
-    assert.match(result.out, /connected eu and us in/);
+    assert.match(result.out, /connected eu and us in .* s, applied on every node \(0\) after .* s/);
   });
 
   const withCertificate: readonly Partial<OperationEvent>[] = [
@@ -431,6 +445,43 @@ describe('the clustermesh command', () => {
     assert.equal(bad.err, 'error: eu: no data of us');
   });
 
+  it('connects every pair of a mesh, and goes on with the others when one fails', async () => {
+    const ap = await startScripted('ap', 3);
+    try {
+      for (const side of [eu, us, ap]) script(side, {});
+      const all = ['connect', '--context', eu.context, '--destination-context', `${us.context},${ap.context}`];
+      const result = await run([...all, '--mode', 'mesh', '--parallel', '2']);
+      assert.equal(result.code, 0, result.err);
+      assert.deepEqual(
+        [eu, us, ap].map((side) => side.joined.toSorted()),
+        [
+          ['ap', 'us'],
+          ['ap', 'eu'],
+          ['eu', 'us'],
+        ],
+      );
+      for (const side of [eu, us, ap]) script(side, side === us ? { checks: [clash] } : {});
+      const partly = await run([...all, '--mode', 'mesh']);
+      assert.equal(partly.code, 1);
+      assert.match(
+        partly.err,
+        /2 of 3 pairs failed: eu and us: us: the pod CIDRs overlap \(give them others\); us and ap/,
+      );
+      assert.deepEqual(eu.joined, ['ap']);
+    } finally {
+      await ap.server.close();
+    }
+  });
+
+  it('connects one way: the one reads, the other is read', async () => {
+    script(eu, {});
+    script(us, {});
+    const result = await run(['connect', ...pair(), '--mode', 'unicast']);
+    assert.equal(result.code, 0, result.err);
+    assert.deepEqual([eu.directions, us.directions], [['read'], ['serve']]);
+    assert.match(result.out, /connected eu to us in/);
+  });
+
   it('prints the status for machines', async () => {
     script(eu, {});
     const json = await run(['status', '--context', eu.context, '-o', 'json']);
@@ -464,6 +515,8 @@ describe('the clustermesh command', () => {
     ['frobnicate'],
     ['operations', 'list'],
     ['operations', 'show'],
+    ['connect', '--context', 'eu', '--destination-context', 'us', '--parallel', '0'],
+    ['connect', '--context', 'eu', '--destination-context', 'us', '--mode', 'star'],
     ['status', '--context', 'mars'],
     ['status'],
     ['preflight', '--context', 'eu'],

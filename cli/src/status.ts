@@ -45,7 +45,8 @@ export function whatIsMissing(status: ClusterStatus): string[] {
   return missing;
 }
 
-function missingOfPeer(peer: PeerInfo, alive: number): string | undefined {
+/** Why a peer's data is not on every live node yet; undefined when it is. */
+export function missingOfPeer(peer: PeerInfo, alive: number): string | undefined {
   if (!peer.connected) return `not connected${peer.error === '' ? '' : ` (${peer.error})`}`;
   const syncing = peer.families.filter((family) => !family.synced).map((family) => family.family);
   if (!peer.ready || syncing.length > 0) {

@@ -4,6 +4,9 @@ export interface HostAlias {
   readonly ips: readonly string[];
 }
 
+/** From the cluster that is asked: does it read the peer, is it read by the peer, or both? */
+export type ConnectDirection = 'both' | 'read' | 'serve';
+
 export interface ClusterInfo {
   readonly name: string;
   readonly id: number;
@@ -130,7 +133,10 @@ export interface ClusterStatus {
 export interface AdminMethods {
   GetCluster: { request: Record<string, never>; response: ClusterInfo };
   PrepareConnect: { request: { peer: string }; response: { csrPem: string } };
-  StartConnect: { request: { peer: ClusterInfo; peerCsrPem: string }; response: { id: string } };
+  StartConnect: {
+    request: { peer: ClusterInfo; peerCsrPem: string; direction: '' | ConnectDirection };
+    response: { id: string };
+  };
   SupplyCertificate: { request: { peer: string; certificatePem: string }; response: Record<string, never> };
   StartDisconnect: { request: { peer: string }; response: { id: string } };
   WatchOperation: { request: { id: string }; response: OperationEvent; stream: true };

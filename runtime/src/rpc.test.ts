@@ -97,7 +97,10 @@ describe('rpc over a unix socket', async () => {
 
   it('carries messages both ways, nested ones too', async () => {
     assert.deepEqual(await client.GetCluster({}), eu);
-    assert.equal((await client.StartConnect({ peer: eu, peerCsrPem: 'csr' })).id, 'connect:eu:127.0.0.1');
+    assert.equal(
+      (await client.StartConnect({ peer: eu, peerCsrPem: 'csr', direction: 'both' })).id,
+      'connect:eu:127.0.0.1',
+    );
   });
 
   it('carries an error with its code, message and hint', async () => {

@@ -29,7 +29,9 @@ export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {
   return {
     GetCluster: async () => options.cluster(),
     PrepareConnect: async ({ peer }) => ({ csrPem: await operations.prepareConnect(peer) }),
-    StartConnect: async ({ peer, peerCsrPem }) => ({ id: await operations.startConnect(peer, peerCsrPem) }),
+    StartConnect: async ({ peer, peerCsrPem, direction }) => ({
+      id: await operations.startConnect(peer, peerCsrPem, direction || 'both'),
+    }),
     SupplyCertificate: async ({ peer, certificatePem }) => {
       await operations.supplyCertificate(peer, certificatePem);
       return {};

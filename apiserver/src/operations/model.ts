@@ -1,6 +1,7 @@
 /** What an operation is: its steps, what a step's job carries, and how its state reads. Pure. */
 import {
   type ClusterInfo,
+  type ConnectDirection,
   type ErrorCode,
   isErrorCode,
   MeshError,
@@ -32,6 +33,7 @@ export interface ConnectJobData extends JobDataBase {
   readonly kind: 'connect';
   readonly info: ClusterInfo;
   readonly csrPem: string;
+  readonly direction: ConnectDirection;
   /** The peer was not configured when this was started: a failure may take back all that was begun. */
   readonly isNew: boolean;
 }

@@ -379,6 +379,26 @@ describe('operations', () => {
     assert.deepEqual([...eu.users], []);
   });
 
+  it('connect one way: the one reads, the other is only read', async () => {
+    const [fromEu, fromUs] = await Promise.all([
+      eu.operations.prepareConnect('us'),
+      us.operations.prepareConnect('eu'),
+    ]);
+    const reading = await eu.operations.startConnect(us.info, fromUs, 'read');
+    const serving = await us.operations.startConnect(eu.info, fromEu, 'serve');
+    const [served, read] = await Promise.all([
+      follow(us, serving, async (event) => {
+        if (event.certificateForPeerPem !== '')
+          await eu.operations.supplyCertificate('us', event.certificateForPeerPem);
+      }),
+      follow(eu, reading),
+    ]);
+    assert.deepEqual([last(served).state, last(read).state], ['done', 'done']);
+    assert.deepEqual([[...eu.users], [...us.users]], [[], ['eu']]);
+    assert.deepEqual([(await eu.peers.list()).length, (await us.peers.list()).length], [1, 0]);
+    assert.deepEqual(readdirSync(join(us.dir, 'state', 'pending')), []);
+  });
+
   it('take back what a failed connect had begun, without anybody asking', async () => {
     await restarted(eu, {
       timers: { certificateWaitMs: 300, syncWaitMs: 20_000, drainWaitMs: 5000, pollMs: 20, probeTimeoutMs: 1000 },

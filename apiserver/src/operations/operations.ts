@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
 import {
   type ClusterInfo,
+  type ConnectDirection,
   clusterNameProblem,
   MeshError,
   type OperationEvent,
@@ -49,7 +50,7 @@ export interface Operations {
   /** This cluster's certificate request for `peer`. */
   prepareConnect(peer: string): Promise<string>;
   /** Returns the operation's id; the same while an equal one runs. */
-  startConnect(peer: ClusterInfo, peerCsrPem: string): Promise<string>;
+  startConnect(peer: ClusterInfo, peerCsrPem: string, direction?: ConnectDirection): Promise<string>;
   supplyCertificate(peer: string, certificatePem: string): Promise<void>;
   startDisconnect(peer: string): Promise<string>;
   /** Ends after an event with state done or failed. While Redis is away it says so and waits. */
@@ -127,9 +128,17 @@ export function startOperations(options: OperationsOptions): Operations {
     return wanted.operation;
   }
 
-  async function connectJob(peer: ClusterInfo, csrPem: string): Promise<JobData> {
+  async function connectJob(peer: ClusterInfo, csrPem: string, direction: ConnectDirection): Promise<JobData> {
     const isNew = !(await options.peers.list()).some((configured) => configured.name === peer.name);
-    return { kind: 'connect', operation: newId('connect', peer.name), peer: peer.name, info: peer, csrPem, isNew };
+    return {
+      kind: 'connect',
+      operation: newId('connect', peer.name),
+      peer: peer.name,
+      info: peer,
+      csrPem,
+      direction,
+      isNew,
+    };
   }
 
   /** Keys that wait for a certificate lie on the disk of the replica that was asked. */
@@ -201,12 +210,12 @@ export function startOperations(options: OperationsOptions): Operations {
       return pending.request(checkedName(peer));
     },
 
-    startConnect: (peer, peerCsrPem) =>
+    startConnect: (peer, peerCsrPem, direction = 'both') =>
       inTurn(async () => {
         // Refused here already when it can be told without asking anyone else; the step checks again, with all that is known then.
         checkPeer(options.own, peer, []);
         checkLeading(`connecting ${peer.name}`);
-        return start(await connectJob(peer, peerCsrPem));
+        return start(await connectJob(peer, peerCsrPem, direction));
       }),
 
     supplyCertificate: async (peer, certificatePem) => {
@@ -224,7 +233,9 @@ export function startOperations(options: OperationsOptions): Operations {
       inTurn(async () => {
         const data = await ended(id, 'trying again');
         checkLeading(`trying ${id} again`);
-        return start(data.kind === 'connect' ? await connectJob(data.info, data.csrPem) : disconnectJob(data.peer));
+        return start(
+          data.kind === 'connect' ? await connectJob(data.info, data.csrPem, data.direction) : disconnectJob(data.peer),
+        );
       }),
 
     cancel: (id) =>

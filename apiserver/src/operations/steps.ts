@@ -83,6 +83,7 @@ async function authorizePeer(
     timeoutMs: ports.timers.probeTimeoutMs,
     signal,
   });
+  if (data.direction === 'read') return { message: `${peer.name} is not let in: this cluster reads, and is not read` };
   const user = remoteUser(peer.name);
   report(`signing the certificate of ${user} and making its read-only user`);
   const certificatePem = signCsr({ csrPem: data.csrPem, ca: loadCa(ports.pkiDir), expectedCommonName: user });
@@ -96,6 +97,10 @@ async function installCredentials(
   { data, report, signal }: StepRun & { readonly data: ConnectJobData },
 ): Promise<StepResult> {
   const peer = data.info;
+  if (data.direction === 'serve') {
+    ports.pending.clear(peer.name);
+    return { message: `${peer.name} is not read by this cluster` };
+  }
   const credentials = await until(ports, signal, ports.timers.certificateWaitMs, () => {
     const found = ports.pending.credentials(peer.name);
     if (found === undefined) report(`waiting for the certificate that ${peer.name} signs for this cluster`);
@@ -139,6 +144,7 @@ async function awaitSync(
   { data, report, signal }: StepRun & { readonly data: ConnectJobData },
 ): Promise<StepResult> {
   const peer = data.info.name;
+  if (data.direction === 'serve') return { message: `nothing to wait for: ${peer} is not read by this cluster` };
   let last = '';
   ports.mirror.refresh();
   const status = await until(ports, signal, ports.timers.syncWaitMs, () => {

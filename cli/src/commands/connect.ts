@@ -1,20 +1,52 @@
-import { Option } from 'commander';
+import { InvalidArgumentError, Option } from 'commander';
 import { type CommandKit, withSides } from '../command-kit.ts';
-import { connect } from '../connect.ts';
+import { CONNECT_MODES, type ConnectMode, connectMany } from '../connect-many.ts';
 import { disconnect } from '../disconnect.ts';
 import { parseDuration } from '../duration.ts';
 import { EXIT_CODES_HELP, UsageError } from '../exit-codes.ts';
 
+interface ConnectGiven {
+  readonly context: string;
+  readonly destinationContext: readonly string[];
+  readonly mode: ConnectMode;
+  readonly parallel: number;
+  readonly timeout: string;
+}
+
+const severalNames = (value: string, previous: readonly string[] = []): string[] => [
+  ...previous,
+  ...value.split(',').filter((name) => name !== ''),
+];
+
+function atLeastOne(value: string): number {
+  const number = Number(value);
+  if (Number.isInteger(number) && number >= 1) return number;
+  throw new InvalidArgumentError('it must be a whole number of 1 or more');
+}
+
 export function addConnect({ add, terminal, places, signal }: CommandKit): void {
-  add('connect', 'connect two clusters, in both directions')
+  add('connect', 'connect clusters, in both directions unless told otherwise')
     .requiredOption('--context <context>', 'one cluster')
-    .requiredOption('--destination-context <context>', 'the other cluster')
+    .requiredOption(
+      '--destination-context <context>',
+      'the other clusters; may be repeated, or a list with ","',
+      severalNames,
+    )
+    .addOption(
+      new Option(
+        '--mode <mode>',
+        'bidirectional: --context with each of the others; unicast: --context reads each of the others; mesh: every pair',
+      )
+        .choices([...CONNECT_MODES])
+        .default('bidirectional'),
+    )
+    .option('--parallel <pairs>', 'connect so many pairs at a time', atLeastOne, 4)
     .option('--timeout <duration>', 'give up following after this time; the clusters go on', '2m')
     .addHelpText('after', `\n${EXIT_CODES_HELP}`)
-    .action(async (given: { context: string; destinationContext: string; timeout: string }) => {
-      const timeoutMs = parseDuration(given.timeout);
-      await withSides([given.context, given.destinationContext], places, ([source, destination]) =>
-        connect({ source: source!, destination: destination!, timeoutMs, terminal, signal }),
+    .action(async ({ context, destinationContext, mode, parallel, timeout }: ConnectGiven) => {
+      const timeoutMs = parseDuration(timeout);
+      await withSides([context, ...destinationContext], places, (sides) =>
+        connectMany({ sides, mode, parallel, timeoutMs, terminal, signal }),
       );
     });
 }
