@@ -118,9 +118,9 @@ serve({
   },
 
   /** Receives one connection; `received` tells what came. */
-  async sink({ port }: { port: number }) {
+  async sink({ port, ip = '0.0.0.0' }: { port: number; ip?: string }) {
     const server = net.createServer();
-    server.listen(port, '0.0.0.0');
+    server.listen(port, ip);
     await once(server, 'listening');
     const closed = (async () => {
       const [socket] = (await once(server, 'connection')) as [net.Socket];

@@ -1,9 +1,9 @@
 /**
  * Two nodes of two clusters on one wire, as the lab would build them, each with a process that runs its datapath.
  *
- *   n1 (cluster 1) eth0 172.31.0.1 ───────── eth0 172.31.0.2 n2 (cluster 2)
- *    ├─ a 10.1.1.5                            ├─ c 10.2.1.5
- *    └─ b 10.1.1.6                            └─ d 10.2.1.6
+ *   n1 (cluster 1) eth0 172.31.0.1, fd31::1 ── eth0 172.31.0.2, fd31::2 n2 (cluster 2)
+ *    ├─ a 10.1.1.5  fd00:1:1::5                ├─ c 10.2.1.5  fd00:2:1::5
+ *    └─ b 10.1.1.6  fd00:1:1::6                └─ d 10.2.1.6  fd00:2:1::6, by IPv6 over the IPv6 underlay
  */
 import type { DatapathConfig, EndpointRow, ServiceRow } from '../types.ts';
 import { type Remote, startRemote } from './remote.ts';
@@ -15,6 +15,8 @@ export type PodName = 'a' | 'b' | 'c' | 'd';
 export interface Pod {
   netns: string;
   endpoint: EndpointRow;
+  /** The same pod by its IPv6 address. */
+  endpoint6: EndpointRow;
   /** A process under socket load balancing. */
   inside: Remote;
 }
@@ -42,6 +44,7 @@ export interface TwoNodes {
 }
 
 const GATE = '169.254.1.1';
+const GATE6 = 'fe80::1';
 
 /** eth0's MAC inside, and the host end's. */
 function macsOf(index: number, node: number): { podMac: string; hostMac: string } {
@@ -56,6 +59,7 @@ function buildNode(sandbox: Sandbox, name: NodeName, n: number): Omit<Node, 'pod
     'net.ipv4.ip_forward=1',
     'net.ipv4.conf.all.rp_filter=0',
     'net.ipv4.conf.default.rp_filter=0',
+    'net.ipv6.conf.all.forwarding=1',
   ]) {
     shIn(netns, 'sysctl', '-q', '-w', setting);
   }
@@ -67,11 +71,13 @@ function buildNode(sandbox: Sandbox, name: NodeName, n: number): Omit<Node, 'pod
     nodeIp: `172.31.0.${n}`,
     gatewayIp: `10.${n}.1.1`,
     podCidr: `10.${n}.1.0/24`,
+    ipv6: { nodeIp: `fd31::${n}`, gatewayIp: `fd00:${n}:1::1`, podCidr: `fd00:${n}:1::/64` },
     bpffs: sandbox.bpffs,
     cgroup,
     vxlanDevice: 'cm_vxlan',
   };
   sh('ip', '-n', netns, 'addr', 'add', `${config.gatewayIp}/32`, 'dev', 'lo');
+  sh('ip', '-n', netns, 'addr', 'add', `${config.ipv6!.gatewayIp}/128`, 'dev', 'lo');
   return { name, clusterId: n, netns, cgroup, config };
 }
 
@@ -86,6 +92,7 @@ function buildPod(sandbox: Sandbox, node: { netns: string; clusterId: number }, 
     identity: (n << 16) + 300 + index,
     endpointId: index,
   };
+  const endpoint6 = { ...endpoint, ip: `fd00:${n}:1::${4 + index}` };
   const { podMac, hostMac } = endpoint;
   const peer = ['type', 'veth', 'peer', 'name', 'eth0', 'address', podMac, 'mtu', '1450', 'netns', netns];
   sh('ip', '-n', node.netns, 'link', 'add', endpoint.interface, 'address', hostMac, 'mtu', '1450', ...peer);
@@ -102,13 +109,19 @@ function buildPod(sandbox: Sandbox, node: { netns: string; clusterId: number }, 
     'nud',
     'permanent',
   ];
-  sh('ip', '-n', node.netns, ...neighbour(endpoint.ip, podMac, endpoint.interface));
+  sh('ip', '-n', node.netns, 'route', 'add', `${endpoint6.ip}/128`, 'dev', endpoint.interface);
+  for (const { ip } of [endpoint, endpoint6]) {
+    sh('ip', '-n', node.netns, ...neighbour(ip, podMac, endpoint.interface));
+  }
   sh('ip', '-n', netns, 'addr', 'add', `${endpoint.ip}/32`, 'dev', 'eth0');
+  sh('ip', '-n', netns, 'addr', 'add', `${endpoint6.ip}/128`, 'dev', 'eth0', 'nodad');
   sh('ip', '-n', netns, 'link', 'set', 'eth0', 'up');
   sh('ip', '-n', netns, 'route', 'add', GATE, 'dev', 'eth0');
-  sh('ip', '-n', netns, 'route', 'add', 'default', 'via', GATE);
-  sh('ip', '-n', netns, ...neighbour(GATE, hostMac, 'eth0'));
-  return { netns, endpoint };
+  for (const gate of [GATE, GATE6]) {
+    sh('ip', '-n', netns, 'route', 'add', 'default', 'via', gate, 'dev', 'eth0');
+    sh('ip', '-n', netns, ...neighbour(gate, hostMac, 'eth0'));
+  }
+  return { netns, endpoint, endpoint6 };
 }
 
 const startDatapath = (node: { netns: string; config: DatapathConfig }): Promise<Remote> =>
@@ -134,7 +147,10 @@ export async function openTwoNodes(prefix?: string): Promise<TwoNodes> {
       return { ...pod, inside: await start(startRemote({ script: 'pod-process.ts', ...pod, cgroup: built.cgroup })) };
     });
     const node = { ...built, pods: await Promise.all(pods), datapath: await datapath };
-    for (const pod of node.pods) await node.datapath.call('attach', pod.endpoint);
+    for (const { endpoint, endpoint6 } of node.pods) {
+      await node.datapath.call('attach', endpoint);
+      await node.datapath.call('attach', endpoint6);
+    }
     return node;
   }
 
@@ -142,13 +158,17 @@ export async function openTwoNodes(prefix?: string): Promise<TwoNodes> {
   async function introduce(node: Node, other: Node): Promise<void> {
     const { clusterId, config } = other;
     const remote = { clusterId, tunnelEndpoint: config.nodeIp, encryptKey: 0 };
-    await node.datapath.call('update', { table: 'nodes', rows: [{ ip: config.nodeIp, clusterId, nodeId: clusterId }] });
-    const rows = other.pods.map(({ endpoint }) => ({
-      ...remote,
-      prefix: `${endpoint.ip}/32`,
-      identity: endpoint.identity,
-    }));
-    rows.push({ ...remote, prefix: config.podCidr, identity: 2 });
+    const addresses = [config.nodeIp, config.ipv6!.nodeIp!];
+    const nodes = addresses.map((ip) => ({ ip, clusterId, nodeId: clusterId }));
+    await node.datapath.call('update', { table: 'nodes', rows: nodes });
+    const rows = other.pods.flatMap(({ endpoint, endpoint6 }, i) => [
+      { ...remote, prefix: `${endpoint.ip}/32`, identity: endpoint.identity },
+      { ...remote, prefix: `${endpoint6.ip}/128`, identity: endpoint.identity, tunnelEndpoint: addresses[i % 2]! },
+    ]);
+    rows.push(
+      { ...remote, prefix: config.podCidr, identity: 2 },
+      { ...remote, prefix: config.ipv6!.podCidr, identity: 2 },
+    );
     await node.datapath.call('update', { table: 'ipcache', rows });
   }
 
@@ -158,6 +178,7 @@ export async function openTwoNodes(prefix?: string): Promise<TwoNodes> {
     sh('ip', '-n', built[0].netns, 'link', 'add', 'eth0', ...wire);
     for (const { netns, config } of built) {
       sh('ip', '-n', netns, 'addr', 'add', `${config.nodeIp}/24`, 'dev', 'eth0');
+      sh('ip', '-n', netns, 'addr', 'add', `${config.ipv6!.nodeIp}/64`, 'dev', 'eth0', 'nodad');
       sh('ip', '-n', netns, 'link', 'set', 'eth0', 'up');
     }
     const [n1, n2] = await Promise.all([nodeWith(built[0], ['a', 'b']), nodeWith(built[1], ['c', 'd'])]);
