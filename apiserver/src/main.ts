@@ -14,6 +14,7 @@ import { Registry } from 'prom-client';
 import { readClusterFacts, readClusterInfo, startAdmin } from './admin/index.ts';
 import { configSchema, stateFiles } from './config.ts';
 import { startControlPlane } from './control-plane.ts';
+import { diagnose } from './doctor/doctor.ts';
 import { createKvstoreMetrics } from './kvstore-metrics.ts';
 import { createMetrics, MESH_METRICS, OWN_METRICS } from './metrics.ts';
 import { createPeerDirectory, startOperations } from './operations/index.ts';
@@ -74,6 +75,15 @@ await runDaemon(log, async (signal) => {
     socket: config.admin.socket,
     cluster: info,
     facts,
+    diagnose: (peer) =>
+      diagnose(
+        {
+          ...{ own, pkiDir, directory, log, wallMs: systemClock.wallMs, nodes: config.nodes },
+          ...{ mirror: plane.mirror, agents: plane.agents, local: plane.local, etcd: plane.bootstrap },
+          redisReachable: operations.redisReachable,
+        },
+        peer,
+      ),
     preflight: (request) =>
       runPreflight(
         {

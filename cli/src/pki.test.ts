@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, describe, it } from 'node:test';
 import { runProgram } from './program.ts';
+import { plain } from './terminal.ts';
 
 describe('clustermesh pki init', () => {
   const root = mkdtempSync(join(tmpdir(), 'cm-cli-pki-'));
@@ -14,7 +15,12 @@ describe('clustermesh pki init', () => {
   async function init(...args: string[]) {
     const out: string[] = [];
     const err: string[] = [];
-    const terminal = { out: (line: string) => out.push(line), err: (line: string) => err.push(line), progress() {} };
+    const terminal = {
+      out: (line: string) => out.push(line),
+      err: (line: string) => err.push(line),
+      progress() {},
+      paint: plain,
+    };
     const signal = new AbortController().signal;
     const code = await runProgram(['pki', 'init', '--dir', dir, ...args], { terminal, places: { env: {} }, signal });
     return { code, out: out.join('\n'), err: err.join('\n') };

@@ -1,7 +1,8 @@
 /** `clustermesh preflight`: each side judges the other, before anything is changed. */
-import { type ClusterFacts, type ErrorCode, MeshError, type PreflightCheck } from '@clustermesh/contract';
-import { table } from '@clustermesh/runtime';
+import type { ClusterFacts, MeshError, PreflightCheck } from '@clustermesh/contract';
+import { checkTable, firstFailure, type Subject } from './findings.ts';
 import type { Side } from './side.ts';
+import type { Terminal } from './terminal.ts';
 
 /** What `-o json` prints per direction. Fields are added, never renamed. */
 export interface PreflightReport {
@@ -41,47 +42,22 @@ export async function preflight(source: Side, destination: Side): Promise<[Prefl
   return Promise.all([look(source, a, b), look(destination, b, a)]);
 }
 
-export function preflightTable(reports: readonly PreflightReport[]): string {
-  const lines = table(
-    ['CLUSTER', 'PEER', 'CHECK', 'RESULT', 'FOUND'],
-    reports.flatMap(({ cluster, peer, checks }) =>
-      checks.map((check) => [cluster, peer, check.name, check.state, check.what]),
-    ),
-  );
-  return [...lines, ...advice(reports)].join('\n');
-}
+const subjectsOf = (reports: readonly PreflightReport[]): Subject[] =>
+  reports.map(({ cluster, peer, checks }) => ({ cells: [cluster, peer], name: cluster, checks }));
 
-/** Why each finding matters and what to do. */
-function advice(reports: readonly PreflightReport[]): string[] {
-  const lines: string[] = [];
-  for (const { cluster, check } of findings(reports)) {
-    lines.push('', `${check.state === 'failed' ? 'failed' : 'warning'}: ${cluster}: ${check.what}`);
-    lines.push(`   why: ${check.why}`, `   fix: ${check.fix}`);
-  }
-  return lines;
+export function preflightTable(reports: readonly PreflightReport[], paint: Terminal['paint']): string {
+  return checkTable(['CLUSTER', 'PEER'], subjectsOf(reports), paint);
 }
 
 export function warningsOf(reports: readonly PreflightReport[]): string[] {
-  return findings(reports)
-    .filter(({ check }) => check.state === 'warning')
-    .map(({ cluster, check }) => `warning: ${cluster}: ${check.what}; ${check.fix}`);
-}
-
-function findings(reports: readonly PreflightReport[]): { readonly cluster: string; readonly check: PreflightCheck }[] {
   return reports.flatMap(({ cluster, checks }) =>
-    checks.filter((check) => check.state !== 'ok').map((check) => ({ cluster, check })),
+    checks
+      .filter((check) => check.state === 'warning')
+      .map((check) => `warning: ${cluster}: ${check.what}; ${check.fix}`),
   );
 }
 
 /** The first failed check as an error; undefined when nothing stands in the way. */
 export function refusalOf(reports: readonly PreflightReport[]): MeshError | undefined {
-  const failed = findings(reports).filter(({ check }) => check.state === 'failed');
-  const [first] = failed;
-  if (first === undefined) return undefined;
-  const more = failed.length === 1 ? '' : ` (and ${failed.length - 1} more: clustermesh preflight shows all)`;
-  return new MeshError({
-    code: (first.check.code || 'conflict') as ErrorCode,
-    message: `${first.cluster}: ${first.check.what}${more}`,
-    hint: first.check.fix,
-  });
+  return firstFailure(subjectsOf(reports), 'clustermesh preflight shows all');
 }

@@ -7,6 +7,7 @@ import {
   type AdminMethods,
   type ClusterInfo,
   type ClusterStatus,
+  type Diagnosis,
   MeshError,
   type OperationEvent,
   type OperationInfo,
@@ -15,6 +16,7 @@ import {
 } from '@clustermesh/contract';
 import { type Handlers, type RpcServer, serveRpc } from '@clustermesh/runtime';
 import { runProgram } from './program.ts';
+import { plain } from './terminal.ts';
 
 /** An apiserver that is nothing but its protocol, over a real socket; what operations really do is tested where they live. */
 interface Scripted {
@@ -26,6 +28,7 @@ interface Scripted {
   supplyError: MeshError | undefined;
   checks: readonly PreflightCheck[];
   operations: readonly OperationInfo[];
+  diagnoses: readonly Diagnosis[];
   /** What the last preflight was told of the clocks. */
   heard: { readonly clockOffsetMs: number; readonly clockErrorMs: number } | undefined;
   clockAheadMs: number;
@@ -78,6 +81,7 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
       scripted.heard = { clockOffsetMs, clockErrorMs };
       return { checks: scripted.checks };
     },
+    Diagnose: async () => ({ diagnoses: scripted.diagnoses }),
     ListOperations: async () => ({ operations: scripted.operations }),
     RetryOperation: async ({ id: operation }) => ({ id: `${operation}-again` }),
     CancelOperation: async ({ id: operation }) => {
@@ -130,6 +134,7 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
     supplyError: undefined,
     checks: [],
     operations: [],
+    diagnoses: [],
     heard: undefined,
     clockAheadMs: 0,
     joined: [],
@@ -159,6 +164,7 @@ describe('the clustermesh command', () => {
       out: (line: string) => out.push(line),
       err: (line: string) => err.push(line),
       progress: () => {},
+      paint: plain,
     };
     const places = { env: {}, etcDir: join(root, 'none'), runDir: join(root, 'none'), home: root };
     const code = await runProgram(args, { terminal, places, signal });
@@ -480,6 +486,43 @@ describe('the clustermesh command', () => {
     assert.equal(result.code, 0, result.err);
     assert.deepEqual([eu.directions, us.directions], [['read'], ['serve']]);
     assert.match(result.out, /connected eu to us in/);
+  });
+
+  it('tells what is wrong, with cause and fix, also when an agent or the apiserver does not answer', async () => {
+    script(eu, { diagnoses: [{ subject: 'us', checks: [{ ...clash, name: 'tls', what: 'expired' }, drift] }] });
+    const found = await run(['doctor', '--context', eu.context]);
+    assert.equal(found.code, 1);
+    assert.match(found.out, /^us {7}tls {4}failed {3}expired$/m);
+    assert.match(found.out, /failed: us: expired\n {3}why: one address, two pods\n {3}fix: give them others/);
+    assert.equal(found.err, 'error: us: expired\nhint: give them others');
+    const half = join(root, 'half.yaml');
+    writeFileSync(
+      half,
+      `name: half\nid: 9\napiserver: unix://${root}/no.sock\nagents: { n1: "unix://${root}/n1.sock" }\n`,
+    );
+    const gone = await run(['doctor', '--context', half]);
+    assert.match(gone.out, /^half +apiserver +failed +it does not answer at unix:/m);
+    assert.match(gone.out, /^half\/n1 +agent-socket +failed +the agent does not answer at unix:/m);
+    assert.match(gone.err, /^error: half: it does not answer .* \(and 1 more: listed above\)/);
+    script(eu, { diagnoses: [{ subject: 'us', checks: [drift] }] });
+    assert.equal((await run(['doctor', '--context', eu.context])).code, 0, 'a warning is no failure');
+  });
+
+  it('shows peers, and one of them family by family', async () => {
+    const family = { family: 'ip', synced: false, count: 3, revision: 7, quarantined: 1, nodesApplied: 0 };
+    script(eu, {
+      peers: [{ ...connectedPeer('us'), ready: false, families: [{ ...family, lastQuarantineReason: 'no address' }] }],
+    });
+    const at = ['--context', eu.context];
+    assert.match((await run(['peers', 'list', ...at])).out, /^us {4}9 {3}syncing .*3 \(syncing\)/m);
+    const show = await run(['peers', 'show', 'us', ...at]);
+    assert.match(show.out, /^peer us \(id 9\): not synced: ip\n/);
+    assert.match(show.out, /^ip {6}no {6}3 {6}7 {9}1 {8}0\/0 nodes$/m);
+    assert.match(show.out, /^! ip: no address$/m);
+    assert.equal(
+      (await run(['peers', 'show', 'mars', ...at])).err,
+      'error: showing the peer mars of eu: there is no such peer\nhint: peers: us',
+    );
   });
 
   it('prints the status for machines', async () => {

@@ -3,7 +3,9 @@ import { version } from '@clustermesh/runtime';
 import { Command, CommanderError } from 'commander';
 import type { CommandKit } from './command-kit.ts';
 import { addConnect, addDisconnect } from './commands/connect.ts';
+import { addDoctor } from './commands/doctor.ts';
 import { addOperations } from './commands/operations.ts';
+import { addPeers } from './commands/peers.ts';
 import { addPki } from './commands/pki.ts';
 import { addPreflight } from './commands/preflight.ts';
 import { addStatus } from './commands/status.ts';
@@ -25,7 +27,9 @@ const COMMANDS: readonly ((kit: CommandKit) => void)[] = [
   addDisconnect,
   addPreflight,
   addStatus,
+  addPeers,
   addOperations,
+  addDoctor,
   addPki,
   addVersion,
 ];

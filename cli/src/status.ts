@@ -77,33 +77,27 @@ export function statusTable(status: ClusterStatus): string {
     `  own     ${status.localServices} services (${status.globalServices} global), ${status.localEndpoints} endpoints`,
     `  mesh    ${ready}/${status.peers.length} remote clusters ready`,
   ];
-  if (status.peers.length > 0) {
-    const families = [
-      ...USUAL_FAMILIES,
-      ...new Set(
-        status.peers
-          .flatMap((peer) => peer.families.map((family) => family.family))
-          .filter((name) => !USUAL_FAMILIES.includes(name)),
-      ),
-    ];
-    lines.push(
-      '',
-      ...table(
-        ['PEER', 'ID', 'STATE', 'LAST SEEN', ...families.map((family) => family.toUpperCase()), 'APPLIED'],
-        status.peers.map((peer) => [
-          peer.name,
-          peer.id === 0 ? '-' : String(peer.id),
-          stateOf(peer),
-          peer.lastProofAgeMs < 0 ? 'never' : `${formatDuration(peer.lastProofAgeMs)} ago`,
-          ...families.map((name) => familyCell(peer.families.find((family) => family.family === name))),
-          `${peer.nodesApplied}/${alive.length} nodes`,
-        ]),
-      ),
-    );
-  }
+  if (status.peers.length > 0) lines.push('', ...peerTable(status));
   const notes = notesOf(status);
   if (notes.length > 0) lines.push('', ...notes);
   return lines.join('\n');
+}
+
+export function peerTable(status: ClusterStatus): string[] {
+  const alive = status.nodes.filter((node) => node.alive).length;
+  const names = status.peers.flatMap((peer) => peer.families.map((family) => family.family));
+  const families = [...USUAL_FAMILIES, ...new Set(names.filter((name) => !USUAL_FAMILIES.includes(name)))];
+  return table(
+    ['PEER', 'ID', 'STATE', 'LAST SEEN', ...families.map((family) => family.toUpperCase()), 'APPLIED'],
+    status.peers.map((peer) => [
+      peer.name,
+      peer.id === 0 ? '-' : String(peer.id),
+      stateOf(peer),
+      peer.lastProofAgeMs < 0 ? 'never' : `${formatDuration(peer.lastProofAgeMs)} ago`,
+      ...families.map((name) => familyCell(peer.families.find((family) => family.family === name))),
+      `${peer.nodesApplied}/${alive} nodes`,
+    ]),
+  );
 }
 
 function stateOf(peer: PeerInfo): string {

@@ -6,13 +6,21 @@ export interface Terminal {
   err(line: string): void;
   /** Shows what is going on right now; replaced by the next call, and by any line. */
   progress(text: string): void;
+  /** Colours a line of results by what it says; on a terminal only. */
+  paint(line: string, state: 'ok' | 'warning' | 'failed'): string;
 }
+
+const COLOURS = { ok: '', warning: '\u001b[33m', failed: '\u001b[31m' } as const;
+
+export const plain: Terminal['paint'] = (line) => line;
 
 /** Without a terminal a state is told only when it lasts: a log wants to know what is slow, not every step. */
 const TELL_AFTER_MS = 2000;
 
 export function processTerminal(): Terminal {
   const live = process.stderr.isTTY;
+  // https://no-color.org
+  const coloured = process.stdout.isTTY && (process.env.NO_COLOR ?? '') === '';
   let shown = '';
   let timer: NodeJS.Timeout | undefined;
   const wipe = () => {
@@ -28,6 +36,7 @@ export function processTerminal(): Terminal {
       wipe();
       process.stderr.write(`${line}\n`);
     },
+    paint: (line, state) => (coloured && state !== 'ok' ? `${COLOURS[state]}${line}\u001b[0m` : line),
     progress: (text) => {
       if (text === shown) return;
       clearTimeout(timer);

@@ -4,6 +4,12 @@ export interface HostAlias {
   readonly ips: readonly string[];
 }
 
+export interface Diagnosis {
+  /** This cluster's name, a node as cluster/node, or a peer's name. */
+  readonly subject: string;
+  readonly checks: readonly PreflightCheck[];
+}
+
 /** From the cluster that is asked: does it read the peer, is it read by the peer, or both? */
 export type ConnectDirection = 'both' | 'read' | 'serve';
 
@@ -140,6 +146,7 @@ export interface AdminMethods {
   SupplyCertificate: { request: { peer: string; certificatePem: string }; response: Record<string, never> };
   StartDisconnect: { request: { peer: string }; response: { id: string } };
   WatchOperation: { request: { id: string }; response: OperationEvent; stream: true };
+  Diagnose: { request: { peer: string }; response: { diagnoses: readonly Diagnosis[] } };
   ListOperations: { request: Record<string, never>; response: { operations: readonly OperationInfo[] } };
   RetryOperation: { request: { id: string }; response: { id: string } };
   CancelOperation: { request: { id: string }; response: Record<string, never> };

@@ -73,6 +73,7 @@ const handlers: Handlers<AdminMethods> = {
   GetStatus: async (): Promise<ClusterStatus> => assert.fail('not called'),
   GetFacts: async () => assert.fail('not called'),
   Preflight: async () => assert.fail('not called'),
+  Diagnose: async () => assert.fail('not called'),
   ListOperations: async () => assert.fail('not called'),
   RetryOperation: async () => assert.fail('not called'),
   CancelOperation: async () => assert.fail('not called'),

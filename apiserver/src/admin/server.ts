@@ -1,5 +1,12 @@
 /** The operator interface: contract/proto/admin.proto on a unix socket that only the owner may open. */
-import type { AdminMethods, ClusterFacts, ClusterInfo, PreflightCheck, PreflightRequest } from '@clustermesh/contract';
+import type {
+  AdminMethods,
+  ClusterFacts,
+  ClusterInfo,
+  Diagnosis,
+  PreflightCheck,
+  PreflightRequest,
+} from '@clustermesh/contract';
 import { type Handlers, type RpcServer, serveRpc } from '@clustermesh/runtime';
 import type { Operations } from '../operations/operations.ts';
 import type { AgentView, EtcdView, LocalView, MirrorView } from '../ports.ts';
@@ -10,6 +17,7 @@ export interface AdminOptions {
   /** Asked for each time: the CA on disk may be replaced. */
   readonly cluster: () => ClusterInfo;
   readonly facts: () => ClusterFacts;
+  readonly diagnose: (peer: string) => Promise<readonly Diagnosis[]>;
   readonly preflight: (request: PreflightRequest) => Promise<readonly PreflightCheck[]>;
   readonly operations: Operations;
   readonly mirror: MirrorView;
@@ -44,6 +52,7 @@ export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {
       return {};
     },
     WatchOperation: ({ id }, { signal }) => operations.watch(id, signal),
+    Diagnose: async ({ peer }) => ({ diagnoses: await options.diagnose(peer) }),
     GetFacts: async () => options.facts(),
     Preflight: async (request) => ({ checks: await options.preflight(request) }),
     GetStatus: async () =>

@@ -48,7 +48,7 @@ export async function probeEndpoints(options: ProbeOptions): Promise<string> {
   });
 }
 
-interface Target {
+export interface Target {
   readonly hostname: string;
   readonly port: number;
   readonly addresses: readonly string[];
@@ -108,7 +108,7 @@ async function handshake(to: {
 }
 
 /** OpenSSL's and the resolver's codes in words. `tls` is true when somebody answered but could not be trusted. */
-function explain(error: unknown): { readonly text: string; readonly tls: boolean } {
+export function explain(error: unknown): { readonly text: string; readonly tls: boolean } {
   const code = (error as NodeJS.ErrnoException).code ?? '';
   const known = new Map<string, { text: string; tls: boolean }>([
     ['ECONNREFUSED', { text: 'connection refused (nothing listens there)', tls: false }],

@@ -12,7 +12,7 @@ export function addPreflight({ add, terminal, places }: CommandKit): void {
       const reports = await withSides([given.context, given.destinationContext], places, ([source, destination]) =>
         preflight(source!, destination!),
       );
-      print(terminal, given.output, reports, preflightTable);
+      print(terminal, given.output, reports, (all) => preflightTable(all, terminal.paint));
       const refusal = refusalOf(reports);
       if (refusal !== undefined) throw refusal;
     });
