@@ -13,6 +13,7 @@ import {
   identityByLabelsKey,
   identityKey,
   ipKey,
+  LOCAL_FAMILIES,
   localKey,
   NODES_PREFIX,
   nodeRecordKey,
@@ -226,7 +227,7 @@ test('the status in etcd names, per cluster and family, the revision that is in 
   assert.ok(node.kernel.ipcache.rows.has('10.2.1.7/32'));
   const status = await agentStatus(cluster);
   assert.deepEqual(Object.keys(status?.applied ?? {}).sort(), ['eu', 'us']);
-  assert.deepEqual(Object.keys(status?.applied.eu ?? {}).sort(), ['endpointslices', 'namespaces', 'nodes', 'services']);
+  assert.deepEqual(Object.keys(status?.applied.eu ?? {}).sort(), [...LOCAL_FAMILIES, 'nodes'].sort());
   assert.deepEqual(Object.keys(status?.applied.us ?? {}).sort(), ['identities', 'ip', 'nodes', 'services']);
   const kv = await cluster.etcd.get(agentKey('n1'));
   assert.notEqual(kv?.lease, '0');

@@ -1,6 +1,7 @@
 /** Everything between etcd and the datapath, put together. main.ts adds the outside: config file, sockets, signals. */
 import {
   type AgentStatusReply,
+  type Compression,
   type EndpointAddRequest,
   type EndpointInfo,
   messageOf,
@@ -31,6 +32,8 @@ export interface AgentPorts {
   readonly datapath: Datapath;
   /** Network interfaces of this node; undefined when that cannot be told. */
   readonly interfaces: () => ReadonlySet<string> | undefined;
+  /** For endpoint slices of peers. */
+  readonly zstd: Compression;
   readonly clock: Clock;
   readonly log: Log;
 }
@@ -63,12 +66,14 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
   // Until the mesh is being read, nobody has been heard.
   const view: MeshView = {
     isSettled: (clusterId, family) => mesh?.isSettled(clusterId, family) ?? false,
+    areSlicesHeard: (clusterId) => mesh?.areSlicesHeard(clusterId) ?? false,
     isGone: (clusterId) => mesh?.isGone(clusterId) ?? false,
     isNodeSettled: (ip) => mesh?.isNodeSettled(ip) ?? false,
   };
   const desired: Desired = createDesired({
     own: { clusterId: cluster.id, nodeIp: node.ip, gatewayIp: node.gatewayIP, podCidr: node.podCIDR },
     view,
+    serviceV2: config.clustermesh.serviceV2,
     onChanged: () => sync?.trigger(),
   });
   await takeOver({ tables, datapath, desired });
@@ -115,7 +120,9 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     etcd,
     own: { name: cluster.name, id: cluster.id, maxConnectedClusters: cluster.maxConnectedClusters, node: node.name },
     memory: createStoreMemory({ etcd, node: node.name, stateDir: config.stateDir }),
-    configDir: config.clustermesh?.configDir,
+    configDir: config.clustermesh.configDir,
+    serviceV2: config.clustermesh.serviceV2,
+    zstd: ports.zstd,
     sink: desired,
     clock,
     log: log.child({ subsystem: 'mesh' }),
@@ -249,6 +256,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
       sync: running,
       progress: followed.progress,
       restoredCount: desired.restoredCount,
+      outgrownServices: desired.outgrownServices,
       endpoints: endpoints.list,
       isEtcdConnected: () => etcd.connected,
     }),

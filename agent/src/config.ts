@@ -9,6 +9,7 @@ import {
 } from '@clustermesh/contract';
 import { loadConfig } from '@clustermesh/runtime';
 import { z } from 'zod';
+import { SERVICE_V2 } from './services/choice.ts';
 
 const ipv4 = z.string().refine(isIpv4, { error: 'must be an IPv4 address' });
 const ipv4Cidr = z
@@ -51,16 +52,22 @@ const schema = z
       /** Which name the server certificate of an address must carry: `[{hostname, ips}]`. */
       hostAliases: z.array(z.strictObject({ hostname: z.string(), ips: z.array(z.string()) })).default([]),
     }),
-    /** Remote clusters that are read from their own etcds, without the mirror of this cluster's apiserver. */
+    /** What is read of remote clusters, and from where. */
     clustermesh: z
       .strictObject({
         /**
          * Directory in the format of Cilium's agents: a file per remote cluster, named as the cluster, with its endpoints and
-         * certificate files. A cluster that the mirror has too is read from here.
+         * certificate files. Those are read from their own etcds, without the mirror of this cluster's apiserver; a cluster that
+         * the mirror has too is read from here.
          */
-        configDir: z.string().min(1),
+        configDir: z.string().min(1).optional(),
+        /**
+         * Backends of services are published as one value per service, as endpoint slices, or both: which is taken where there are
+         * both. `prefer-legacy` takes the slices of a service whose one value is behind (it cannot hold more than about 10 000).
+         */
+        serviceV2: z.enum(SERVICE_V2).default('prefer-legacy'),
       })
-      .optional(),
+      .prefault({}),
     /** Unix socket of the agent's own interface (EndpointAdd …, GetStatus, DumpMap). */
     socket: z.string().min(1),
     /** Directory for what must survive a restart and the loss of etcd: endpoints with their labels and identities. */

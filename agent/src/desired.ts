@@ -19,6 +19,7 @@ import {
 } from './ipcache/rows.ts';
 import type { MeshSink, MeshView } from './mesh/types.ts';
 import type { RowSink } from './reconcile/table.ts';
+import type { ServiceV2 } from './services/choice.ts';
 import { createServicesProjection } from './services/projection.ts';
 
 export interface DesiredOptions {
@@ -29,6 +30,8 @@ export interface DesiredOptions {
     readonly podCidr: string;
   };
   readonly view: MeshView;
+  /** Which of the two forms in which peers publish backends is taken, where there are both. */
+  readonly serviceV2: ServiceV2;
   /** Asked for after changes: a pass is wanted. */
   readonly onChanged: () => void;
 }
@@ -52,6 +55,8 @@ export interface Desired extends MeshSink {
     readonly nodes: RowSink<NodeRow>;
   }): void;
   problems(): string[];
+  /** Services of peers whose present backends nobody has told here, by cluster. */
+  outgrownServices(): ReadonlyMap<string, readonly string[]>;
   /** Rows kept only because their source has not spoken since the start. */
   restoredCount(): number;
 }
@@ -115,7 +120,12 @@ export function createDesired(options: DesiredOptions): Desired {
   const services = createServicesProjection({
     clusterId: own.clusterId,
     podCidr,
-    sources: { isSettled: (id) => view.isSettled(id, 'services'), isGone: (id) => view.isGone(id) },
+    serviceV2: options.serviceV2,
+    sources: {
+      isSettled: (id) => view.isSettled(id, 'services'),
+      areSlicesHeard: (id) => view.areSlicesHeard(id),
+      isGone: (id) => view.isGone(id),
+    },
   });
 
   const nodeAddresses = new Map<string, string>();
@@ -172,6 +182,7 @@ export function createDesired(options: DesiredOptions): Desired {
       nodes.setClaims(`peer/${peer.name}/${name}`, nodeClaim(node && nodeInternalIp(node), peer.id, RANK.remoteNode));
     },
     peerService: (peer, name, service) => services.setRemote(peer.name, peer.id, name, service),
+    peerSlice: (peer, name, slice) => services.setRemoteSlice(peer.name, peer.id, name, slice),
     peerIp(peer, name, entry) {
       const claims = entry === undefined ? [] : remoteIpClaims(entry, peer.id, shared);
       // A host's name says its one row; two prefixes may be two texts of one.
@@ -193,7 +204,8 @@ export function createDesired(options: DesiredOptions): Desired {
         ipcache.sourcesChanged(clusterId);
         nodes.sourcesChanged(clusterId);
       }
-      if (family === undefined || family === 'services' || family === 'endpointslices') services.sourcesChanged();
+      if (family === undefined || family === 'services' || family === 'endpointslices')
+        services.sourcesChanged(clusterId);
     },
     changed: options.onChanged,
     restore(rows) {
@@ -222,6 +234,7 @@ export function createDesired(options: DesiredOptions): Desired {
         ...services.problems(),
       ];
     },
+    outgrownServices: services.outgrown,
     restoredCount: () => ipcache.restoredCount() + nodes.restoredCount() + services.restoredCount(),
   };
 }

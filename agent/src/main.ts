@@ -6,6 +6,7 @@ import { openEtcd } from '@clustermesh/kvstore';
 import {
   configArgument,
   createLog,
+  openZstd,
   runDaemon,
   serveHttp,
   serveRpc,
@@ -50,7 +51,8 @@ await runDaemon(log, async () => {
     { log: log.child({ subsystem: 'datapath' }) },
   );
   const etcd = openEtcd({ ...config.etcd, log: log.child({ subsystem: 'etcd' }) });
-  const agent = await startAgent({ config, etcd, datapath, interfaces: readInterfaces, clock: systemClock, log });
+  const zstd = openZstd();
+  const agent = await startAgent({ config, etcd, datapath, interfaces: readInterfaces, zstd, clock: systemClock, log });
   const rpc = await serveRpc<AgentMethods>('agent', config.socket, handlers(agent));
   const http = await serveHttp({ ...config.http, registry: agent.metrics, notReady: agent.notReady });
   log.info({ socket: config.socket }, 'ready for endpoints');

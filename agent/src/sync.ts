@@ -9,7 +9,7 @@
  */
 import { MeshError } from '@clustermesh/contract';
 import { type Clock, type Log, type Runner, startRunner } from '@clustermesh/runtime';
-import type { Datapath, EndpointRow, IpcacheRow, NodeRow, ServiceRow } from './datapath/types.ts';
+import type { Backend, Datapath, EndpointRow, IpcacheRow, NodeRow, ServiceRow } from './datapath/types.ts';
 import type { Desired } from './desired.ts';
 import type { Programmed } from './endpoints/manager.ts';
 import { endpointOps } from './endpoints/ops.ts';
@@ -96,8 +96,15 @@ const sameAddress = (a: IpcacheRow, b: IpcacheRow): boolean =>
   a.tunnelEndpoint === b.tunnelEndpoint &&
   a.encryptKey === b.encryptKey;
 
-const backendsText = (row: ServiceRow): string =>
-  JSON.stringify(sortBackends(row.backends).map(({ ip, port, clusterId }) => [ip, port, clusterId]));
+const sameBackend = (a: Backend, b: Backend | undefined): boolean =>
+  b !== undefined && a.ip === b.ip && a.port === b.port && a.clusterId === b.clusterId;
+
+const sameInOrder = (a: readonly Backend[], b: readonly Backend[]): boolean =>
+  a.length === b.length && a.every((backend, i) => sameBackend(backend, b[i]));
+
+/** The kernel may have them in another order. Rows of ten thousand are compared here: mostly they are equal as they stand. */
+const sameBackends = (a: readonly Backend[], b: readonly Backend[]): boolean =>
+  sameInOrder(a, b) || (a.length === b.length && sameInOrder(sortBackends(a), sortBackends(b)));
 
 export function createTables(): Tables {
   return {
@@ -106,7 +113,7 @@ export function createTables(): Tables {
     ipcache: createTable({ name: 'ipcache', equal: sameAddress }),
     services: createTable({
       name: 'services',
-      equal: (a, b) => a.flags === b.flags && backendsText(a) === backendsText(b),
+      equal: (a, b) => a.flags === b.flags && sameBackends(a.backends, b.backends),
     }),
   };
 }
@@ -221,13 +228,14 @@ export function startSync(options: SyncOptions): Sync {
   }
 
   function take(changes: MeshChanges): void {
-    for (const peer of changes.left) {
-      leaving.add(peer);
-      for (const key of due.keys()) if (key.startsWith(`${peer}/`)) due.delete(key);
+    for (const key of changes.left) {
+      leaving.add(key);
+      due.delete(key);
     }
     for (const family of changes.families) {
-      leaving.delete(family.peer);
-      due.set(`${family.peer}/${family.family}`, family);
+      const key = `${family.peer}/${family.family}`;
+      leaving.delete(key);
+      due.set(key, family);
     }
     if (changes.arrivals.length > 0) options.onTaken?.(changes.arrivals);
     arrivals = arrivals.length === 0 ? [...changes.arrivals] : arrivals.concat(changes.arrivals);
@@ -246,7 +254,7 @@ export function startSync(options: SyncOptions): Sync {
     for (const arrival of arrivals) if (isClean(arrival.family)) options.onApplied?.(arrival);
     arrivals = [];
     if (leaving.size === 0 || [...hasError.values()].includes(true)) return;
-    for (const key of applied.keys()) if (leaving.has(key.slice(0, key.indexOf('/')))) applied.delete(key);
+    for (const key of leaving) applied.delete(key);
     leaving.clear();
   }
 

@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { accept, type Decoded, reject } from './decoded.ts';
 import { EXTENSION_FIELD, extensionSchema } from './extension.ts';
 import { decodeJson } from './json.ts';
-import { WIRE_FAMILIES, type WireFamily } from './keys.ts';
+import { AGENT_FAMILIES, type AgentFamily, WIRE_FAMILIES, type WireFamily } from './keys.ts';
 import { clusterIdProblem, type MaxConnectedClusters } from './names.ts';
 
 const schema = z.looseObject({
@@ -41,6 +41,12 @@ export function publishedFamilies(config: ClusterConfig): WireFamily[] {
     if (family === 'endpointslices') return mode === 'services-and-endpointslices' || mode === 'endpointslices-only';
     return true;
   });
+}
+
+/** Of those, what an agent reads. */
+export function agentFamilies(config: ClusterConfig): AgentFamily[] {
+  const published = publishedFamilies(config);
+  return AGENT_FAMILIES.filter((family) => published.includes(family));
 }
 
 export function encodeClusterConfig(config: ClusterConfig): string {

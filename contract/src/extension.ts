@@ -11,4 +11,9 @@ export const extensionSchema = z.looseObject({
   zone: z.string().optional(),
   /** Wall-clock time of the last semantic change, RFC3339. */
   changedAt: z.string().optional(),
+  /**
+   * Of a service: since when this value is an old one, because the present one is larger than etcd takes. All backends are in the
+   * endpoint slices, if there are any.
+   */
+  outgrownAt: z.string().optional(),
 });

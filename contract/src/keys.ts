@@ -15,6 +15,9 @@ export type Family = (typeof FAMILIES)[number];
 /** Families that get a canary: readers of serviceexports wait for one even when MCS is off (§1.4, §12.3). */
 export const CANARY_FAMILIES = [...FAMILIES, 'serviceexports'] as const;
 export type CanaryFamily = (typeof CANARY_FAMILIES)[number];
+/** What an agent reads of a peer, if the peer publishes it: `serviceexports` have no consumer on a node. */
+export const AGENT_FAMILIES = [...FAMILIES, 'endpointslices'] as const;
+export type AgentFamily = (typeof AGENT_FAMILIES)[number];
 /** Every family of the wire; which of them a cluster publishes is said by its config (`publishedFamilies`). */
 export const WIRE_FAMILIES = [...CANARY_FAMILIES, 'endpointslices'] as const;
 export type WireFamily = (typeof WIRE_FAMILIES)[number];

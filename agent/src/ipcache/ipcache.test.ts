@@ -52,9 +52,11 @@ function rig() {
     own: { clusterId: 1, nodeIp: '172.31.1.11', gatewayIp: '10.1.1.1', podCidr: '10.1.1.0/24' },
     view: {
       isSettled: (id, family) => settled.has(`${id}/${family}`),
+      areSlicesHeard: () => false,
       isGone: (id) => gone.has(id),
       isNodeSettled: (ip) => settledNodes.has(ip),
     },
+    serviceV2: 'prefer-legacy',
     onChanged: () => {},
   });
   const flush = () => desired.flush({ ipcache: sink(ipcache), nodes: sink(nodes), services: sink(new Map()) });

@@ -4,6 +4,8 @@
  * rebuilt store it means nothing yet, and the peer is *held*.
  */
 import {
+  type AgentFamily,
+  agentFamilies,
   CLUSTER_CONFIG_PREFIX,
   clusterNameProblem,
   decodeClusterConfig,
@@ -12,17 +14,19 @@ import {
   validatePeerConfig,
 } from '@clustermesh/contract';
 import type { SinkBatch } from '@clustermesh/kvstore';
-import type { PeerRef } from './peer.ts';
+import type { PublishedPeer } from './peer.ts';
 
 export interface ClusterChanges {
   /** In order: drains come before starts, so that an id is free when its next owner comes. */
   readonly drain: readonly string[];
-  readonly start: readonly PeerRef[];
+  readonly start: readonly PublishedPeer[];
+  /** Peers that go on and publish other families than before. */
+  readonly change: readonly PublishedPeer[];
 }
 
 export interface Clusters {
   apply(batch: SinkBatch, isSameStore: boolean): ClusterChanges;
-  peers(): ReadonlyMap<string, PeerRef>;
+  peers(): ReadonlyMap<string, PublishedPeer>;
   /** Peers kept although a rebuilt etcd does not have them yet. */
   held(): ReadonlySet<string>;
   /** Configs that were refused: cluster → reason. */
@@ -34,14 +38,17 @@ export function createClusters(
   /** Another cluster that has this id by way of its own etcd. */
   directHolder: (id: number, name: string) => string | undefined = () => undefined,
 ): Clusters {
-  const peers = new Map<string, PeerRef>();
+  const peers = new Map<string, PublishedPeer>();
   const held = new Set<string>();
   const refused = new Map<string, string>();
   /** Last text of each key, so that a config refused for another's sake (its id was taken) is looked at again when that one goes. */
   const texts = new Map<string, string>();
 
-  /** The id under which the peer may join, or why not. */
-  function judge(name: string, text: string): { readonly id: number } | { readonly reason: string } {
+  /** What the peer may join as, or why not. */
+  function judge(
+    name: string,
+    text: string,
+  ): { readonly id: number; readonly families: readonly AgentFamily[] } | { readonly reason: string } {
     const nameProblem = clusterNameProblem(name);
     if (nameProblem !== undefined) return { reason: nameProblem };
     const decoded = decodeClusterConfig(text);
@@ -56,13 +63,14 @@ export function createClusters(
     const holder = directHolder(decoded.value.id, name);
     if (holder !== undefined)
       return { reason: `cluster ${name} has cluster id ${decoded.value.id}, which cluster ${holder} has already` };
-    return { id: decoded.value.id };
+    return { id: decoded.value.id, families: agentFamilies(decoded.value) };
   }
 
   return {
     apply(batch, isSameStore) {
       const drain: string[] = [];
-      const start: PeerRef[] = [];
+      const start: PublishedPeer[] = [];
+      const change: PublishedPeer[] = [];
 
       const leave = (name: string) => {
         held.delete(name);
@@ -91,13 +99,14 @@ export function createClusters(
         refused.delete(name);
         held.delete(name);
         const before = peers.get(name);
-        if (before?.id === verdict.id) continue;
-        if (before !== undefined) leave(name);
-        const peer = { name, id: verdict.id };
+        const goesOn = before?.id === verdict.id;
+        if (goesOn && before.families.join() === verdict.families.join()) continue;
+        if (before !== undefined && !goesOn) leave(name);
+        const peer = { name, ...verdict };
         peers.set(name, peer);
-        start.push(peer);
+        (goesOn ? change : start).push(peer);
       }
-      return { drain, start };
+      return { drain, start, change };
     },
     peers: () => peers,
     held: () => held,

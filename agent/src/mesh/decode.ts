@@ -6,7 +6,10 @@
 import {
   accept,
   type Cidr,
+  type ClusterEndpointSlice,
+  type Compression,
   type Decoded,
+  decodeEndpointSlice,
   decodeGlobalService,
   decodeIpEntry,
   decodeNode,
@@ -18,6 +21,9 @@ import {
   type MaxConnectedClusters,
   type MeshNode,
   maskToBase64,
+  reject,
+  SERVICE_NAME_LABEL,
+  validateEndpointSlice,
   validateGlobalService,
   validateIpEntry,
   validateNode,
@@ -48,6 +54,18 @@ export function readNode(name: string, text: string, expected: Expected): Decode
 export function readService(name: string, text: string, expected: Expected): Decoded<GlobalService> {
   const decoded = decodeGlobalService(text);
   return decoded.ok ? validateGlobalService(decoded.value, { ...expected, name }) : decoded;
+}
+
+export function readEndpointSlice(
+  name: string,
+  value: Buffer,
+  expected: Expected,
+  zstd: Compression,
+): Decoded<ClusterEndpointSlice> {
+  const decoded = decodeEndpointSlice(value, zstd);
+  const valid = decoded.ok ? validateEndpointSlice(decoded.value, { ...expected, name }) : decoded;
+  if (!valid.ok || valid.value.labels?.[SERVICE_NAME_LABEL]) return valid;
+  return reject(`endpoint slice ${name} has no label ${SERVICE_NAME_LABEL}: nobody knows whose backends these are`);
 }
 
 function plainIpEntry(name: string, text: string, expected: Expected): IpEntry | undefined {

@@ -14,7 +14,7 @@ export interface FamilyOptions<T> {
   readonly canaryKey?: string | undefined;
   readonly log: Log;
   readonly signal: AbortSignal;
-  readonly decode: (name: string, text: string) => Decoded<T>;
+  readonly decode: (name: string, value: Buffer) => Decoded<T>;
   /** Names that another source of the same rows has told before: what the first complete list does not have goes then, not earlier. */
   readonly inherited?: ReadonlySet<string> | undefined;
   /** A row by its name behind the prefix; undefined: it is gone. */
@@ -59,7 +59,7 @@ export function startFamily<T>(options: FamilyOptions<T>): Family {
     const name = keyName(key, prefix);
     if (name === undefined) return;
     unconfirmed?.delete(name);
-    const decoded = options.decode(name, value.toString('utf8'));
+    const decoded = options.decode(name, value);
     if (!decoded.ok) {
       if (quarantine.get(name) !== decoded.reason) log.warn({ key, reason: decoded.reason }, 'object quarantined');
       quarantine.set(name, decoded.reason);

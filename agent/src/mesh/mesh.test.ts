@@ -26,12 +26,14 @@ describe('clusters', () => {
     });
   const clusters = () => createClusters({ name: 'eu', id: 1, maxConnectedClusters: 255 });
   const US = clusterConfigKey('us');
+  const families = ['nodes', 'services', 'identities', 'ip'];
+  const US_PEER = { name: 'us', id: 2, families };
 
   test('a mirrored cluster is followed, the own one is not', () => {
     const c = clusters();
     const changes = c.apply(batch('list', { [US]: config(2), [clusterConfigKey('eu')]: config(1) }), true);
-    assert.deepEqual(changes, { start: [{ name: 'us', id: 2 }], drain: [] });
-    assert.deepEqual(c.apply(batch('watch', { [US]: config(2) }), true), { start: [], drain: [] });
+    assert.deepEqual(changes, { start: [US_PEER], drain: [], change: [] });
+    assert.deepEqual(c.apply(batch('watch', { [US]: config(2) }), true), { start: [], drain: [], change: [] });
   });
 
   for (const [what, kind, isSameStore, drained] of [
@@ -52,7 +54,7 @@ describe('clusters', () => {
     const c = clusters();
     c.apply(batch('list', { [US]: config(2) }), true);
     c.apply(batch('list', {}, [US]), false);
-    assert.deepEqual(c.apply(batch('watch', { [US]: config(2) }), true), { start: [], drain: [] });
+    assert.deepEqual(c.apply(batch('watch', { [US]: config(2) }), true), { start: [], drain: [], change: [] });
     assert.equal(c.held().size, 0);
   });
 
@@ -61,7 +63,8 @@ describe('clusters', () => {
     c.apply(batch('list', { [US]: config(2) }), true);
     assert.deepEqual(c.apply(batch('watch', { [US]: config(7) }), true), {
       drain: ['us'],
-      start: [{ name: 'us', id: 7 }],
+      start: [{ name: 'us', id: 7, families }],
+      change: [],
     });
   });
 
@@ -82,7 +85,7 @@ describe('clusters', () => {
   test('a config that goes bad does not cut off a peer that is part of the mesh', () => {
     const c = clusters();
     c.apply(batch('list', { [US]: config(2) }), true);
-    assert.deepEqual(c.apply(batch('watch', { [US]: '{' }), true), { start: [], drain: [] });
+    assert.deepEqual(c.apply(batch('watch', { [US]: '{' }), true), { start: [], drain: [], change: [] });
     assert.ok(c.peers().has('us'));
   });
 
@@ -91,7 +94,11 @@ describe('clusters', () => {
     const other = clusterConfigKey('zz');
     c.apply(batch('list', { [US]: config(2), [other]: config(2) }), true);
     assert.match(c.refused().get('zz') ?? '', /which cluster us has already/);
-    assert.deepEqual(c.apply(batch('watch', {}, [US]), true), { drain: ['us'], start: [{ name: 'zz', id: 2 }] });
+    assert.deepEqual(c.apply(batch('watch', {}, [US]), true), {
+      drain: ['us'],
+      start: [{ name: 'zz', id: 2, families }],
+      change: [],
+    });
     assert.equal(c.refused().size, 0);
   });
 });

@@ -3,16 +3,17 @@
  *
  *   clustermesh/local/     ──► own-cluster: services, slices, namespaces
  *   clustermesh/nodes/     ──► own-nodes: nodes and their endpoints
- *   cilium/cluster-config/ ──► peers: per cluster its nodes, services, ip, identities; or from its own etcd
+ *   cilium/cluster-config/ ──► peers: per cluster its nodes, services, slices, ip, identities; or from its own etcd
  *                                   │ rows                       │ "spoke", "left"
  *                                   ▼                            ▼
  *                               MeshSink                     MeshView (what is settled)
  *
  * Rows are told to the sink as they come; nothing here waits, and nothing is withdrawn because etcd is away.
  */
-import { LOCAL_FAMILIES, type MaxConnectedClusters } from '@clustermesh/contract';
+import { type Compression, LOCAL_FAMILIES, type MaxConnectedClusters } from '@clustermesh/contract';
 import type { Etcd } from '@clustermesh/kvstore';
 import type { Clock, Log } from '@clustermesh/runtime';
+import type { ServiceV2 } from '../services/choice.ts';
 import { limitLists } from './list-gate.ts';
 import { startOwnCluster } from './own-cluster.ts';
 import { startOwnNodes } from './own-nodes.ts';
@@ -31,7 +32,10 @@ export interface MeshOptions {
   };
   /** Remote clusters to be read from their own etcds (wire-contract §5.1). */
   readonly configDir?: string | undefined;
+  /** Which of the two forms in which backends of services are published is taken, where there are both. */
+  readonly serviceV2: ServiceV2;
   readonly memory: StoreMemory;
+  readonly zstd: Compression;
   readonly sink: MeshSink;
   readonly clock: Clock;
   readonly log: Log;
@@ -81,7 +85,9 @@ export function startMesh(options: MeshOptions): Mesh {
     etcd,
     own,
     configDir: options.configDir,
+    serviceV2: options.serviceV2,
     memory,
+    zstd: options.zstd,
     sink,
     progress,
     onBatch,
@@ -98,8 +104,11 @@ export function startMesh(options: MeshOptions): Mesh {
   return {
     isSettled(clusterId, family) {
       if (clusterId === own.id) return cluster.services.state().synced && cluster.endpointslices.state().synced;
-      return peers.byId(clusterId)?.families[family].state().synced ?? false;
+      const peer = peers.byId(clusterId);
+      if (peer === undefined) return false;
+      return family === 'services' ? peer.isSynced('services', 'endpointslices') : peer.isSynced(family);
     },
+    areSlicesHeard: (clusterId) => peers.byId(clusterId)?.areSlicesHeard() ?? false,
     isGone: peers.isGone,
     isNodeSettled: nodes.isSettled,
     progress: progress.all,

@@ -54,7 +54,7 @@ export function startOwnCluster(options: {
         canaryKey: localCanaryKey(family),
         log: log.child({ family }),
         signal,
-        decode: (_name, text) => decode[family](text),
+        decode: (_name, value) => decode[family](value.toString('utf8')),
         onRow: onRow[family] as (name: string, value: unknown) => void,
         onBatch: () => options.onBatch(family),
         onSynced: () => options.onSynced(family),

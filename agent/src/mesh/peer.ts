@@ -1,15 +1,17 @@
 /**
- * One remote cluster: four families, each behind its canary. From this cluster's etcd, as the mirror keeps them (cache layout), or
- * from the remote cluster's own (state layout).
+ * One remote cluster: the families that it publishes, each behind its canary. From this cluster's etcd, as the mirror keeps them
+ * (cache layout), or from the remote cluster's own (state layout).
  */
 import {
+  AGENT_FAMILIES,
+  type AgentFamily,
+  type ClusterEndpointSlice,
+  type Compression,
   canaryKey,
   type Decoded,
   dataPrefix,
   decodeIdentityEntry,
   EXTENSION_FIELD,
-  FAMILIES,
-  type Family as FamilyName,
   type GlobalService,
   type IpEntry,
   type Layout,
@@ -18,7 +20,7 @@ import {
 } from '@clustermesh/contract';
 import type { Etcd } from '@clustermesh/kvstore';
 import type { Log } from '@clustermesh/runtime';
-import { readIpEntry, readNode, readService } from './decode.ts';
+import { readEndpointSlice, readIpEntry, readNode, readService } from './decode.ts';
 import { type Family, type RowAction, startFamily } from './family.ts';
 
 export interface PeerRef {
@@ -26,10 +28,16 @@ export interface PeerRef {
   readonly id: number;
 }
 
+/** A cluster with what its config says that it publishes. */
+export interface PublishedPeer extends PeerRef {
+  readonly families: readonly AgentFamily[];
+}
+
 /** What a peer's rows are told to. Undefined: the row is gone. */
 export interface PeerSink {
   peerNode(peer: PeerRef, name: string, node: MeshNode | undefined): void;
   peerService(peer: PeerRef, name: string, service: GlobalService | undefined): void;
+  peerSlice(peer: PeerRef, name: string, slice: ClusterEndpointSlice | undefined): void;
   peerIp(peer: PeerRef, name: string, entry: IpEntry | undefined): void;
 }
 
@@ -37,84 +45,127 @@ export interface PeerOptions {
   readonly etcd: Etcd;
   readonly layout: Layout;
   readonly hasCanaries: boolean;
-  readonly peer: PeerRef;
+  readonly peer: PublishedPeer;
   readonly maxConnectedClusters: MaxConnectedClusters;
+  readonly zstd: Compression;
   readonly sink: PeerSink;
-  /** The same cluster as it was read before, from elsewhere: its rows stay until this source has been heard out. */
+  /** The same cluster as it was read before, from elsewhere or in other families: its rows stay until this source has been heard out. */
   readonly successorOf?: Peer | undefined;
   /** A row changed; `changedAt` is what the source says about when (RFC3339), if it does. */
-  readonly onArrival: (family: FamilyName, action: RowAction, changedAt: string | undefined) => void;
-  readonly onBatch: (family: FamilyName) => void;
-  readonly onSynced: (family: FamilyName) => void;
+  readonly onArrival: (family: AgentFamily, action: RowAction, changedAt: string | undefined) => void;
+  readonly onBatch: (family: AgentFamily) => void;
+  readonly onSynced: (family: AgentFamily) => void;
   readonly log: Log;
 }
 
 export interface Peer extends PeerRef {
-  readonly families: Readonly<Record<FamilyName, Family>>;
+  /** What is followed. */
+  readonly families: ReadonlyMap<AgentFamily, Family>;
+  /** Names of the rows of a family in force, also of one that is not followed any more. */
+  names(family: AgentFamily): ReadonlySet<string>;
+  /** All that there is to say of these families has been heard. */
+  isSynced(...families: readonly AgentFamily[]): boolean;
+  /** The cluster publishes slices, and all of them are known, from this source or the one before. */
+  areSlicesHeard(): boolean;
   /** Ends the reflectors and withdraws every row: the cluster left the mesh. */
   drain(): void;
   /** Ends the reflectors and keeps the rows: the agent stops. */
   stop(): void;
 }
 
-export function startPeer(options: PeerOptions): Peer {
-  const { peer, sink } = options;
-  const stop = new AbortController();
-  const expected = { cluster: peer.name, clusterId: peer.id, maxConnectedClusters: options.maxConnectedClusters };
+const NONE: ReadonlySet<string> = new Set();
 
-  function family<T>(
-    name: FamilyName,
-    decode: (name: string, text: string) => Decoded<T>,
+export function startPeer(options: PeerOptions): Peer {
+  const { sink, zstd, successorOf } = options;
+  const { name, id } = options.peer;
+  const peer: PeerRef = { name, id };
+  const stop = new AbortController();
+  const expected = { cluster: name, clusterId: id, maxConnectedClusters: options.maxConnectedClusters };
+
+  function follow<T>(
+    family: AgentFamily,
+    decode: (name: string, value: Buffer) => Decoded<T>,
     onRow: (name: string, value: T | undefined) => void,
     changedAt: (value: T) => string | undefined,
   ): Family {
     return startFamily({
       etcd: options.etcd,
-      prefix: dataPrefix(peer.name, name, options.layout),
-      canaryKey: options.hasCanaries ? canaryKey(peer.name, name, options.layout) : undefined,
-      inherited: options.successorOf?.families[name].names(),
-      log: options.log.child({ peer: peer.name, family: name }),
+      prefix: dataPrefix(name, family, options.layout),
+      canaryKey: options.hasCanaries ? canaryKey(name, family, options.layout) : undefined,
+      inherited: successorOf?.names(family),
+      log: options.log.child({ peer: name, family }),
       signal: stop.signal,
       decode,
       onRow,
-      onArrival: (action, value) => options.onArrival(name, action, value === undefined ? undefined : changedAt(value)),
-      onBatch: () => options.onBatch(name),
-      onSynced: () => options.onSynced(name),
+      onArrival: (action, value) =>
+        options.onArrival(family, action, value === undefined ? undefined : changedAt(value)),
+      onBatch: () => options.onBatch(family),
+      onSynced() {
+        if (isSynced(...families.keys())) withdrawUnpublished();
+        options.onSynced(family);
+      },
     });
   }
 
   const stamp = (value: Stamped): string | undefined => value[EXTENSION_FIELD]?.changedAt;
+  const noStamp = () => undefined;
 
-  const onNode = (name: string, node: MeshNode | undefined) => sink.peerNode(peer, name, node);
-  const onService = (name: string, service: GlobalService | undefined) => sink.peerService(peer, name, service);
-  const onIp = (name: string, entry: IpEntry | undefined) => sink.peerIp(peer, name, entry);
+  const onNode = (row: string, node: MeshNode | undefined) => sink.peerNode(peer, row, node);
+  const onService = (row: string, service: GlobalService | undefined) => sink.peerService(peer, row, service);
+  const onSlice = (row: string, slice: ClusterEndpointSlice | undefined) => sink.peerSlice(peer, row, slice);
+  const onIp = (row: string, entry: IpEntry | undefined) => sink.peerIp(peer, row, entry);
 
-  const families: Record<FamilyName, Family> = {
-    nodes: family('nodes', (name, text) => readNode(name, text, expected), onNode, stamp),
-    services: family('services', (name, text) => readService(name, text, expected), onService, stamp),
-    ip: family('ip', (name, text) => readIpEntry(name, text, expected), onIp, stamp),
-    // Checked, counted and reported; no consumer before policy.
-    identities: family(
-      'identities',
-      (name, text) => decodeIdentityEntry(name, text, expected),
-      () => {},
-      // A label string has no room for a time.
-      () => undefined,
-    ),
+  const start: Record<AgentFamily, () => Family> = {
+    nodes: () => follow('nodes', (row, value) => readNode(row, value.toString(), expected), onNode, stamp),
+    services: () => follow('services', (row, value) => readService(row, value.toString(), expected), onService, stamp),
+    ip: () => follow('ip', (row, value) => readIpEntry(row, value.toString(), expected), onIp, stamp),
+    // Checked, counted and reported; no consumer before policy. A label string has no room for a time.
+    identities: () =>
+      follow(
+        'identities',
+        (row, value) => decodeIdentityEntry(row, value.toString(), expected),
+        () => {},
+        noStamp,
+      ),
+    endpointslices: () =>
+      follow('endpointslices', (row, value) => readEndpointSlice(row, value, expected, zstd), onSlice, noStamp),
   };
-  const withdraw: Record<FamilyName, (name: string) => void> = {
-    nodes: (name) => onNode(name, undefined),
-    services: (name) => onService(name, undefined),
-    ip: (name) => onIp(name, undefined),
+  const withdraw: Record<AgentFamily, (row: string) => void> = {
+    nodes: (row) => onNode(row, undefined),
+    services: (row) => onService(row, undefined),
+    ip: (row) => onIp(row, undefined),
     identities: () => {},
+    endpointslices: (row) => onSlice(row, undefined),
   };
+
+  const wereSlicesHeard = successorOf?.areSlicesHeard() ?? false;
+  const families = new Map<AgentFamily, Family>();
+  /** Rows of families that the cluster publishes no more: they stay until what it publishes in their place has been heard. */
+  const unpublished = new Map<AgentFamily, ReadonlySet<string>>();
+  for (const family of AGENT_FAMILIES) {
+    const inherited = successorOf?.names(family) ?? NONE;
+    if (options.peer.families.includes(family)) families.set(family, start[family]());
+    else if (inherited.size > 0) unpublished.set(family, new Set(inherited));
+  }
+
+  function withdrawUnpublished(): void {
+    for (const [family, rows] of unpublished) for (const row of rows) withdraw[family](row);
+    unpublished.clear();
+  }
+
+  const isSynced = (...asked: readonly AgentFamily[]) =>
+    asked.every((family) => families.get(family)?.state().synced ?? true);
+  const namesOf = (family: AgentFamily) => families.get(family)?.names() ?? unpublished.get(family) ?? NONE;
 
   return {
     ...peer,
     families,
+    names: namesOf,
+    isSynced,
+    areSlicesHeard: () => families.has('endpointslices') && (wereSlicesHeard || isSynced('endpointslices')),
     drain() {
       stop.abort();
-      for (const name of FAMILIES) for (const row of families[name].names()) withdraw[name](row);
+      for (const family of AGENT_FAMILIES) for (const row of namesOf(family)) withdraw[family](row);
     },
     stop: () => stop.abort(),
   };

@@ -7,19 +7,22 @@
  *   config directory ──────► direct ──► accept, release ─┘
  */
 import {
+  type AgentFamily,
+  agentFamilies,
   CLUSTER_CONFIG_PREFIX,
   type ClusterConfig,
-  FAMILIES,
+  type Compression,
   type Layout,
   type LocalClusterFacts,
 } from '@clustermesh/contract';
 import type { Etcd, SinkBatch } from '@clustermesh/kvstore';
 import type { Clock, Log } from '@clustermesh/runtime';
+import type { ServiceV2 } from '../services/choice.ts';
 import { createClusters } from './clusters.ts';
 import { type Direct, startDirect } from './direct.ts';
 import { startJudgedSource } from './judged-source.ts';
 import { limitLists } from './list-gate.ts';
-import { type Peer, type PeerRef, startPeer } from './peer.ts';
+import { type Peer, type PublishedPeer, startPeer } from './peer.ts';
 import type { Progress } from './progress.ts';
 import type { StoreMemory } from './store-memory.ts';
 import type { MeshSink, RemoteState } from './types.ts';
@@ -30,7 +33,9 @@ export interface PeersOptions {
   readonly own: LocalClusterFacts & { readonly name: string };
   /** Remote clusters to be read from their own etcds (wire-contract §5.1). */
   readonly configDir: string | undefined;
+  readonly serviceV2: ServiceV2;
   readonly memory: StoreMemory;
+  readonly zstd: Compression;
   readonly sink: MeshSink;
   readonly progress: Progress;
   readonly onBatch: (peer: string, family: string) => void;
@@ -59,6 +64,14 @@ export interface Peers {
   close(): Promise<void>;
 }
 
+/** Where a cluster's keys are read, and how they lie there. */
+interface PeerSource {
+  readonly etcd: Etcd;
+  readonly layout: Layout;
+  readonly hasCanaries: boolean;
+}
+
+/** A connection, as it is reported. */
 interface Source {
   readonly etcd: Etcd;
   failures: number;
@@ -69,6 +82,8 @@ export function startPeers(options: PeersOptions): Peers {
   const { etcd, own, progress, clock, log } = options;
   const peers = new Map<string, Peer>();
   const peersById = new Map<number, Peer>();
+  const mirror: PeerSource = { etcd, layout: 'cache', hasCanaries: true };
+
   /** Clusters that are read from their own etcd. The mirror's word on them does not count while they are. */
   const directIds = new Map<string, number>();
   const clusters = createClusters(own, (id, name) => {
@@ -93,15 +108,12 @@ export function startPeers(options: PeersOptions): Peers {
   const localSource = watchSource(etcd);
   const sources = new Map<string, Source>();
 
-  function begin(
-    ref: PeerRef,
-    source: { readonly etcd: Etcd; readonly layout: Layout; readonly hasCanaries: boolean },
-    predecessor?: Peer,
-  ): void {
+  function begin(ref: PublishedPeer, source: PeerSource, predecessor?: Peer): void {
     drainedIds.delete(ref.id);
     const peer = startPeer({
       ...source,
       peer: ref,
+      zstd: options.zstd,
       maxConnectedClusters: own.maxConnectedClusters,
       sink: options.sink,
       successorOf: predecessor,
@@ -113,7 +125,15 @@ export function startPeers(options: PeersOptions): Peers {
     peers.set(ref.name, peer);
     peersById.set(ref.id, peer);
     sources.set(ref.name, source.etcd === etcd ? localSource : watchSource(source.etcd));
-    for (const family of FAMILIES) progress.follow(ref.name, family, peer.families[family].state);
+    for (const [family, { state }] of peer.families) progress.follow(ref.name, family, state);
+  }
+
+  /** The same cluster from another source, or with other families: what is known of it stays meanwhile. */
+  function succeed(ref: PublishedPeer, source: PeerSource): void {
+    const before = peers.get(ref.name);
+    before?.stop();
+    if (before !== undefined) progress.unfollow(ref.name);
+    begin(ref, source, before);
   }
 
   function drain(name: string): void {
@@ -133,7 +153,12 @@ export function startPeers(options: PeersOptions): Peers {
     for (const ref of changes.start) {
       if (directIds.has(ref.name)) continue;
       log.info({ peer: ref.name, clusterId: ref.id }, 'cluster is in the mesh: following what it publishes');
-      begin(ref, { etcd, layout: 'cache', hasCanaries: true });
+      begin(ref, mirror);
+    }
+    for (const ref of changes.change) {
+      if (directIds.has(ref.name)) continue;
+      log.info({ peer: ref.name, families: ref.families }, 'cluster publishes other families than before');
+      succeed(ref, mirror);
     }
     options.onClusters();
   }
@@ -156,16 +181,13 @@ export function startPeers(options: PeersOptions): Peers {
       return `cluster ${name} has cluster id ${config.id}, which cluster ${holder.name} has already`;
     const before = peers.get(name);
     if (before !== undefined && before.id !== config.id) drain(name);
-    before?.stop();
-    if (before !== undefined) progress.unfollow(name);
     directIds.set(name, config.id);
     const { cached, syncedCanaries } = config.capabilities;
     const layout = cached === true ? 'cache' : 'state';
     log.info({ peer: name, clusterId: config.id, layout }, 'cluster is in the mesh: read from its own etcd');
-    begin(
-      { name, id: config.id },
+    succeed(
+      { name, id: config.id, families: agentFamilies(config) },
       { etcd: limitLists(source), layout, hasCanaries: syncedCanaries === true },
-      before?.id === config.id ? before : undefined,
     );
     options.onClusters();
     return undefined;
@@ -177,12 +199,10 @@ export function startPeers(options: PeersOptions): Peers {
     const mirrored = clusters.peers().get(name);
     if (before !== undefined && before.id === mirrored?.id) {
       log.info({ peer: name }, 'cluster is read from the mirror from here on');
-      before.stop();
-      progress.unfollow(name);
-      begin(mirrored, { etcd, layout: 'cache', hasCanaries: true }, before);
+      succeed(mirrored, mirror);
     } else {
       drain(name);
-      if (mirrored !== undefined) begin(mirrored, { etcd, layout: 'cache', hasCanaries: true });
+      if (mirrored !== undefined) begin(mirrored, mirror);
     }
     // Its id may have been wanted by another.
     applyClusters({ upserts: [], removes: [], revision: 0, kind: 'watch' }, true);
@@ -233,19 +253,26 @@ export function startPeers(options: PeersOptions): Peers {
       problems.push(...(direct?.problems() ?? []));
       for (const name of clusters.held())
         problems.push(`cluster ${name} is kept as it was before etcd was rebuilt; the new etcd does not have it yet`);
+      if (options.serviceV2 === 'only-endpointslice')
+        for (const [name, { families }] of peers)
+          if (!families.has('endpointslices'))
+            problems.push(
+              `cluster ${name} publishes no endpoint slices, and nothing else is taken here (clustermesh.serviceV2: only-endpointslice): its backends are missing`,
+            );
       return problems;
     },
     remotes() {
       const directly = direct?.statuses();
-      return [...peers.values()].map(({ name, families }) => {
+      return [...peers.values()].map(({ name, families, isSynced }) => {
         const source = sources.get(name) ?? localSource;
+        const count = (family: AgentFamily) => families.get(family)?.state().count ?? 0;
         return {
           name,
           source: source === localSource ? 'mirror' : 'direct',
-          ready: source.etcd.connected && FAMILIES.every((family) => families[family].state().synced),
-          nodes: families.nodes.state().count,
-          services: families.services.state().count,
-          endpoints: families.ip.state().count,
+          ready: source.etcd.connected && isSynced(...families.keys()),
+          nodes: count('nodes'),
+          services: count('services'),
+          endpoints: count('ip'),
           failures: source.failures,
           lastFailureWallMs: source.lastFailureWallMs,
           quorumErrors: directly?.get(name)?.quorumErrors ?? 0,

@@ -1,5 +1,5 @@
 /** How far each family of each cluster is, and what of that changed since the last pass: work in proportion to changes. */
-import type { Family as FamilyName } from '@clustermesh/contract';
+import type { AgentFamily } from '@clustermesh/contract';
 import type { Clock } from '@clustermesh/runtime';
 import type { FamilyState, RowAction } from './family.ts';
 
@@ -25,7 +25,7 @@ export interface Arrival {
 /** What happened since it was last asked for. */
 export interface MeshChanges {
   readonly families: readonly FamilyProgress[];
-  /** Clusters that are no longer followed. */
+  /** Families that are no longer followed: `us/ip`. One of `families` may be followed again since. */
   readonly left: readonly string[];
   readonly arrivals: readonly Arrival[];
 }
@@ -38,7 +38,7 @@ export interface Progress {
   touchAll(): void;
   /** A complete list of the family has been applied. */
   synced(peer: string, family: string): void;
-  arrived(peer: string, family: FamilyName, action: RowAction, changedAt: string | undefined): void;
+  arrived(peer: string, family: AgentFamily, action: RowAction, changedAt: string | undefined): void;
   all(): FamilyProgress[];
   /** Families that were never complete: `ip of us`. */
   unsynced(): string[];
@@ -72,7 +72,7 @@ export function createProgress(clock: Clock): Progress {
       if (keys === undefined) return;
       for (const key of keys) for (const set of [followed, touched, unsynced]) set.delete(key);
       familiesOf.delete(peer);
-      left.push(peer);
+      left.push(...keys);
     },
     touch: (peer, family) => void touched.add(`${peer}/${family}`),
     touchAll() {

@@ -19,6 +19,8 @@ export interface MeshSink extends PeerSink {
 export interface MeshView {
   /** Everything that a cluster has to say in this family has been heard. Own cluster: its services and slices. */
   isSettled(clusterId: number, family: 'services' | 'ip' | 'nodes'): boolean;
+  /** The cluster publishes endpoint slices, and all of them are known. */
+  areSlicesHeard(clusterId: number): boolean;
   /** The cluster is known not to be in the mesh. */
   isGone(clusterId: number): boolean;
   /** The node of this cluster that has this address has said all, or is known not to be there. */

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import type { Affinity } from '@clustermesh/contract';
 import type { Backend } from '../datapath/types.ts';
+import { groupOfLocalSlice, groupsOfService } from './groups.ts';
 import { mergeService, sortBackends } from './merge.ts';
 import { backend, type EndpointState, localService, OWN_ID, remoteService, slice } from './testing.ts';
 
@@ -17,10 +18,10 @@ function merged(input: {
   const [row] = mergeService({
     clusterId: OWN_ID,
     service: localService({ affinity: input.affinity ?? 'none', global: input.global ?? true }),
-    slices: input.local === undefined ? [] : [slice(input.local)],
+    local: input.local === undefined ? [] : [groupOfLocalSlice(slice(input.local))],
     remotes: Object.entries(input.remote ?? {}).map(([id, ips]) => ({
       clusterId: Number(id),
-      service: remoteService(`c${id}`, Number(id), ips),
+      groups: groupsOfService(remoteService(`c${id}`, Number(id), ips)),
     })),
     restored: () => input.restored ?? [],
   });
@@ -84,7 +85,7 @@ test('a service that had fallen back to terminating backends keeps them all whil
   assert.deepEqual(merged({ local: { '10.1.1.1': 'terminating' }, restored }), [L1, L2]);
 });
 
-test('frontends are those of this cluster, one row per address and port', () => {
+test('frontends are those of this cluster, one row per address and port, each with backends of its own family', () => {
   const rows = mergeService({
     clusterId: OWN_ID,
     service: localService({
@@ -95,15 +96,20 @@ test('frontends are those of this cluster, one row per address and port', () => 
         { name: 'signal', protocol: 'SCTP', port: 99 },
       ],
     }),
-    slices: [],
-    remotes: [{ clusterId: 2, service: remoteService('us', 2, ['10.2.1.1']) }],
+    local: [],
+    remotes: [{ clusterId: 2, groups: groupsOfService(remoteService('us', 2, ['10.2.1.1', 'fd02::1'])) }],
     restored: nothingRestored,
   });
   assert.deepEqual(
-    rows.map((row) => [row.frontend.ip, row.frontend.port, row.frontend.protocol, row.backends.length]),
+    rows.map(({ frontend, backends }) => [
+      `${frontend.ip} ${frontend.port}/${frontend.protocol}`,
+      backends.map(({ ip }) => ip),
+    ]),
     [
-      ['10.96.0.10', 80, 'TCP', 1],
-      ['10.96.0.10', 53, 'UDP', 0],
+      ['10.96.0.10 80/TCP', ['10.2.1.1']],
+      ['10.96.0.10 53/UDP', []],
+      ['fd00::1 80/TCP', ['fd02::1']],
+      ['fd00::1 53/UDP', []],
     ],
   );
 });
@@ -117,8 +123,10 @@ describe('ports', () => {
     mergeService({
       clusterId: OWN_ID,
       service: localService({ ports: [{ name, protocol, port: 80 }] }),
-      slices: [],
-      remotes: [{ clusterId: 2, service: remoteService('us', 2, [], { backends: { '10.2.1.1': ports } }) }],
+      local: [],
+      remotes: [
+        { clusterId: 2, groups: groupsOfService(remoteService('us', 2, [], { backends: { '10.2.1.1': ports } })) },
+      ],
       restored: nothingRestored,
     })[0]?.backends.map((b) => b.port);
 

@@ -2,25 +2,28 @@
  * One service of this cluster, merged with its namesakes in other clusters, as rows for the kernel (wire-contract §3.2). Pure.
  *
  *   local service ─ frontends, affinity, "is it global?"
- *   local slices ── backends of this cluster: active (ready) or terminating (not ready, still serving)
- *   remote ──────── backends of each peer (published = ready or serving there: active here)
+ *   local ───────── backends of this cluster: active, or terminating (not ready, still serving)
+ *   remotes ─────── those of each peer, in the form that was chosen of it
  *   restored ────── what the kernel still holds of clusters that have not been heard out since the agent started
+ *
+ * IPv4 and IPv6 side by side: a frontend leads to backends of its own family.
  */
-import { type GlobalService, ipv4ToNumber, isIpv4, type LocalService, type LocalSlice } from '@clustermesh/contract';
+import { ipv4ToNumber, type LocalService } from '@clustermesh/contract';
 import { type Backend, type Frontend, type Protocol, type ServiceRow, serviceKey } from '../datapath/types.ts';
+import { type BackendGroup, type BackendPort, isIpv6 } from './groups.ts';
 
-export interface RemoteService {
+export interface RemoteBackends {
   readonly clusterId: number;
-  readonly service: GlobalService;
+  readonly groups: readonly BackendGroup[];
 }
 
 export interface MergeInput {
-  /** This cluster's id: that of the backends from local slices. */
+  /** This cluster's id: that of the local backends. */
   readonly clusterId: number;
   readonly service: LocalService;
-  /** The slices of this service. */
-  readonly slices: readonly LocalSlice[];
-  readonly remotes: readonly RemoteService[];
+  /** One group per slice of this service. */
+  readonly local: readonly BackendGroup[];
+  readonly remotes: readonly RemoteBackends[];
   /** Backends that a frontend keeps although no source has named them since the start: those of clusters not yet synced. */
   readonly restored: (frontend: string) => readonly Backend[];
 }
@@ -29,7 +32,8 @@ export interface MergeInput {
 interface Candidates {
   readonly localActive: readonly Backend[];
   readonly localTerminating: readonly Backend[];
-  readonly remote: readonly Backend[];
+  readonly remoteActive: readonly Backend[];
+  readonly remoteTerminating: readonly Backend[];
 }
 
 export function isSupportedProtocol(protocol: string): protocol is Protocol {
@@ -39,7 +43,6 @@ export function isSupportedProtocol(protocol: string): protocol is Protocol {
 export function mergeService(input: MergeInput): ServiceRow[] {
   const rows: ServiceRow[] = [];
   for (const ip of input.service.clusterIPs) {
-    if (!isIpv4(ip)) continue;
     for (const port of input.service.ports) {
       // SCTP ports cannot be translated without its CRC32c; such a port gets no row.
       if (!isSupportedProtocol(port.protocol)) continue;
@@ -51,80 +54,70 @@ export function mergeService(input: MergeInput): ServiceRow[] {
   return rows;
 }
 
-/** The affinity table of wire-contract §3.2. All or nothing: there is no minimum and no split. */
+/**
+ * The affinity table of wire-contract §3.2. All or nothing: there is no minimum and no split. Beyond the table, what is merely
+ * terminating is chosen only when no cluster has an active backend, whichever the affinity: a new connection that could last is
+ * worth more than one that stays where it was wanted.
+ */
 function select(
   affinity: LocalService['affinity'],
-  { localActive, localTerminating, remote }: Candidates,
+  { localActive, localTerminating, remoteActive, remoteTerminating }: Candidates,
 ): readonly Backend[] {
-  const home = localActive.length > 0 ? localActive : localTerminating;
+  const first = (...sets: (readonly Backend[])[]) => sets.find((set) => set.length > 0) ?? [];
   switch (affinity) {
-    case 'none': {
-      const active = [...localActive, ...remote];
-      return active.length > 0 ? active : localTerminating;
-    }
+    case 'none':
+      return first([...localActive, ...remoteActive], [...localTerminating, ...remoteTerminating]);
     case 'local':
-      // Backends that are merely terminating do not hold up the fallback.
-      return localActive.length === 0 && remote.length > 0 ? remote : home;
+      return first(localActive, remoteActive, localTerminating, remoteTerminating);
     case 'remote':
-      return remote.length > 0 ? remote : home;
+      return first(remoteActive, localActive, remoteTerminating, localTerminating);
   }
 }
 
 function candidatesOf(input: MergeInput, frontend: Frontend, portName: string): Candidates {
-  const restored = input.restored(serviceKey(frontend));
-  const local = localBackends(input, frontend.protocol, portName);
-  const restoredHere = restored.filter((backend) => backend.clusterId === input.clusterId);
-  const remote = input.service.global
-    ? [
-        ...input.remotes.flatMap((from) => remoteBackends(from, frontend.protocol, portName)),
-        ...restored.filter((backend) => backend.clusterId !== input.clusterId),
-      ]
-    : [];
-  // What is restored counts as active, also where a slice that came already says "terminating": perhaps the kernel had fallen
-  // back to terminating backends, and the slices that would tell are still to come.
-  return {
-    localActive: [...local.active, ...restoredHere],
-    localTerminating: local.terminating,
-    remote,
-  };
-}
+  const localActive: Backend[] = [];
+  const localTerminating: Backend[] = [];
+  const remoteActive: Backend[] = [];
+  const remoteTerminating: Backend[] = [];
+  const ofFamily = isIpv6(frontend.ip);
 
-function localBackends(
-  input: MergeInput,
-  protocol: Protocol,
-  portName: string,
-): { active: Backend[]; terminating: Backend[] } {
-  const active: Backend[] = [];
-  const terminating: Backend[] = [];
-  for (const slice of input.slices) {
-    const port = slice.ports.find((candidate) => candidate.name === portName && candidate.protocol === protocol)?.port;
+  function add(into: Backend[], ips: readonly string[], port: number, clusterId: number): void {
+    for (const ip of ips) if (isIpv6(ip) === ofFamily) into.push({ ip, port, clusterId });
+  }
+  for (const { ports, active, terminating } of input.local) {
+    const port = portNamed(ports, frontend.protocol, portName);
     if (port === undefined) continue;
-    for (const endpoint of slice.endpoints) {
-      const into = endpoint.ready ? active : endpoint.serving && endpoint.terminating ? terminating : undefined;
-      if (into === undefined) continue;
-      for (const ip of endpoint.addresses) if (isIpv4(ip)) into.push({ ip, port, clusterId: input.clusterId });
+    add(localActive, active, port, input.clusterId);
+    add(localTerminating, terminating, port, input.clusterId);
+  }
+  if (input.service.global) {
+    for (const { clusterId, groups } of input.remotes) {
+      for (const { ports, active, terminating } of groups) {
+        const port = portNamed(ports, frontend.protocol, portName) ?? onlyPort(ports, frontend.protocol, portName);
+        if (port === undefined) continue;
+        add(remoteActive, active, port, clusterId);
+        add(remoteTerminating, terminating, port, clusterId);
+      }
     }
   }
-  return { active, terminating };
-}
-
-function remoteBackends({ clusterId, service }: RemoteService, protocol: Protocol, portName: string): Backend[] {
-  const backends: Backend[] = [];
-  for (const [ip, ports] of Object.entries(service.backends)) {
-    if (!isIpv4(ip)) continue;
-    const port = portNamed(ports, protocol, portName);
-    if (port !== undefined) backends.push({ ip, port, clusterId });
+  // What is restored counts as active, also where a slice that came already says "terminating": perhaps the kernel had fallen
+  // back to terminating backends, and the slices that would tell are still to come.
+  for (const backend of input.restored(serviceKey(frontend))) {
+    if (backend.clusterId === input.clusterId) localActive.push(backend);
+    else if (input.service.global) remoteActive.push(backend);
   }
-  return backends;
+  return { localActive, localTerminating, remoteActive, remoteTerminating };
 }
 
-/** By name; a frontend without a name (legal only for a single port) also takes the only port a peer has of that protocol. */
-function portNamed(ports: GlobalService['backends'][string], protocol: Protocol, name: string): number | undefined {
-  const named = ports[name];
-  if (named !== undefined && named.Protocol.toUpperCase() === protocol) return named.Port;
+function portNamed(ports: readonly BackendPort[], protocol: Protocol, name: string): number | undefined {
+  return ports.find((port) => port.name === name && port.protocol === protocol)?.port;
+}
+
+/** A frontend without a name (legal only for a single port) also takes the only port a peer has of that protocol. */
+function onlyPort(ports: readonly BackendPort[], protocol: Protocol, name: string): number | undefined {
   if (name !== '') return undefined;
-  const sameProtocol = Object.values(ports).filter((port) => port.Protocol.toUpperCase() === protocol);
-  return sameProtocol.length === 1 ? sameProtocol[0]?.Port : undefined;
+  const sameProtocol = ports.filter((port) => port.protocol === protocol);
+  return sameProtocol.length === 1 ? sameProtocol[0]?.port : undefined;
 }
 
 const backendKey = (backend: Backend): string => `${backend.ip}:${backend.port}`;
@@ -133,12 +126,26 @@ const backendKey = (backend: Backend): string => `${backend.ip}:${backend.port}`
  * By cluster id, address and port, each address and port once: every node of every cluster fills its slots in the same order.
  */
 export function sortBackends(backends: Iterable<Backend>): Backend[] {
-  const sorted = [...backends].sort(
-    (a, b) => a.clusterId - b.clusterId || ipv4ToNumber(a.ip) - ipv4ToNumber(b.ip) || a.port - b.port,
+  const ordered = Array.from(backends, (backend) => ({ backend, order: orderOf(backend.ip) })).sort(
+    (a, b) =>
+      a.backend.clusterId - b.backend.clusterId || compareOrder(a.order, b.order) || a.backend.port - b.backend.port,
   );
   const seen = new Set<string>();
-  return sorted.filter((backend) => {
+  const unique: Backend[] = [];
+  for (const { backend } of ordered) {
     const key = backendKey(backend);
-    return seen.has(key) ? false : seen.add(key);
-  });
+    if (seen.has(key)) continue;
+    seen.add(key);
+    unique.push(backend);
+  }
+  return unique;
+}
+
+/** An IPv4 address as its number, before all IPv6 ones as their texts: any order will do that is the same everywhere. */
+const orderOf = (ip: string): number | string => (isIpv6(ip) ? ip : ipv4ToNumber(ip));
+
+function compareOrder(a: number | string, b: number | string): number {
+  if (typeof a === 'number' && typeof b === 'number') return a - b;
+  if (typeof a === 'string' && typeof b === 'string') return a < b ? -1 : a > b ? 1 : 0;
+  return typeof a === 'number' ? -1 : 1;
 }

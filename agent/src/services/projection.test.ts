@@ -17,7 +17,12 @@ function rig() {
   const projection = createServicesProjection({
     clusterId: OWN_ID,
     podCidr: { ip: '10.1.1.0', length: 24 },
-    sources: { isSettled: (id) => settled.has(id), isGone: (id) => gone.has(id) },
+    serviceV2: 'prefer-legacy',
+    sources: {
+      isSettled: (id) => settled.has(id),
+      areSlicesHeard: (id) => settled.has(id),
+      isGone: (id) => gone.has(id),
+    },
   });
   const sink = {
     set: (key: string, row: ServiceRow) => void rows.set(key, row),

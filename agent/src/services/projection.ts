@@ -8,16 +8,20 @@
  *   - once claimed, the restored backends of cluster R stay contributions of R until R has synced.
  * So no source that has not spoken can shrink a service.
  */
-import type { Cidr, GlobalService, LocalService, LocalSlice } from '@clustermesh/contract';
+import type { Cidr, ClusterEndpointSlice, GlobalService, LocalService, LocalSlice } from '@clustermesh/contract';
 import { type Backend, type ServiceRow, serviceKey } from '../datapath/types.ts';
 import type { RowSink } from '../reconcile/table.ts';
+import type { ServiceV2 } from './choice.ts';
+import { type BackendGroup, groupOfLocalSlice } from './groups.ts';
 import { mergeService } from './merge.ts';
-import { withoutRefusedBackends } from './refused.ts';
+import { createRemoteServices } from './remote-services.ts';
 
 /** What is known of the sources of services. Cluster ids as in backends. */
 export interface ServiceSources {
   /** Everything that this cluster has to say about services has been heard since the start. */
   isSettled(clusterId: number): boolean;
+  /** The cluster publishes endpoint slices, and all of them are known. */
+  areSlicesHeard(clusterId: number): boolean;
   /** The cluster left the mesh: not even a restored row may keep its backends. */
   isGone(clusterId: number): boolean;
 }
@@ -26,12 +30,15 @@ export interface ServicesProjection {
   setService(name: string, service: LocalService | undefined): void;
   setSlice(name: string, slice: LocalSlice | undefined): void;
   setRemote(cluster: string, clusterId: number, name: string, service: GlobalService | undefined): void;
+  setRemoteSlice(cluster: string, clusterId: number, name: string, slice: ClusterEndpointSlice | undefined): void;
   restore(rows: ReadonlyMap<string, ServiceRow>): void;
-  /** What `sources` answers may have changed: look at restored rows again. */
-  sourcesChanged(): void;
+  /** What `sources` answers may have changed, about this cluster or (undefined) any: look at what hangs on it again. */
+  sourcesChanged(clusterId?: number): void;
   flush(into: RowSink<ServiceRow>): void;
-  /** Backends of other clusters that are ignored, one text per cluster. */
+  /** What peers say that cannot be, and what they cannot say. */
   problems(): string[];
+  /** Services of peers whose present backends nobody has told here, by cluster. */
+  outgrown(): ReadonlyMap<string, readonly string[]>;
   /** Restored rows that some source may still confirm. */
   restoredCount(): number;
 }
@@ -40,15 +47,19 @@ export function createServicesProjection(options: {
   readonly clusterId: number;
   /** Pod addresses of this node: none of them is a backend of another cluster. */
   readonly podCidr?: Cidr | undefined;
+  readonly serviceV2: ServiceV2;
   readonly sources: ServiceSources;
 }): ServicesProjection {
   const { clusterId, sources } = options;
   const services = new Map<string, LocalService>();
-  const slices = new Map<string, LocalSlice>();
-  const slicesOf = new Map<string, Set<string>>();
-  const remotesOf = new Map<string, Map<string, { clusterId: number; service: GlobalService }>>();
-  /** Addresses left out: cluster → service → addresses. Status asks for them often, and there are hardly ever any. */
-  const refusedOf = new Map<string, Map<string, readonly string[]>>();
+  /** This cluster's slices: slice → the service it belongs to, and service → its slices. */
+  const serviceOfSlice = new Map<string, string>();
+  const slicesOf = new Map<string, Map<string, BackendGroup>>();
+  const remotes = createRemoteServices({
+    serviceV2: options.serviceV2,
+    podCidr: options.podCidr,
+    areSlicesHeard: sources.areSlicesHeard,
+  });
   let restored = new Map<string, ServiceRow>();
 
   /** Rows per service as last computed; `claims` is its inverse: frontend → services that have it. */
@@ -69,12 +80,11 @@ export function createServicesProjection(options: {
     const service = services.get(name);
     const rows = new Map<string, ServiceRow>();
     if (service !== undefined) {
-      const own = [...(slicesOf.get(name) ?? [])].flatMap((slice) => slices.get(slice) ?? []);
       const merged = mergeService({
         clusterId,
         service,
-        slices: own,
-        remotes: [...(remotesOf.get(name)?.values() ?? [])],
+        local: [...(slicesOf.get(name)?.values() ?? [])],
+        remotes: remotes.of(name),
         restored: restoredBackends,
       });
       for (const row of merged) rows.set(serviceKey(row.frontend), row);
@@ -101,14 +111,6 @@ export function createServicesProjection(options: {
     return backends.length === row.backends.length ? row : { ...row, backends };
   }
 
-  function setRefused(cluster: string, name: string, ips: readonly string[]): void {
-    const names = refusedOf.get(cluster) ?? new Map<string, readonly string[]>();
-    if (ips.length === 0) names.delete(name);
-    else names.set(name, ips);
-    if (names.size === 0) refusedOf.delete(cluster);
-    else refusedOf.set(cluster, names);
-  }
-
   function touchRestored(): void {
     areSourcesChanged = true;
     for (const frontend of restored.keys()) {
@@ -124,36 +126,37 @@ export function createServicesProjection(options: {
       dirtyServices.add(name);
     },
     setSlice(key, slice) {
-      const before = slices.get(key);
+      const before = serviceOfSlice.get(key);
       if (before !== undefined) {
-        const name = `${before.namespace}/${before.service}`;
-        removeFrom(slicesOf, name, key);
-        dirtyServices.add(name);
+        const groups = slicesOf.get(before);
+        groups?.delete(key);
+        if (groups?.size === 0) slicesOf.delete(before);
+        serviceOfSlice.delete(key);
+        dirtyServices.add(before);
       }
-      if (slice === undefined) {
-        slices.delete(key);
-        return;
-      }
-      slices.set(key, slice);
+      if (slice === undefined) return;
       const name = `${slice.namespace}/${slice.service}`;
-      addTo(slicesOf, name, key);
+      const groups = slicesOf.get(name) ?? new Map<string, BackendGroup>();
+      slicesOf.set(name, groups.set(key, groupOfLocalSlice(slice)));
+      serviceOfSlice.set(key, name);
       dirtyServices.add(name);
     },
     setRemote(cluster, remoteId, name, service) {
-      const remotes = remotesOf.get(name) ?? new Map();
-      const accepted = service === undefined ? undefined : withoutRefusedBackends(service, options.podCidr);
-      if (accepted === undefined) remotes.delete(cluster);
-      else remotes.set(cluster, { clusterId: remoteId, service: accepted.service });
-      setRefused(cluster, name, accepted?.refused ?? []);
-      if (remotes.size > 0) remotesOf.set(name, remotes);
-      else remotesOf.delete(name);
+      remotes.setService(cluster, remoteId, name, service);
       dirtyServices.add(name);
+    },
+    setRemoteSlice(cluster, remoteId, name, slice) {
+      for (const touched of remotes.setSlice(cluster, remoteId, name, slice)) dirtyServices.add(touched);
     },
     restore(rows) {
       restored = new Map(rows);
       touchRestored();
     },
-    sourcesChanged: touchRestored,
+    sourcesChanged(of) {
+      touchRestored();
+      // From here on their slices may be set against the other form.
+      if (of !== undefined) for (const name of remotes.servicesWithSlices(of)) dirtyServices.add(name);
+    },
     flush(into) {
       const names = dirtyServices;
       dirtyServices = new Set();
@@ -173,12 +176,8 @@ export function createServicesProjection(options: {
           restored.delete(frontend);
       }
     },
-    problems() {
-      return [...refusedOf].map(([cluster, names]) => {
-        const ips = [...names].flatMap(([name, refused]) => refused.map((ip) => `${ip} of ${name}`));
-        return `${ips.length} service backends of ${cluster} cannot be another cluster's: ignored; e.g. ${ips[0]}`;
-      });
-    },
+    problems: remotes.problems,
+    outgrown: remotes.outgrown,
     restoredCount: () => restored.size,
   };
 }

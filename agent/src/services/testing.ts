@@ -1,5 +1,11 @@
 /** Builders for tests of services. */
-import type { GlobalService, LocalService, LocalSlice } from '@clustermesh/contract';
+import {
+  type ClusterEndpointSlice,
+  type GlobalService,
+  type LocalService,
+  type LocalSlice,
+  SERVICE_NAME_LABEL,
+} from '@clustermesh/contract';
 import type { Backend } from '../datapath/types.ts';
 
 export const OWN_ID = 1;
@@ -57,6 +63,28 @@ export function remoteService(
     includeExternal: true,
     shared: true,
     clusterID: clusterId,
+    ...overrides,
+  };
+}
+
+export function remoteSlice(
+  cluster: string,
+  clusterId: number,
+  endpoints: Readonly<Record<string, EndpointState>>,
+  overrides: Partial<ClusterEndpointSlice> = {},
+): ClusterEndpointSlice {
+  return {
+    cluster,
+    clusterID: clusterId,
+    namespace: 'default',
+    name: 'shop-1',
+    labels: { [SERVICE_NAME_LABEL]: 'shop' },
+    addressType: 'IPv4',
+    endpoints: Object.entries(endpoints).map(([ip, state]) => ({
+      addresses: [ip],
+      conditions: { ready: state === 'ready', serving: state !== 'not-ready', terminating: state === 'terminating' },
+    })),
+    ports: [{ name: 'http', protocol: 'TCP', port: 8080 }],
     ...overrides,
   };
 }

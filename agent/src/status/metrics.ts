@@ -8,6 +8,7 @@ export function createMetrics(ports: {
   readonly sync: Sync;
   readonly progress: () => readonly FamilyProgress[];
   readonly restoredCount: () => number;
+  readonly outgrownServices: () => ReadonlyMap<string, readonly string[]>;
   readonly endpoints: () => readonly { readonly state: string }[];
   readonly isEtcdConnected: () => boolean;
 }): Registry {
@@ -33,6 +34,14 @@ export function createMetrics(ports: {
   });
   gauge('restored_rows', 'Rows kept from before the start because their source has not spoken yet.', [], (metric) =>
     metric.set(ports.restoredCount()),
+  );
+  gauge(
+    'services_outgrown',
+    'Services of a peer whose backends here are of an older version, because one etcd value cannot hold the present ones.',
+    ['cluster'],
+    (metric) => {
+      for (const [cluster, names] of ports.outgrownServices()) metric.set({ cluster }, names.length);
+    },
   );
   gauge('pass_duration_seconds', 'Duration of the last pass over the kernel tables.', [], (metric) =>
     metric.set(ports.sync.stats().lastPassMs / 1000),

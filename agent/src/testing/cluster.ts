@@ -3,14 +3,19 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import {
+  type AgentFamily,
+  agentFamilies,
   canaryKey,
   clusterConfigKey,
   type EndpointAddRequest,
+  type EndpointSlicesExportMode,
+  EXTENSION_FIELD,
   encodeClusterConfig,
+  encodeEndpointSlice,
   encodeGlobalService,
   encodeIpEntry,
   encodeNode,
-  FAMILIES,
+  endpointSliceKey,
   type GlobalService,
   type IpEntry,
   identityKey,
@@ -28,11 +33,15 @@ import {
 } from '@clustermesh/contract';
 import type { Etcd } from '@clustermesh/kvstore';
 import { type EtcdServer, startEtcd } from '@clustermesh/kvstore/testing';
-import { silentLog, systemClock, type WaitOptions, waitFor } from '@clustermesh/runtime';
+import { openZstd, silentLog, systemClock, type WaitOptions, waitFor } from '@clustermesh/runtime';
 import { type Agent, startAgent } from '../agent.ts';
 import { type AgentConfig, parseAgentConfig } from '../config.ts';
-import { localService, slice } from '../services/testing.ts';
+import type { MapOps, ServiceRow } from '../datapath/types.ts';
+import type { ServiceV2 } from '../services/choice.ts';
+import { localService, remoteSlice, slice } from '../services/testing.ts';
 import { createFakeKernel, type FakeKernel, fakeDatapath } from './fake-datapath.ts';
+
+const zstd = openZstd();
 
 export const CLUSTER = 'eu';
 export const NODES = { n1: '172.31.1.11', n2: '172.31.1.12' } as const;
@@ -51,10 +60,17 @@ export interface TestNode {
   backends(): string[] | undefined;
 }
 
+export interface NodeOptions {
+  readonly configDir?: string;
+  readonly serviceV2?: ServiceV2;
+  /** In place of the fake kernel's table. */
+  readonly services?: MapOps<ServiceRow>;
+}
+
 export interface TestCluster extends AsyncDisposable {
   readonly server: EtcdServer;
   readonly etcd: Etcd;
-  node(name: NodeName, options?: { readonly configDir?: string }): Promise<TestNode>;
+  node(name: NodeName, options?: NodeOptions): Promise<TestNode>;
   /** Everything the apiserver and the mirror of a settled cluster have written. */
   writeLocal(): Promise<void>;
   writePeer(peer: PeerFixture): Promise<void>;
@@ -69,7 +85,13 @@ export interface PeerFixture {
   /** Addresses of the pods behind default/shop. */
   readonly pods: readonly string[];
   /** Canaries that are not written: the mirror has not heard the peer out there. */
-  readonly without?: readonly (typeof FAMILIES)[number][];
+  readonly without?: readonly AgentFamily[];
+  /** What it says it publishes; '' (services alone) by default. */
+  readonly mode?: EndpointSlicesExportMode;
+  /** Endpoint slices, by name: ready addresses of default/shop. */
+  readonly slices?: Readonly<Record<string, readonly string[]>>;
+  /** Of the legacy service. */
+  readonly outgrownAt?: string;
 }
 
 export const LOCAL_BACKEND = '10.1.9.9';
@@ -106,7 +128,7 @@ export async function startCluster(): Promise<TestCluster> {
   const directory = mkdtempSync(join(tmpdir(), 'cm-agent-'));
 
   const put = (key: string, value: string) => etcd.put(key, value);
-  const config = (name: NodeName, configDir: string | undefined): AgentConfig =>
+  const config = (name: NodeName, { configDir, serviceV2 }: NodeOptions): AgentConfig =>
     parseAgentConfig({
       cluster: { name: CLUSTER, id: 1 },
       node: {
@@ -116,22 +138,23 @@ export async function startCluster(): Promise<TestCluster> {
         gatewayIP: name === 'n1' ? '10.1.1.1' : '10.1.2.1',
       },
       etcd: { endpoints: [server.endpoint] },
-      ...(configDir === undefined ? {} : { clustermesh: { configDir } }),
+      clustermesh: { configDir, serviceV2 },
       socket: join(directory, `${name}.sock`),
       stateDir: join(directory, name),
       datapath: { bpffs: '/unused', cgroup: '/unused' },
       timers: { endpointAddTimeoutMs: 1_000, statusIntervalMs: 20 },
     });
 
-  async function node(name: NodeName, options: { readonly configDir?: string } = {}): Promise<TestNode> {
+  async function node(name: NodeName, options: NodeOptions = {}): Promise<TestNode> {
     const kernel = createFakeKernel();
     let client = server.client();
     const start = () =>
       startAgent({
-        config: config(name, options.configDir),
+        config: config(name, options),
         etcd: client,
-        datapath: fakeDatapath(kernel),
+        datapath: { ...fakeDatapath(kernel), ...(options.services && { services: options.services }) },
         interfaces: () => kernel.interfaces,
+        zstd,
         clock: systemClock,
         log: silentLog(),
       });
@@ -188,7 +211,7 @@ export async function startCluster(): Promise<TestCluster> {
 
 /** What a peer publishes, as its mirror holds it or as its own etcd does. */
 export async function writePeer(etcd: Etcd, peer: PeerFixture, layout: Layout): Promise<void> {
-  const { name, id, pods, without } = peer;
+  const { name, id, pods, without, mode = '', slices = {}, outgrownAt } = peer;
   const put = (key: string, value: string) => etcd.put(key, value);
   const nodeIp = `172.31.${id}.11`;
   const meshNode: MeshNode = makeNode({
@@ -211,6 +234,7 @@ export async function writePeer(etcd: Etcd, peer: PeerFixture, layout: Layout): 
     includeExternal: true,
     shared: true,
     clusterID: id,
+    ...(outgrownAt === undefined ? {} : { [EXTENSION_FIELD]: { outgrownAt } }),
   };
   const identity = id * 65536 + 300;
   await put(nodeKey(name, 'p1', layout), encodeNode(meshNode));
@@ -219,7 +243,9 @@ export async function writePeer(etcd: Etcd, peer: PeerFixture, layout: Layout): 
     const entry: IpEntry = { IP: ip, HostIP: nodeIp, ID: identity, Key: 0, Metadata: '' };
     await put(ipKey(name, ip, layout), encodeIpEntry(entry));
   }
-  await put(serviceKey(name, 'default', 'shop', layout), encodeGlobalService(service));
+  for (const [slice, ips] of Object.entries(slices)) await putSlice(etcd, peer, slice, ips, layout);
+  if (mode !== 'endpointslices-only')
+    await put(serviceKey(name, 'default', 'shop', layout), encodeGlobalService(service));
   await put(
     clusterConfigKey(name),
     encodeClusterConfig({
@@ -228,8 +254,23 @@ export async function writePeer(etcd: Etcd, peer: PeerFixture, layout: Layout): 
         syncedCanaries: true,
         ...(layout === 'cache' ? { cached: true } : {}),
         maxConnectedClusters: 255,
+        ...(mode === '' ? {} : { endpointSlicesExportMode: mode }),
       },
     }),
   );
-  for (const family of FAMILIES) if (!without?.includes(family)) await put(canaryKey(name, family, layout), 'now');
+  for (const family of agentFamilies({ id, capabilities: { endpointSlicesExportMode: mode } }))
+    if (!without?.includes(family)) await put(canaryKey(name, family, layout), 'now');
+}
+
+/** One slice of default/shop of the peer: ready endpoints. */
+export async function putSlice(
+  etcd: Etcd,
+  peer: Pick<PeerFixture, 'name' | 'id'>,
+  slice: string,
+  ips: readonly string[],
+  layout: Layout,
+): Promise<void> {
+  const endpoints = Object.fromEntries(ips.map((ip) => [ip, 'ready' as const]));
+  const value = remoteSlice(peer.name, peer.id, endpoints, { name: slice });
+  await etcd.put(endpointSliceKey(peer.name, 'default', slice, layout), encodeEndpointSlice(value, zstd));
 }

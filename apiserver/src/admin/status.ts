@@ -1,9 +1,9 @@
 /** The status of a cluster, composed from what its parts know. Pure. */
 import {
+  AGENT_FAMILIES,
   type AgentStatus,
   type ClusterInfo,
   type ClusterStatus,
-  FAMILIES,
   type FamilyStatus,
   type NodeInfo,
   type PeerInfo,
@@ -76,7 +76,7 @@ function peerInfo(peer: PeerStatus, agents: readonly AgentStatus[]): PeerInfo {
 }
 
 /** Agents take nothing from the other families, which are mirrored for other readers. */
-const isApplied = (family: string) => (FAMILIES as readonly string[]).includes(family);
+const isApplied = (family: string) => (AGENT_FAMILIES as readonly string[]).includes(family);
 
 /** An agent that has not named the family has not even listed it: revision 0 of an empty family counts only when it did. */
 export function hasApplied(agent: AgentStatus, peer: string, family: string, revision: number): boolean {

@@ -4,7 +4,7 @@ import { Session } from 'node:inspector';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { type MapOps, type OpResult, openDatapath, parseAgentConfig, startAgent } from '@clustermesh/agent';
 import { openEtcd } from '@clustermesh/kvstore';
-import { createLog, systemClock } from '@clustermesh/runtime';
+import { createLog, openZstd, systemClock } from '@clustermesh/runtime';
 import { fingerprint, ipcacheText, OWN } from './load.ts';
 import { type AgentSettings, type AppliedRow, type FromAgent, monotonicMs, type ToAgent } from './messages.ts';
 
@@ -110,7 +110,15 @@ const etcd = openEtcd({ ...config.etcd, log });
 etcd.onEvent((event) => {
   if (event.type === 'disconnected') disconnects++;
 });
-const agent = await startAgent({ config, etcd, datapath, interfaces: () => undefined, clock: systemClock, log });
+const agent = await startAgent({
+  config,
+  etcd,
+  datapath,
+  interfaces: () => undefined,
+  zstd: openZstd(),
+  clock: systemClock,
+  log,
+});
 
 const poll = setInterval(() => {
   if (agent.notReady() !== undefined) return;
