@@ -150,6 +150,13 @@ export function parseCertificate(pem: string, what: string): X509Certificate {
   }
 }
 
+/** The certificates of a PEM bundle, each in PEM of its own, in order. */
+export function certificatesIn(bundlePem: string): readonly string[] {
+  return (
+    bundlePem.match(/-----BEGIN CERTIFICATE-----[\s\S]*?-----END CERTIFICATE-----/g)?.map((pem) => `${pem}\n`) ?? []
+  );
+}
+
 /** What an operator wants to know of a certificate. */
 export function certificateFacts(pem: string, what = 'a certificate'): CertificateFacts {
   const certificate = parseCertificate(pem, what);

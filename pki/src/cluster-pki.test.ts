@@ -5,7 +5,8 @@ import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import type { MeshError } from '@clustermesh/contract';
 import { certificateFacts, isIssuedBy } from './certificate.ts';
-import { ensureClusterPki, loadCa, whyIssue } from './cluster-pki.ts';
+import { ensureClusterPki, whyIssue } from './cluster-pki.ts';
+import { loadCa } from './files.ts';
 import { issueClient } from './issue.ts';
 
 const mode = (path: string): string => (statSync(path).mode & 0o777).toString(8);
@@ -29,7 +30,8 @@ describe('the PKI directory of a cluster', () => {
     assert.deepEqual(
       pki.issued.map(({ file }) => file).sort(),
       [
-        ...['admin', 'ca', 'local', 'server'].map((name) => join(dir, `${name}.crt`)),
+        ...['admin', 'ca', 'gate', 'local', 'server'].map((name) => join(dir, `${name}.crt`)),
+        join(dir, 'crl.pem'),
         join(node.dir, 'node.crt'),
       ].sort(),
     );
@@ -41,6 +43,9 @@ describe('the PKI directory of a cluster', () => {
       'admin.key',
       'ca.crt',
       'ca.key',
+      'crl.pem',
+      'gate.crt',
+      'gate.key',
       'local.crt',
       'local.key',
       'server.crt',
@@ -53,6 +58,7 @@ describe('the PKI directory of a cluster', () => {
       join(dir, 'server.crt'),
       join(dir, 'admin.crt'),
       join(dir, 'local.crt'),
+      join(dir, 'gate.crt'),
       join(node.dir, 'node.crt'),
     ]) {
       const pem = readFileSync(path, 'utf8');
@@ -63,6 +69,7 @@ describe('the PKI directory of a cluster', () => {
       'pki/server.crt': 'clustermesh-apiserver.cilium.io',
       'pki/admin.crt': 'admin-eu',
       'pki/local.crt': 'local-eu',
+      'pki/gate.crt': 'gate-eu',
       'nodes/n1/pki/node.crt': 'node-n1',
     });
     assert.equal(readFileSync(join(node.dir, 'ca.crt'), 'utf8'), ca.certPem);
@@ -91,6 +98,15 @@ describe('the PKI directory of a cluster', () => {
     const later = snapshot();
     const changed = [...later.keys()].filter((file) => later.get(file) !== earlier.get(file)).sort();
     assert.deepEqual(changed, ['admin.crt', 'admin.key']);
+  });
+
+  it('is not made over for another cluster', async () => {
+    const earlier = snapshot();
+    await assert.rejects(ensureClusterPki({ ...options, cluster: 'us' }), {
+      code: 'conflict',
+      message: /another cluster's \(admin-eu/,
+    });
+    assert.deepEqual(snapshot(), earlier);
   });
 
   it('gets a new server certificate when an address is added', async () => {

@@ -1,8 +1,8 @@
 /** The PKI directory of one cluster: decisions are pure (`whyIssue`), writing is at the end. */
-import { chmodSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { BlockList, isIP } from 'node:net';
 import { join } from 'node:path';
-import { MeshError } from '@clustermesh/contract';
+import { MeshError, messageOf } from '@clustermesh/contract';
 import { atomicWrite } from '@clustermesh/runtime';
 import {
   type CertificateAuthority,
@@ -11,8 +11,11 @@ import {
   isKeyOf,
   type KeyAndCertificate,
 } from './certificate.ts';
+import { readCrl } from './crl.ts';
+import { privateDir, readPair, writePair } from './files.ts';
 import { createCa, issueClient, issueServer } from './issue.ts';
-import { adminUser, localUser, nodeUser, SERVER_COMMON_NAME, SERVER_IPS, serverDnsNames } from './names.ts';
+import { adminUser, gateUser, localUser, nodeUser, SERVER_COMMON_NAME, SERVER_IPS, serverDnsNames } from './names.ts';
+import { crlFile, writeCrl } from './peer-certificates.ts';
 
 export interface ClusterPkiOptions {
   readonly dir: string;
@@ -45,6 +48,7 @@ export async function ensureClusterPki(options: ClusterPkiOptions): Promise<Clus
   const nodes = (options.nodes ?? []).map((node) =>
     typeof node === 'string' ? { name: node, dir: join(options.dir, 'nodes', node) } : node,
   );
+  refuseForeign(options.dir, options.cluster);
   privateDir(options.dir);
   for (const node of nodes) privateDir(node.dir);
 
@@ -84,6 +88,7 @@ export async function ensureClusterPki(options: ClusterPkiOptions): Promise<Clus
     server,
     client(join(options.dir, 'admin'), adminUser(options.cluster)),
     client(join(options.dir, 'local'), localUser(options.cluster)),
+    client(join(options.dir, 'gate'), gateUser(options.cluster)),
     ...nodes.map((node) => client(join(node.dir, 'node'), nodeUser(node.name))),
   ];
   // In parallel: key generation runs on the thread pool.
@@ -100,7 +105,30 @@ export async function ensureClusterPki(options: ClusterPkiOptions): Promise<Clus
     if (!existsSync(copy) || readFileSync(copy, 'utf8') !== authority.certPem)
       atomicWrite(copy, authority.certPem, 0o644);
   }
+  const crlProblem = whyWriteCrl(crlFile(options.dir), authority.certPem);
+  if (crlProblem !== undefined) {
+    writeCrl(options.dir);
+    issued.push({ file: crlFile(options.dir), reason: crlProblem });
+  }
   return { ca: authority, issued };
+}
+
+/** A directory of another cluster is not made over: with its CA, that cluster would lose every certificate that it ever issued. */
+function refuseForeign(dir: string, cluster: string): void {
+  const admin = readPair(dir, 'admin');
+  if (admin === undefined) return;
+  let user: string;
+  try {
+    user = certificateFacts(admin.certPem).commonName;
+  } catch {
+    return; // torn: issued again below
+  }
+  if (user === adminUser(cluster)) return;
+  throw new MeshError({
+    code: 'conflict',
+    message: `making the certificates of cluster ${cluster} in ${dir}: they are another cluster's (${user} is its administrator)`,
+    hint: 'give every cluster a directory of its own; a cluster cannot be renamed',
+  });
 }
 
 /** Why a leaf must be issued again, or undefined when what is there serves. */
@@ -128,6 +156,17 @@ export function whyIssue(
   }
 }
 
+/** etcd lets nobody in while the list is missing; one that another CA has signed is not believed. */
+function whyWriteCrl(file: string, caPem: string): string | undefined {
+  if (!existsSync(file)) return 'missing';
+  try {
+    readCrl(readFileSync(file, 'utf8'), caPem);
+    return undefined;
+  } catch (error) {
+    return messageOf(error);
+  }
+}
+
 /** IPv6 addresses have several spellings; a block list compares their meaning. */
 function sameIp(a: string, b: string): boolean {
   const family = isIP(a);
@@ -136,35 +175,4 @@ function sameIp(a: string, b: string): boolean {
   const list = new BlockList();
   list.addAddress(a, 'ipv6');
   return list.check(b, 'ipv6');
-}
-
-/** Reads a cluster's CA, to sign with. */
-export function loadCa(dir: string): CertificateAuthority {
-  const ca = readPair(dir, 'ca');
-  if (ca === undefined) {
-    throw new MeshError({
-      code: 'not-found',
-      message: `reading the CA in ${dir}: ca.crt and ca.key are not both there`,
-      hint: 'the PKI directory is made when the cluster is set up',
-    });
-  }
-  return ca;
-}
-
-function privateDir(dir: string): void {
-  mkdirSync(dir, { recursive: true, mode: 0o700 });
-  chmodSync(dir, 0o700);
-}
-
-/** A key without its certificate (or the other way round) is as good as nothing. */
-function readPair(dir: string, name: string): KeyAndCertificate | undefined {
-  const key = join(dir, `${name}.key`);
-  const cert = join(dir, `${name}.crt`);
-  if (!existsSync(key) || !existsSync(cert)) return undefined;
-  return { keyPem: readFileSync(key, 'utf8'), certPem: readFileSync(cert, 'utf8') };
-}
-
-function writePair(dir: string, name: string, pair: KeyAndCertificate): void {
-  atomicWrite(join(dir, `${name}.key`), pair.keyPem, 0o600);
-  atomicWrite(join(dir, `${name}.crt`), pair.certPem, 0o644);
 }

@@ -2,13 +2,23 @@ export {
   type CertificateAuthority,
   type CertificateFacts,
   certificateFacts,
+  certificatesIn,
   isIssuedBy,
   isKeyOf,
   type KeyAndCertificate,
   parseCertificate,
 } from './certificate.ts';
-export { type ClusterPki, type ClusterPkiOptions, ensureClusterPki, loadCa, whyIssue } from './cluster-pki.ts';
+export { type ClusterPki, type ClusterPkiOptions, ensureClusterPki, whyIssue } from './cluster-pki.ts';
+export { createCrl, normalSerial, readCrl, serialOf } from './crl.ts';
 export { createCsr, createKeyAndCsr, signCsr } from './csr.ts';
+export { loadCa } from './files.ts';
 export { createCa, issueClient, issueServer } from './issue.ts';
 export * from './names.ts';
+export {
+  crlFile,
+  issuePeerCertificate,
+  readLedger,
+  revokePeerCertificates,
+  writeCrl,
+} from './peer-certificates.ts';
 export * from './token.ts';

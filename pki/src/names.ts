@@ -7,6 +7,8 @@ export const SERVER_COMMON_NAME = 'clustermesh-apiserver.cilium.io';
 export const adminUser = (cluster: string): string => `admin-${cluster}`;
 export const localUser = (cluster: string): string => `local-${cluster}`;
 export const nodeUser = (node: string): string => `node-${node}`;
+/** The user by which the gate reads etcd for peers (apiserver/src/gate). */
+export const gateUser = (cluster: string): string => `gate-${cluster}`;
 /** The user of cluster `peer` in another cluster's etcd. */
 export const remoteUser = (peer: string): string => `remote-${peer}`;
 
