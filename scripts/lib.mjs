@@ -9,6 +9,7 @@ export const repoRoot = dirname(dirname(fileURLToPath(import.meta.url)));
 /** The bundled executables and where each starts. */
 export const executables = {
   'clustermesh-apiserver': 'apiserver/src/main.ts',
+  'clustermesh-gate': 'apiserver/src/gate/main.ts',
   'clustermesh-agent': 'agent/src/main.ts',
   clustermesh: 'cli/src/main.ts',
   'clustermesh-lab': 'test-kind/src/lab-main.ts',

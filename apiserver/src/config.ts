@@ -3,6 +3,8 @@ import { isIP } from 'node:net';
 import { join } from 'node:path';
 import { clusterIdProblem, clusterNameProblem, isDnsSubdomain, isIpv4, parseCidr } from '@clustermesh/contract';
 import { z } from 'zod';
+import { PEER_ACCESS } from './bootstrap/plan.ts';
+import { AUTH_MODES } from './gate/config.ts';
 
 const path = z.string().min(1);
 
@@ -108,6 +110,13 @@ export const configSchema = z.strictObject({
   peersDir: path,
   /** Watched: the etcd users of peers (users.yaml). */
   usersFile: path,
+  /** Which common names peers log in with: wire-contract §7. The gate has the same setting. */
+  authMode: z.enum(AUTH_MODES).default('migration'),
+  /**
+   * `gate`: peers come through clustermesh-gate, and a revoked one is cut off at once. `etcd`: they connect to etcd itself; a revoked
+   * one gets in no more, but what it watches already it sees until etcd is restarted.
+   */
+  peerAccess: z.enum(PEER_ACCESS).default('etcd'),
   /** What must outlive a restart: allocated ClusterIPs, known nodes, last good manifests. */
   stateDir: path,
   /** Unix socket of Redis (operations only). */

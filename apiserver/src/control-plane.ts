@@ -68,6 +68,8 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     cluster: cluster.name,
     nodes: config.nodes,
     usersFile: config.usersFile,
+    authMode: config.authMode,
+    peerAccess: config.peerAccess,
   });
   const agents = startAgentSource(common);
   const onChange = () => terms.current()?.exporter.trigger();

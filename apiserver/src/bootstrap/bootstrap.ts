@@ -7,9 +7,10 @@ import { dirname } from 'node:path';
 import { BOOTSTRAP_KEY, MeshError, messageOf } from '@clustermesh/contract';
 import type { Compare, Etcd } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
+import type { AuthMode } from '../gate/config.ts';
 import type { EtcdView, UserDirectory } from '../ports.ts';
 import { watchedDirectory } from '../watched-dir.ts';
-import { type AuthActual, type AuthStep, desiredAuth, planAuth, REMOTE_USER_PREFIX } from './plan.ts';
+import { type AuthActual, type AuthStep, desiredAuth, type PeerAccess, planAuth, REMOTE_USER_PREFIX } from './plan.ts';
 import { editUsersFile, readUsersFile, type UsersRead } from './users.ts';
 
 export interface BootstrapOptions {
@@ -17,6 +18,8 @@ export interface BootstrapOptions {
   readonly cluster: string;
   readonly nodes: readonly string[];
   readonly usersFile: string;
+  readonly authMode?: AuthMode;
+  readonly peerAccess?: PeerAccess;
   readonly log: Log;
   readonly signal: AbortSignal;
   readonly clock?: Clock;
@@ -70,7 +73,7 @@ async function apply(etcd: Etcd, step: AuthStep): Promise<void> {
 }
 
 export function startBootstrap(options: BootstrapOptions): Bootstrap {
-  const { etcd, usersFile } = options;
+  const { etcd, usersFile, authMode, peerAccess } = options;
   const clock = options.clock ?? systemClock;
   const log = options.log.child({ subsystem: 'bootstrap' });
   const startedAt = clock.nowMs();
@@ -108,7 +111,7 @@ export function startBootstrap(options: BootstrapOptions): Bootstrap {
 
   const pass = async () => {
     readUsers();
-    const input = { cluster: options.cluster, nodes: options.nodes, remoteUsers: users };
+    const input = { cluster: options.cluster, nodes: options.nodes, remoteUsers: users, authMode, peerAccess };
     const inputs = JSON.stringify(input);
     const marker = await etcd.get(BOOTSTRAP_KEY);
     const isMarked = marker?.value.toString() === MARKER;
@@ -172,8 +175,16 @@ export function startBootstrap(options: BootstrapOptions): Bootstrap {
     ended: runner.ended,
     async addPeer(peer) {
       const user = `${REMOTE_USER_PREFIX}${peer}`;
+      if (authMode === 'legacy')
+        throw new MeshError({
+          code: 'invalid-config',
+          message: `adding etcd user ${user}: with authMode legacy all peers share the user "remote"`,
+          hint: 'set authMode: migration in apiserver.yaml (and gate.yaml) to give each peer its own, revocable user',
+        });
       editUsersFile(usersFile, user, 'add', users);
       readUsers();
+      // The gate reads the file by itself.
+      if (peerAccess === 'gate') return;
       if (!isReady) throw notReady(`adding etcd user ${user}`, lastError);
       await etcd.auth.addUser(user);
       await etcd.auth.grantRole(user, 'remote');

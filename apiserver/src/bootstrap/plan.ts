@@ -14,6 +14,8 @@ import {
   syncedPrefix,
 } from '@clustermesh/contract';
 import { type Permission, prefixEnd } from '@clustermesh/kvstore';
+import { gateUser } from '@clustermesh/pki';
+import type { AuthMode } from '../gate/config.ts';
 
 export interface Grant {
   readonly permission: Permission;
@@ -28,12 +30,16 @@ export interface AuthSpec {
   readonly roles: ReadonlyMap<string, readonly Grant[]>;
   /** Users and roles that begin like this and are not wanted are removed. */
   readonly managed: readonly string[];
+  /** Users of exactly these names that are not wanted are removed. */
+  readonly retired: readonly string[];
 }
 
 /** A user is the common name of a client certificate; none has a password. */
 export const REMOTE_USER_PREFIX = 'remote-';
 export const NODE_USER_PREFIX = 'node-';
 const ROOT = 'root';
+/** The one user of all peers, from before each had its own. */
+const LEGACY_REMOTE_USER = 'remote';
 
 const read = (key: string): Grant => ({ permission: 'read', key, scope: 'prefix' });
 const write = (key: string, scope: Grant['scope'] = 'prefix'): Grant => ({ permission: 'readwrite', key, scope });
@@ -43,9 +49,24 @@ export interface AuthInput {
   readonly nodes: readonly string[];
   /** Users of peers (`remote-<peer>`); undefined when users.yaml was never readable: then nobody's access is touched. */
   readonly remoteUsers: readonly string[] | undefined;
+  /** Default `migration`. */
+  readonly authMode?: AuthMode | undefined;
+  /** By which way peers come: at etcd itself each has a user of its own (default); behind the gate only the gate has. */
+  readonly peerAccess?: PeerAccess | undefined;
 }
 
-export function desiredAuth({ cluster, nodes, remoteUsers }: AuthInput): AuthSpec {
+export const PEER_ACCESS = ['etcd', 'gate'] as const;
+export type PeerAccess = (typeof PEER_ACCESS)[number];
+
+/** The users with the role `remote`. */
+function readersOf({ cluster, remoteUsers = [], authMode = 'migration', peerAccess }: AuthInput): readonly string[] {
+  if (peerAccess === 'gate') return [gateUser(cluster)];
+  return [...(authMode === 'cluster' ? [] : [LEGACY_REMOTE_USER]), ...(authMode === 'legacy' ? [] : remoteUsers)];
+}
+
+export function desiredAuth(input: AuthInput): AuthSpec {
+  const { cluster, nodes, remoteUsers } = input;
+  const isPeersKnown = remoteUsers !== undefined || input.peerAccess === 'gate';
   const nodeGrants = (node: string): Grant[] => [
     read(CACHE_PREFIX),
     read(CLUSTER_CONFIG_PREFIX),
@@ -61,8 +82,7 @@ export function desiredAuth({ cluster, nodes, remoteUsers }: AuthInput): AuthSpe
       [ROOT, ROOT],
       [`admin-${cluster}`, ROOT],
       [`local-${cluster}`, 'local'],
-      ['remote', 'remote'],
-      ...(remoteUsers ?? []).map((user): [string, string] => [user, 'remote']),
+      ...readersOf(input).map((user): [string, string] => [user, 'remote']),
       ...nodes.map((node): [string, string] => [`${NODE_USER_PREFIX}${node}`, `${NODE_USER_PREFIX}${node}`]),
     ]),
     roles: new Map<string, readonly Grant[]>([
@@ -80,7 +100,8 @@ export function desiredAuth({ cluster, nodes, remoteUsers }: AuthInput): AuthSpe
       ],
       ...nodes.map((node): [string, readonly Grant[]] => [`${NODE_USER_PREFIX}${node}`, nodeGrants(node)]),
     ]),
-    managed: [NODE_USER_PREFIX, ...(remoteUsers === undefined ? [] : [REMOTE_USER_PREFIX])],
+    managed: [NODE_USER_PREFIX, gateUser(''), ...(isPeersKnown ? [REMOTE_USER_PREFIX] : [])],
+    retired: [LEGACY_REMOTE_USER],
   };
 }
 
@@ -114,7 +135,8 @@ const sameGrant = (a: Grant, b: Grant) => a.permission === b.permission && a.key
 /** Roles before users, rights before the users that would use them, removals last but rights that are too wide go with their role. */
 export function planAuth(desired: AuthSpec, actual: AuthActual): AuthStep[] {
   const steps: AuthStep[] = [];
-  const isManaged = (name: string) => desired.managed.some((prefix) => name.startsWith(prefix));
+  const isManaged = (name: string) =>
+    desired.managed.some((prefix) => name.startsWith(prefix)) || desired.retired.includes(name);
 
   for (const [role, grants] of desired.roles) {
     const there = actual.roles.get(role);

@@ -3,7 +3,7 @@
  * looking what is left to do.
  */
 import { MeshError } from '@clustermesh/contract';
-import { isIssuedBy, loadCa, remoteUser, signCsr } from '@clustermesh/pki';
+import { isIssuedBy, issuePeerCertificate, remoteUser, revokePeerCertificates } from '@clustermesh/pki';
 import { type Clock, systemClock } from '@clustermesh/runtime';
 import type { MirrorView, PeerDirectory, UserDirectory } from '../ports.ts';
 import { checkPeer, type OwnCluster } from '../preflight/agreement.ts';
@@ -86,7 +86,7 @@ async function authorizePeer(
   if (data.direction === 'read') return { message: `${peer.name} is not let in: this cluster reads, and is not read` };
   const user = remoteUser(peer.name);
   report(`signing the certificate of ${user} and making its read-only user`);
-  const certificatePem = signCsr({ csrPem: data.csrPem, ca: loadCa(ports.pkiDir), expectedCommonName: user });
+  const certificatePem = await issuePeerCertificate({ pkiDir: ports.pkiDir, peer: peer.name, csrPem: data.csrPem });
   await ports.users.addPeer(peer.name);
   return { message: `${peer.name} may read this cluster as ${user}`, certificatePem };
 }
@@ -194,6 +194,8 @@ async function removeConfig(ports: StepPorts, { data }: StepRun): Promise<StepRe
 
 async function revokePeer(ports: StepPorts, { data }: StepRun): Promise<StepResult> {
   await ports.users.removePeer(data.peer);
+  // Also when the peer is invited again under the same name, what it holds now stays dead.
+  await revokePeerCertificates({ pkiDir: ports.pkiDir, peer: data.peer });
   return { message: `${remoteUser(data.peer)} may no longer read this cluster` };
 }
 
