@@ -1,7 +1,7 @@
 /** The files a standalone cluster runs from: certificates, daemon configs, the handle file that the CLI finds it by. */
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { ensureClusterPki } from '@clustermesh/pki';
+import { crlFile, ensureClusterPki } from '@clustermesh/pki';
 import { atomicWrite } from '@clustermesh/runtime';
 import { stringify } from 'yaml';
 import { cgroupMount } from '../netns/cgroup.ts';
@@ -9,13 +9,15 @@ import { clusterPaths, instancePaths, nodeCgroup, nodePaths } from '../netns/nam
 import type { LabCluster, LabNode } from '../topology.ts';
 
 const ETCD_PORT = 2379;
+/** Where peers come in: the port of Cilium's NodePort for them. */
+const GATE_PORT = 32379;
 
 /** Peers and agents reach etcd by this name; the server certificate covers it and host aliases resolve it. */
 const etcdName = (cluster: LabCluster) => `${cluster.name}.mesh.cilium.io`;
 
-function etcdByName(cluster: LabCluster) {
+function etcdByName(cluster: LabCluster, port = ETCD_PORT) {
   return {
-    endpoints: [`https://${etcdName(cluster)}:${ETCD_PORT}`],
+    endpoints: [`https://${etcdName(cluster)}:${port}`],
     hostAliases: [{ hostname: etcdName(cluster), ips: [cluster.controlPlaneIP] }],
   };
 }
@@ -38,17 +40,36 @@ function apiserverConfig(instance: string, cluster: LabCluster) {
       certFile: join(paths.pki, 'admin.crt'),
       keyFile: join(paths.pki, 'admin.key'),
     },
-    advertise: etcdByName(cluster),
+    advertise: etcdByName(cluster, GATE_PORT),
     pki: { dir: paths.pki },
     manifestsDir: paths.manifests,
     peersDir: paths.peers,
     usersFile: paths.users,
+    peerAccess: 'gate',
     stateDir: paths.state,
     redis: { path: join(paths.redis, 'redis.sock') },
     admin: { socket: paths.socket },
     http: { host: '127.0.0.1', port: 9880 },
     nodes: cluster.nodes.map((node) => node.name),
     timers: { heartbeatMs: 2_000, peerStatusMs: 2_000, nodeGraceMs: cluster.timers.nodeGraceMs },
+  };
+}
+
+function gateConfig(instance: string, cluster: LabCluster) {
+  const { pki, users } = clusterPaths(instance, cluster.name);
+  const tls = (name: string) => ({
+    caFile: join(pki, 'ca.crt'),
+    certFile: join(pki, `${name}.crt`),
+    keyFile: join(pki, `${name}.key`),
+  });
+  return {
+    cluster: cluster.name,
+    listen: { host: '0.0.0.0', port: GATE_PORT },
+    tls: tls('server'),
+    etcd: { port: ETCD_PORT, ...tls('gate') },
+    usersFile: users,
+    crlFile: crlFile(pki),
+    http: { port: 9881 },
   };
 }
 
@@ -98,6 +119,7 @@ export async function writeClusterFiles(instance: string, cluster: LabCluster): 
   for (const dir of [paths.manifests, paths.etcd, paths.redis, paths.peers, paths.state])
     mkdirSync(dir, { recursive: true, mode: 0o700 });
   atomicWrite(paths.config, stringify(apiserverConfig(instance, cluster)));
+  atomicWrite(paths.gateConfig, stringify(gateConfig(instance, cluster)));
   for (const node of cluster.nodes) {
     const { state, config } = nodePaths(instance, cluster.name, node.name);
     mkdirSync(state, { recursive: true, mode: 0o700 });

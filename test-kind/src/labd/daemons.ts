@@ -2,6 +2,7 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import type { AdminMethods, AgentMethods } from '@clustermesh/contract';
+import { crlFile } from '@clustermesh/pki';
 import { dialRpc, repoRoot } from '@clustermesh/runtime';
 import {
   clusterPaths,
@@ -49,6 +50,10 @@ export function daemonsOf(instance: string, cluster: LabCluster): DaemonSpec[] {
     },
     { process: spec('redis', controlPlane, redisCommand(paths.redis)), notReady: async () => undefined },
     {
+      process: spec('gate', controlPlane, [process.execPath, bundle('clustermesh-gate'), '--config', paths.gateConfig]),
+      notReady: async () => undefined,
+    },
+    {
       process: spec('apiserver', controlPlane, [
         process.execPath,
         bundle('clustermesh-apiserver'),
@@ -89,6 +94,7 @@ function etcdCommand(cluster: LabCluster, dir: string, pki: string): string[] {
     `--trusted-ca-file=${join(pki, 'ca.crt')}`,
     `--cert-file=${join(pki, 'server.crt')}`,
     `--key-file=${join(pki, 'server.key')}`,
+    `--client-crl-file=${crlFile(pki)}`,
     // The JSON gateway would present the server's own certificate instead of the caller's.
     '--enable-grpc-gateway=false',
     '--auto-compaction-retention=1',

@@ -69,7 +69,7 @@ export class Lab {
   async #build(topology: Topology, progress: Progress): Promise<void> {
     const instance = this.#instance;
     const paths = instancePaths(instance);
-    for (const name of ['clustermesh-apiserver', 'clustermesh-agent']) {
+    for (const name of ['clustermesh-apiserver', 'clustermesh-gate', 'clustermesh-agent']) {
       if (!existsSync(bundle(name)))
         throw new MeshError({
           code: 'not-found',

@@ -50,6 +50,7 @@ export interface ClusterPaths {
   readonly state: string;
   readonly users: string;
   readonly config: string;
+  readonly gateConfig: string;
   readonly socket: string;
   readonly context: string;
 }
@@ -67,6 +68,7 @@ export function clusterPaths(instance: string, cluster: string): ClusterPaths {
     state: `${dir}/state`,
     users: `${dir}/users.yaml`,
     config: `${dir}/apiserver.yaml`,
+    gateConfig: `${dir}/gate.yaml`,
     socket: `${dir}/apiserver.sock`,
     context: `${paths.contexts}/${cluster}.yaml`,
   };
