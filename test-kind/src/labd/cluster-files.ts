@@ -8,9 +8,9 @@ import { cgroupMount } from '../netns/cgroup.ts';
 import { clusterPaths, instancePaths, nodeCgroup, nodePaths } from '../netns/names.ts';
 import type { LabCluster, LabNode } from '../topology.ts';
 
-const ETCD_PORT = 2379;
+export const ETCD_PORT = 2379;
 /** Where peers come in: the port of Cilium's NodePort for them. */
-const GATE_PORT = 32379;
+export const GATE_PORT = 32379;
 
 /** Peers and agents reach etcd by this name; the server certificate covers it and host aliases resolve it. */
 const etcdName = (cluster: LabCluster) => `${cluster.name}.mesh.cilium.io`;

@@ -6,11 +6,12 @@ import { parse } from 'yaml';
 import { inNamespace } from '../netns/exec.ts';
 import { clusterPaths, controlPlaneNamespace, nodePaths } from '../netns/names.ts';
 import { findCluster, type Topology } from '../topology.ts';
+import { ETCD_PORT, GATE_PORT } from './cluster-files.ts';
 
 export const ETCD_ROLES = ['admin', 'local', 'node', 'remote', 'nobody'] as const;
 export type EtcdRole = (typeof ETCD_ROLES)[number];
 
-/** Certificate and key to show to the etcd of `cluster`, or none. */
+/** Which door to knock at, and the certificate and key to show there, if any: a peer comes through the gate. */
 export function etcdCredentials(
   instance: string,
   topology: Topology,
@@ -19,10 +20,11 @@ export function etcdCredentials(
 ): readonly string[] {
   const cluster = findCluster(topology, clusterName);
   const { pki } = clusterPaths(instance, cluster.name);
-  const pair = (cert: string, key: string) => [`--cert=${cert}`, `--key=${key}`];
+  const at = (port: number) => `--endpoints=https://127.0.0.1:${port}`;
+  const pair = (cert: string, key: string, port = ETCD_PORT) => [at(port), `--cert=${cert}`, `--key=${key}`];
   switch (role) {
     case 'nobody':
-      return [];
+      return [at(ETCD_PORT)];
     case 'admin':
     case 'local':
       return pair(join(pki, `${role}.crt`), join(pki, `${role}.key`));
@@ -31,7 +33,7 @@ export function etcdCredentials(
       return pair(join(node.pki, 'node.crt'), join(node.pki, 'node.key'));
     }
     case 'remote':
-      return pair(...remotePair(instance, topology, clusterName));
+      return pair(...remotePair(instance, topology, clusterName), GATE_PORT);
   }
 }
 
@@ -60,7 +62,6 @@ export function etcdctlCommand(
 ): string[] {
   return inNamespace(controlPlaneNamespace(instance, cluster), [
     ...['env', 'ETCDCTL_API=3', 'etcdctl'],
-    '--endpoints=https://127.0.0.1:2379',
     `--cacert=${join(clusterPaths(instance, cluster).pki, 'ca.crt')}`,
     ...credentials,
     ...args,
