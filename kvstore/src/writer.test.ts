@@ -269,6 +269,45 @@ describe('writer', { timeout: 60_000 }, () => {
     await stop();
   });
 
+  it('writes while an audit lists, and takes nothing for foreign that it wrote meanwhile', async () => {
+    let open = () => {};
+    const opened = new Promise<void>((resolve) => {
+      open = resolve;
+    });
+    let lists = 0;
+    // The second list (the audit) is read, then held.
+    const slow = new Proxy(etcd, {
+      get: (target, name: keyof Etcd) =>
+        name !== 'pages'
+          ? target[name]
+          : async function* (...args: Parameters<Etcd['pages']>) {
+              const isAudit = ++lists === 2;
+              for await (const page of target.pages(...args)) {
+                if (isAudit) await opened;
+                yield page;
+              }
+            },
+    });
+    const { writer, stop } = write(slow, ['beside/'], { auditIntervalMs: 50 });
+    for (const key of ['changed', 'deleted', 'untouched']) writer.set(`beside/${key}`, 'old');
+    writer.ready('beside/');
+    await writer.flush();
+    await etcd.put('beside/untouched', 'wrong');
+    await eventually('an audit', () => lists === 2);
+    writer.set('beside/changed', 'new');
+    writer.delete('beside/deleted');
+    writer.set('beside/added', 'new');
+    await writer.flush();
+    const wanted = { 'beside/added': 'new', 'beside/changed': 'new' };
+    assert.deepEqual(await contents(etcd, 'beside/'), { ...wanted, 'beside/untouched': 'wrong' });
+    open();
+    await eventually('the repair', async () => (await etcd.get('beside/untouched'))?.value.toString() === 'old');
+    await writer.flush();
+    assert.deepEqual(await contents(etcd, 'beside/'), { ...wanted, 'beside/untouched': 'old' });
+    assert.equal(writer.status().repairs, 1);
+    await stop();
+  });
+
   it('one value that etcd refuses does not hold up the others, and the status names it', async () => {
     const { writer, stop } = write(etcd, ['poison/']);
     for (let i = 0; i < 50; i++) writer.set(`poison/a${i}`, 'x');

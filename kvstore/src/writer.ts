@@ -4,7 +4,8 @@ import { LeasePool } from './lease-pool.ts';
 import { RateLimit } from './rate-limit.ts';
 import { childOf } from './signals.ts';
 import type { Compare, FlushResult, KeyValue, Writer, WriterKeyError, WriterOptions, WriterStatus } from './types.ts';
-import { type Actual, batches, difference, isUnder, MAX_OPERATIONS, type Operation } from './writer-plan.ts';
+import { auditWritten, readPieces } from './writer-audit.ts';
+import { type Actual, batches, difference, isUnder, type Operation } from './writer-plan.ts';
 
 const DEFAULT_AUDIT_INTERVAL_MS = 60_000;
 const DEFAULT_BACKOFF = { minMs: 100, maxMs: 5_000 };
@@ -24,8 +25,8 @@ interface Canary {
 
 /**
  * Keeps etcd equal to a desired set of keys. Level-triggered: every pass first makes sure that it knows what is in etcd (a full
- * compare at the start, after every lost connection and every `auditIntervalMs`), then writes the difference in order of `set`,
- * then the canaries. One pass at a time, so nothing here has to be locked against another write of ours.
+ * compare at the start and after every lost connection; every `auditIntervalMs` another beside the passes), then writes the
+ * difference in order of `set`, then the canaries. One pass at a time, so nothing here has to be locked against another write of ours.
  */
 export function startWriter(options: WriterOptions): Writer {
   const { etcd, owned, log, signal } = options;
@@ -45,7 +46,10 @@ export function startWriter(options: WriterOptions): Writer {
   let dirty = new Set<string>();
 
   let compareWanted = true;
-  let lastCompareAt = 0;
+  let auditDueAt = 0;
+  let auditing: Promise<void> | undefined;
+  /** While an audit runs: what has been written since it began. */
+  let touchedSinceAudit: Set<string> | undefined;
   let comparedEpoch = -1;
   /** All writes go to the etcd that was compared, never to the one behind a later connection. */
   let connection: number | undefined;
@@ -135,32 +139,22 @@ export function startWriter(options: WriterOptions): Writer {
     readonly connection: number | undefined;
   }
 
+  // A key on a foreign lease (of a process before this one, or of a writer in the other mode) would vanish with that.
+  const leaseFits = (kv: KeyValue) => kv.lease === (pool === undefined ? '0' : pool.idOf(kv.key));
+
   async function readActual(): Promise<Reading> {
     const actual = new Map<string, Actual>();
-    const revisions = new Map<string, number>();
-    let pinned: number | undefined;
-    // A key on a foreign lease (of a process before this one, or of a writer in the other mode) would vanish with that.
-    const leaseOf = (key: string) => (pool === undefined ? '0' : pool.idOf(key));
-    const take = (kv: KeyValue) => actual.set(kv.key, { value: kv.value, leaseFits: kv.lease === leaseOf(kv.key) });
-    for (const prefix of owned) {
-      let newest = 0;
-      for await (const page of etcd.pages(prefix, { signal, connection: pinned })) {
-        pinned = page.header.connection;
-        for (const kv of page.kvs) {
-          take(kv);
-          newest = Math.max(newest, kv.modRevision);
-        }
-      }
-      revisions.set(prefix, newest);
-    }
+    const revisions = new Map(owned.map((prefix) => [prefix, 0]));
     const others = [...desired.keys(), ...tombstones].filter((key) => !isOwnKey(key));
-    for (let i = 0; i < others.length; i += MAX_OPERATIONS) {
-      const success = others.slice(i, i + MAX_OPERATIONS).map((key) => ({ get: key }));
-      const { gets, header } = await etcd.txn({ success }, { signal, connection: pinned });
-      pinned = header.connection;
-      for (const kv of gets) if (kv !== undefined) take(kv);
+    let readOn: number | undefined;
+    for await (const { kvs, prefix, connection: pinned } of readPieces({ etcd, owned, others, signal })) {
+      readOn = pinned;
+      for (const kv of kvs) {
+        actual.set(kv.key, { value: kv.value, leaseFits: leaseFits(kv) });
+        if (prefix !== undefined) revisions.set(prefix, Math.max(revisions.get(prefix)!, kv.modRevision));
+      }
     }
-    return { actual, revisions, others: new Set(others), connection: pinned };
+    return { actual, revisions, others: new Set(others), connection: readOn };
   }
 
   async function compare(): Promise<void> {
@@ -192,14 +186,57 @@ export function startWriter(options: WriterOptions): Writer {
       compareWanted = true;
       throw error;
     }
-    compares++;
-    lastCompareAt = clock.nowMs();
-    for (const canary of canaries.values()) canary.pending = true;
+    onCompared();
     log.debug({ owned, differing: dirty.size, rows: applied.size }, 'compared');
   }
 
+  function onCompared(): void {
+    compares++;
+    // Not in step: the many writers of a mirror would all list at the same time.
+    auditDueAt = clock.nowMs() + auditIntervalMs * (0.5 + Math.random() / 2);
+    for (const canary of canaries.values()) canary.pending = true;
+  }
+
+  /**
+   * The same while changes are being written, as a change must not wait for a list of all that was written before. Anything but a
+   * plain answer leaves things as they are: what breaks the connection asks for a compare of its own.
+   */
+  async function audit(): Promise<void> {
+    const believed = applied;
+    const touched = new Set<string>();
+    touchedSinceAudit = touched;
+    try {
+      const others = [...applied.keys()].filter((key) => !isOwnKey(key));
+      const common = { etcd, owned, others, connection, signal };
+      const { found, revisions } = await auditWritten({ ...common, applied, touched, leaseFits });
+      if (applied !== believed || compareWanted || signal.aborted) return;
+      const differing = [...found].filter(([key, there]) => !dirty.has(key) && take(key, there)).map(([key]) => key);
+      repairs += countForeign(differing);
+      for (const key of [...differing, ...failed.keys()]) dirty.add(key);
+      failed.clear();
+      for (const [prefix, newest] of revisions)
+        lastRevision.set(prefix, Math.max(lastRevision.get(prefix) ?? 0, newest));
+      onCompared();
+      runner.trigger();
+    } catch (error) {
+      auditDueAt = clock.nowMs() + auditIntervalMs;
+      if (!signal.aborted) log.debug({ owned, reason: messageOf(error) }, 'comparing did not succeed');
+    } finally {
+      touchedSinceAudit = undefined;
+    }
+  }
+
+  /** Believes what a list has shown; true if that is not what should be there. */
+  function take(key: string, there: Actual | undefined): boolean {
+    if (there === undefined) applied.delete(key);
+    else applied.set(key, there.value);
+    const wanted = desired.get(key);
+    if (there === undefined) return wanted !== undefined;
+    return wanted === undefined ? isLeftover(key) : !there.leaseFits || !there.value.equals(wanted);
+  }
+
   /** Differences that no pending change of ours explains. */
-  function countForeign(differing: ReadonlySet<string>): number {
+  function countForeign(differing: Iterable<string>): number {
     let count = 0;
     for (const key of differing) if (!dirty.has(key) && !failed.has(key)) count++;
     if (count > 0) log.info({ owned, keys: count }, 'repairing keys that somebody else changed or lost');
@@ -243,6 +280,7 @@ export function startWriter(options: WriterOptions): Writer {
     for (const { key } of batch) {
       dirty.delete(key);
       applied.delete(key);
+      touchedSinceAudit?.add(key);
     }
     inFlight = batch.length;
     try {
@@ -346,7 +384,9 @@ export function startWriter(options: WriterOptions): Writer {
     const thisPass = passes;
     try {
       fence(dirty.size);
-      if (compareWanted || (auditIntervalMs > 0 && clock.nowMs() - lastCompareAt >= auditIntervalMs)) await compare();
+      if (compareWanted) await compare();
+      else if (auditIntervalMs > 0 && clock.nowMs() >= auditDueAt && touchedSinceAudit === undefined)
+        auditing = audit();
       await drain();
       await writeCanaries(thisPass);
       await pool?.trim();
@@ -412,6 +452,7 @@ export function startWriter(options: WriterOptions): Writer {
     stopListening();
     stopFollowing?.();
     release();
+    await auditing;
     await pool?.close();
   });
 
