@@ -104,6 +104,8 @@ const HANDSHAKE_CHECK_MS = 10_000;
 /** Two of Cilium's heartbeat intervals: a slower peer is not writing any more, although its etcd answers. */
 const SILENT_AFTER_MS = 120_000;
 const BACKOFF = { minMs: 100, maxMs: 2_000 };
+/** Every peer's copy is listed this often to find foreign changes: of many peers, that is most of what this etcd has to read. */
+const AUDIT_MS = 300_000;
 
 export function startPeer(options: PeerOptions): Peer {
   const { config, own, local, ids, clock, onChange } = options;
@@ -167,6 +169,7 @@ export function startPeer(options: PeerOptions): Peer {
     clock,
     signal,
     backoff: BACKOFF,
+    auditIntervalMs: AUDIT_MS,
   });
 
   // The first thing that is read of a peer, and the proof of life that its writer gives (§1.1). Listed without a slash (§1.13).
