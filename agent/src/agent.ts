@@ -16,6 +16,8 @@ import { createDesired, type Desired } from './desired.ts';
 import { startEndpointManager } from './endpoints/manager.ts';
 import { startPublisher } from './endpoints/publisher.ts';
 import { createEndpointStore } from './endpoints/store.ts';
+import { createLookups } from './flow/lookups.ts';
+import { type FlowMonitor, startFlowMonitor } from './flow/monitor.ts';
 import { createAllocator } from './identity/allocator.ts';
 import { startMesh } from './mesh/mesh.ts';
 import { createStoreMemory } from './mesh/store-memory.ts';
@@ -25,6 +27,7 @@ import { createMetrics } from './status/metrics.ts';
 import { startStatusPublisher } from './status/publisher.ts';
 import { createTables, type Sync, startSync, takeOver } from './sync.ts';
 import { underlayMtu } from './underlay.ts';
+import { type TableVerdict, verify } from './verify.ts';
 
 export interface AgentPorts {
   readonly config: AgentConfig;
@@ -44,6 +47,12 @@ export interface Agent {
   endpoints(): EndpointInfo[];
   status(): AgentStatusReply;
   dump(map: DumpName): Promise<object[]>;
+  /** Rows of a kernel map by its own name. */
+  dumpRaw(map: string): Promise<object[]>;
+  /** The pinned maps, with their rows where they are counted. */
+  maps(): Promise<object[]>;
+  verify(): Promise<TableVerdict[]>;
+  readonly flows: FlowMonitor;
   /** Undefined when everything known has been applied since the start, else what is missing. */
   notReady(): string | undefined;
   readonly metrics: Registry;
@@ -196,6 +205,15 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
   sync = running;
   running.trigger();
 
+  const flows = await startFlowMonitor({
+    source: datapath.events,
+    lookups: createLookups(datapath, clock),
+    rates: config.datapath.flowEvents,
+    clock,
+    log: log.child({ subsystem: 'flow' }),
+    signal,
+  });
+
   let etcdError = 'not connected yet';
   const stopListening = etcd.onEvent((event) => {
     if (event.type === 'disconnected') {
@@ -245,6 +263,13 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
       };
     },
     dump: (map) => datapath.dump(map),
+    dumpRaw: datapath.dumpRaw,
+    async maps() {
+      const rows = new Map((await datapath.usage()).map((usage) => [usage.name, usage.rows]));
+      return datapath.maps().map((map) => ({ ...map, rows: rows.get(map.name) ?? null }));
+    },
+    verify: () => verify(tables, datapath, clock),
+    flows,
     notReady() {
       if (isApplied) return undefined;
       if (!etcd.connected) return `etcd is not connected: ${etcdError}`;
@@ -259,12 +284,14 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
       outgrownServices: desired.outgrownServices,
       endpoints: endpoints.list,
       isEtcdConnected: () => etcd.connected,
+      flows: flows.stats,
     }),
     async close() {
       stopListening();
       stop.abort();
       await followed.close();
       await running.ended;
+      await flows.ended;
       await statusPublisher
         .close()
         .catch((error: unknown) => log.debug({ reason: messageOf(error) }, 'status lease not given back'));

@@ -79,6 +79,15 @@ const schema = z
       cgroup: z.string().min(1),
       /** VXLAN device, made if absent. */
       vxlanDevice: z.string().min(1).max(15).default('cm_vxlan'),
+      /** How many packets are shown as flow events (`clustermesh-agent monitor`), per CPU. */
+      flowEvents: z
+        .strictObject({
+          /** Events a second; what is over it is counted, not shown. */
+          perSecond: z.number().int().min(1).max(100_000).default(500),
+          /** What was not used of them, up to so many, may be shown later. */
+          burst: z.number().int().min(1).max(100_000).default(1_000),
+        })
+        .prefault({}),
       /** Rows per map; holds when a map is first made. */
       mapSizes: z.record(z.string(), z.number().int().positive()).optional(),
     }),

@@ -1,92 +1,18 @@
-/** The node agent. A wiring list: what is built, in which order, and how it ends. */
+/** `clustermesh-agent --config FILE` is the daemon; with a command it asks a daemon that runs. */
+import { isCommandLine, runCommands } from './commands/program.ts';
 
-import { join } from 'node:path';
-import { type AgentMethods, identityShift, MAP_NAMES, type MapName, MeshError } from '@clustermesh/contract';
-import { openEtcd } from '@clustermesh/kvstore';
-import {
-  configArgument,
-  createLog,
-  openZstd,
-  runDaemon,
-  serveHttp,
-  serveRpc,
-  systemClock,
-  tryLock,
-  version,
-} from '@clustermesh/runtime';
-import { type Agent, startAgent } from './agent.ts';
-import { loadAgentConfig } from './config.ts';
-import { openDatapath } from './datapath/index.ts';
-import { readInterfaces } from './interfaces.ts';
-
-const configPath = configArgument('clustermesh-agent');
-const log = createLog('clustermesh-agent');
-
-await runDaemon(log, async () => {
-  const config = loadAgentConfig(configPath);
-  const { cluster, node } = config;
-  log.info({ cluster: cluster.name, node: node.name, version: version() }, 'starting');
-
-  const lock = tryLock(join(config.stateDir, 'agent.lock'), `pid ${process.pid}`);
-  if ('heldBy' in lock) {
-    throw new MeshError({
-      code: 'locked',
-      message: `starting the agent of node ${node.name}: ${config.stateDir} is in use by ${lock.heldBy}`,
-    });
-  }
-  const datapath = await openDatapath(
-    {
-      clusterId: cluster.id,
-      clusterName: cluster.name,
-      identityShift: identityShift(cluster.maxConnectedClusters),
-      nodeName: node.name,
-      nodeIp: node.ip,
-      gatewayIp: node.gatewayIP,
-      podCidr: node.podCIDR,
-      bpffs: config.datapath.bpffs,
-      cgroup: config.datapath.cgroup,
-      vxlanDevice: config.datapath.vxlanDevice,
-      ...(config.datapath.mapSizes === undefined ? {} : { mapSizes: config.datapath.mapSizes }),
-    },
-    { log: log.child({ subsystem: 'datapath' }) },
-  );
-  const etcd = openEtcd({ ...config.etcd, log: log.child({ subsystem: 'etcd' }) });
-  const zstd = openZstd();
-  const agent = await startAgent({ config, etcd, datapath, interfaces: readInterfaces, zstd, clock: systemClock, log });
-  const rpc = await serveRpc<AgentMethods>('agent', config.socket, handlers(agent));
-  const http = await serveHttp({ ...config.http, registry: agent.metrics, notReady: agent.notReady });
-  log.info({ socket: config.socket }, 'ready for endpoints');
-
-  return [
-    () => rpc.close(),
-    () => http.close(),
-    () => agent.close(),
-    () => etcd.close(),
-    () => datapath.close(),
-    async () => lock.release(),
-  ];
-});
-
-function handlers(agent: Agent): Parameters<typeof serveRpc<AgentMethods>>[2] {
-  return {
-    EndpointAdd: (request) => agent.addEndpoint(request),
-    async EndpointDelete({ id }) {
-      await agent.removeEndpoint(id);
-      return {};
-    },
-    EndpointList: async () => ({ endpoints: agent.endpoints() }),
-    GetStatus: async () => agent.status(),
-    async DumpMap({ map }) {
-      if (!isMapName(map))
-        throw new MeshError({
-          code: 'invalid-argument',
-          message: `dumping map ${JSON.stringify(map)}: there is none; maps are ${MAP_NAMES.join(', ')}`,
-        });
-      return { json: JSON.stringify(await agent.dump(map)) };
-    },
-  };
-}
-
-function isMapName(name: string): name is MapName {
-  return (MAP_NAMES as readonly string[]).includes(name);
+const args = process.argv.slice(2);
+if (isCommandLine(args)) {
+  const interrupt = new AbortController();
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => interrupt.abort());
+  // A reader that has seen enough (`… monitor | head -1`) is no failure.
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => process.exit(error.code === 'EPIPE' ? 0 : 1));
+  process.exitCode = await runCommands(args, {
+    out: (line) => process.stdout.write(`${line}\n`),
+    err: (line) => process.stderr.write(`${line}\n`),
+    env: process.env,
+    signal: interrupt.signal,
+  });
+} else {
+  await import('./daemon.ts');
 }

@@ -45,10 +45,30 @@ export interface AgentStatusReply {
 export const MAP_NAMES = ['ipcache', 'services', 'backends', 'endpoints', 'nodes', 'drops', 'ct'] as const;
 export type MapName = (typeof MAP_NAMES)[number];
 
+export interface Json {
+  readonly json: string;
+}
+
+export interface WatchFlowsRequest {
+  readonly verdict: readonly string[];
+  readonly reason: readonly string[];
+  readonly identity: readonly number[];
+  readonly address: readonly string[];
+  readonly port: readonly number[];
+  readonly service: readonly string[];
+  readonly last: number;
+  readonly sampleEvery: number;
+  readonly noFollow: boolean;
+}
+
 export interface AgentMethods {
   EndpointAdd: { request: EndpointAddRequest; response: EndpointInfo };
   EndpointDelete: { request: { id: string }; response: Record<string, never> };
   EndpointList: { request: Record<string, never>; response: { endpoints: readonly EndpointInfo[] } };
   GetStatus: { request: Record<string, never>; response: AgentStatusReply };
-  DumpMap: { request: { map: string }; response: { json: string } };
+  DumpMap: { request: { map: string }; response: Json };
+  ReadMap: { request: { map: string }; response: Json; stream: true };
+  ListMaps: { request: Record<string, never>; response: Json };
+  Verify: { request: Record<string, never>; response: Json };
+  WatchFlows: { request: WatchFlowsRequest; response: Json; stream: true };
 }

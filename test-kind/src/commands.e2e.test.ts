@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { after, before, describe, it } from 'node:test';
 import { waitFor } from '@clustermesh/runtime';
 import { manifestFile } from './demo/shop.ts';
-import { clustermesh, connect, labCommand, openLab, type TestLab } from './testing/e2e.ts';
+import { agentCommand, clustermesh, connect, labCommand, openLab, type TestLab } from './testing/e2e.ts';
 
 let test: TestLab;
 
@@ -104,6 +104,41 @@ describe('lab', () => {
     for (const pod of pods.filter(({ cluster }) => cluster === 'eu'))
       assert.equal(rows.find((row) => row.prefix === `${pod.ip}/32`)?.identity, pod.identity);
     for (const name of ['ipcache', 'services', 'backends']) assert.match(await lab('map', 'us/n1', name), /^[A-Z]/);
+  });
+
+  it("an agent's own commands show its kernel, and what it refused", async () => {
+    const agent = async (...args: string[]) => {
+      const { code, stdout, stderr } = await agentCommand(test.instance, 'eu', 'n1', ...args);
+      assert.equal(code, 0, `${args.join(' ')} ended with ${code}: ${stdout}${stderr}`);
+      return stdout;
+    };
+    const pods = await json<{ cluster: string; node: string; name: string; ip: string }[]>('pods');
+    const ours = pods.filter(({ cluster, node }) => cluster === 'eu' && node === 'n1');
+    const endpoints = JSON.parse(await agent('endpoint', 'list', '-o', 'json')) as { ipv4: string; state: string }[];
+    assert.deepEqual(endpoints.map(({ ipv4 }) => ipv4).sort(), ours.map(({ ip }) => ip).sort());
+    const maps = JSON.parse(await agent('map', 'list', '-o', 'json')) as { name: string; rows: number | null }[];
+    assert.equal(maps.find(({ name }) => name === 'cm_endpoints')?.rows, ours.length);
+    assert.match(await agent('map', 'get', 'ipcache', pods.find(({ cluster }) => cluster === 'us')!.ip), /^PREFIX/);
+    assert.match(await agent('verify'), /^services +\d+ +\d+ +0$/m);
+
+    // An address of the node's pods that nobody has: answered by the agent's programs, and shown.
+    const pod = ours[0]!;
+    const nobody = pod.ip.replace(/\d+$/, '250');
+    await labCommand(
+      test.instance,
+      'exec',
+      `eu/default/${pod.name}`,
+      '--',
+      'curl',
+      '-s',
+      '-m',
+      '2',
+      `http://${nobody}/`,
+    );
+    const shown = await agent('monitor', '--no-follow', '--last', '1', '--address', nobody, '-o', 'json');
+    const { reason, verdict, source, destination } = JSON.parse(shown) as Record<string, { ip: string }>;
+    assert.deepEqual([verdict, reason, source?.ip, destination?.ip], ['answered', 'no-endpoint', pod.ip, nobody]);
+    assert.match(await agent('drops'), /^no-endpoint +answered +from-pod +\d+/m);
   });
 
   it('logs shows the last lines of daemons and pods', async () => {

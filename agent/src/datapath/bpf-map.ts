@@ -23,6 +23,8 @@ export interface BpfMap<K, V> {
    */
   scan(visit: (key: K, value: V) => void): Promise<void>;
   entries(): Promise<[K, V][]>;
+  /** How many rows there are, in slices as scan() reads them. */
+  count(): Promise<number>;
 }
 
 function encodeAll<T>(codec: Codec<T>, values: readonly T[]): Buffer {
@@ -84,7 +86,8 @@ export function openMap<K, V>(name: string, fd: number, layout: MapLayout<K, V>)
     return results;
   }
 
-  async function scan(visit: (key: K, value: V) => void): Promise<void> {
+  /** `take` gets so many keys and values at a time, as bytes. False if the kernel has no batches for this kind of map. */
+  async function readBatches(take: (keys: Buffer, values: Buffer, n: number) => void): Promise<boolean> {
     // A hash map's token is a bucket number, a trie's is a key.
     let token = Buffer.alloc(Math.max(4, keyCodec.size));
     let started = false;
@@ -98,16 +101,23 @@ export function openMap<K, V>(name: string, fd: number, layout: MapLayout<K, V>)
         room *= 2; // one bucket holds more than we made room for
         continue;
       }
-      if (unsupported(rc)) return scanOneByOne(fd, layout, visit);
+      if (unsupported(rc)) return false;
       if (rc < 0 && rc !== -libbpf.ENOENT) throw failure('listing', rc);
-      for (let i = 0; i < count; i++) {
-        visit(keyCodec.decode(keys, i * keyCodec.size), valueCodec.decode(values, i * valueCodec.size));
-      }
-      if (rc === -libbpf.ENOENT) return; // that was the last batch
+      take(keys, values, count);
+      if (rc === -libbpf.ENOENT) return true; // that was the last batch
       token = next;
       started = true;
       await setImmediate();
     }
+  }
+
+  async function scan(visit: (key: K, value: V) => void): Promise<void> {
+    const isDone = await readBatches((keys, values, n) => {
+      for (let i = 0; i < n; i++) {
+        visit(keyCodec.decode(keys, i * keyCodec.size), valueCodec.decode(values, i * valueCodec.size));
+      }
+    });
+    if (!isDone) scanOneByOne(fd, layout, visit);
   }
 
   return {
@@ -163,6 +173,14 @@ export function openMap<K, V>(name: string, fd: number, layout: MapLayout<K, V>)
       const found: [K, V][] = [];
       await scan((key, value) => void found.push([key, value]));
       return found;
+    },
+    async count() {
+      let rows = 0;
+      const isDone = await readBatches((_keys, _values, n) => {
+        rows += n;
+      });
+      if (!isDone) scanOneByOne(fd, layout, () => rows++);
+      return rows;
     },
   };
 }

@@ -1,27 +1,17 @@
 /** Counters and flows for people to look at: plain JSON values. */
-import { CmCtKind, CmCtState, CmDirection, CmReason, cmCount } from '@clustermesh/bpf';
-import { isIpv4 } from '@clustermesh/contract';
+import { CmCtKind, CmCtState, CmDirection, CmReason, cmCount, maps as layouts, type MapName } from '@clustermesh/bpf';
+import { isIpv4, MeshError } from '@clustermesh/contract';
+import type { BpfMap } from './bpf-map.ts';
 import * as libbpf from './libbpf.ts';
-import type { TypedMaps } from './loader.ts';
+import { isPinned, type TypedMaps } from './loader.ts';
+import { classOf, namesOf } from './names.ts';
 import { fromProtocol, NO_ADDRESS } from './rows.ts';
-
-/** CmReason.TO_STACK reads as 'to-stack'. */
-function namesOf(constants: Record<string, number>): Map<number, string> {
-  const named = Object.entries(constants).filter(([name]) => name !== 'MAX');
-  return new Map(named.map(([name, value]) => [value, name.toLowerCase().replaceAll('_', '-')]));
-}
+import type { MapUsage } from './types.ts';
 
 const reasons = namesOf(CmReason);
 const directions = namesOf(CmDirection);
 const states = namesOf(CmCtState);
 const kinds = namesOf(CmCtKind);
-
-/** Ranges of bpf/lib/reasons.h. */
-function classOf(reason: number): string {
-  if (reason < 32) return 'forwarded';
-  if (reason < 64) return 'noted';
-  return reason < 128 ? 'answered' : 'dropped';
-}
 
 export interface Counter {
   reason: string;
@@ -74,4 +64,44 @@ export async function dumpCt(maps: TypedMaps): Promise<object[]> {
     rxBytes: Number(e.rxBytes),
     idleMs: Number(nowNs - e.lastSeenNs) / 1e6,
   }));
+}
+
+/** Arrays always hold all of their rows, and what is per CPU has one value for each. */
+const MAP_TYPE = { hash: 1, array: 2, percpuArray: 6, lruHash: 9, lpmTrie: 11 } as const;
+const COUNTED: ReadonlySet<number> = new Set([MAP_TYPE.hash, MAP_TYPE.lruHash, MAP_TYPE.lpmTrie]);
+const READABLE: ReadonlySet<number> = new Set([...COUNTED, MAP_TYPE.array]);
+
+const namesIn = (maps: TypedMaps, types: ReadonlySet<number>): MapName[] =>
+  (Object.keys(maps) as MapName[]).filter((name) => isPinned(name) && types.has(layouts[name].type)).sort();
+
+export async function usageOf(maps: TypedMaps): Promise<MapUsage[]> {
+  const usage: MapUsage[] = [];
+  for (const name of namesIn(maps, COUNTED)) {
+    const { maxEntries } = maps[name];
+    usage.push({ name, rows: await maps[name].count(), maxEntries });
+  }
+  return usage;
+}
+
+export async function dumpRaw(maps: TypedMaps, wanted: string): Promise<object[]> {
+  const names = namesIn(maps, READABLE);
+  const name = names.find((known) => known === wanted);
+  if (name === undefined) {
+    throw new MeshError({
+      code: 'not-found',
+      message: `reading the map ${JSON.stringify(wanted)}: there is none of that name with rows to show`,
+      hint: `Maps are ${names.join(', ')}.`,
+    });
+  }
+  const map = maps[name] as unknown as BpfMap<unknown, unknown>;
+  return (await map.entries()).map(([key, value]) => ({ key: plain(key), value: plain(value) }));
+}
+
+/** As JSON can say it: large numbers as numbers, bytes as hexadecimal text. */
+function plain(value: unknown): unknown {
+  if (typeof value === 'bigint') return Number(value);
+  if (value instanceof Uint8Array) return Buffer.from(value).toString('hex');
+  if (Array.isArray(value)) return value.map(plain);
+  if (typeof value !== 'object' || value === null) return value;
+  return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, plain(inner)]));
 }

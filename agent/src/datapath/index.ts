@@ -11,7 +11,8 @@ import { maps as layouts, type MapName } from '@clustermesh/bpf';
 import { ipv4Contains, MeshError } from '@clustermesh/contract';
 import type { Log } from '@clustermesh/runtime';
 import * as attach from './attach.ts';
-import { dumpCt, dumpDrops } from './dump.ts';
+import { dumpCt, dumpDrops, dumpRaw, usageOf } from './dump.ts';
+import { openEvents } from './events.ts';
 import * as libbpf from './libbpf.ts';
 import { ensureVxlan, interfaceIndex, underlayMtuOf } from './links.ts';
 import { isPinned, loadPrograms } from './loader.ts';
@@ -71,6 +72,7 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
 
   try {
     const services = await openServices(maps);
+    const events = openEvents(maps);
     const rowsOfEndpoints = endpointTable(maps.cm_endpoints);
     const endpoints = { ...rowsOfEndpoints, list: listEndpoints };
     attach.attachSocketPrograms(loaded, config.cgroup, pinDir);
@@ -141,7 +143,20 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
         (Object.keys(layouts) as MapName[])
           .filter((name) => maps[name] !== undefined && isPinned(name))
           .map((name) => ({ name, id: maps[name].id, maxEntries: maps[name].maxEntries, pin: join(pinDir, name) })),
-      close: async () => loaded.close(),
+      usage: () => usageOf(maps),
+      dumpRaw: (name) => dumpRaw(maps, name),
+      events,
+      identityOf: (ip) =>
+        (
+          maps.cm_endpoints.lookup(ip) ??
+          maps.cm_ipcache.lookup(ip) ??
+          maps.cm_ipcache_lpm.lookup({ prefixLen: 128, net: ip })
+        )?.identity,
+      interfaceName: libbpf.interfaceName,
+      async close() {
+        events.close();
+        loaded.close();
+      },
     };
   } catch (error) {
     loaded.close();

@@ -284,6 +284,8 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
   await refresh();
   return {
     list: () => exclusive(list),
+    read: () =>
+      exclusive(async () => new Map([...(await readServices(maps)).services].map(([key, { row }]) => [key, row]))),
     update: (rows) => exclusive(() => update(rows)),
     remove: (keys) => exclusive(() => remove(keys)),
 

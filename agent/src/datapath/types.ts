@@ -3,6 +3,7 @@
  * Rows are plain immutable values; each table names its rows by one string key.
  */
 import type { MeshError } from '@clustermesh/contract';
+import type { EventSource } from './events.ts';
 
 export type Protocol = 'TCP' | 'UDP';
 
@@ -46,6 +47,8 @@ export interface MapOps<Row> {
    * whose rows are made of several maps have none.
    */
   scan?(visit: (key: string, row: Row) => void): Promise<void>;
+  /** As list(), but for looking only: nothing is mended or remembered by it. Absent where list() is no more than that. */
+  read?(): Promise<Map<string, Row>>;
   /** One result per row, in order. A row that does not fit leaves the others unaffected. */
   update(rows: Row[]): Promise<OpResult[]>;
   remove(keys: string[]): Promise<OpResult[]>;
@@ -99,6 +102,7 @@ export interface ServiceRow {
   flags: number;
 }
 
+/** Views that join several maps, or say what numbers mean; the maps themselves go by their own names (cm_…). */
 export type DumpName = 'ipcache' | 'services' | 'backends' | 'endpoints' | 'nodes' | 'drops' | 'ct';
 
 /** A map as the kernel sees it; `id` stays the same for as long as its pin lives. */
@@ -107,6 +111,12 @@ export interface MapInfo {
   id: number;
   maxEntries: number;
   pin: string;
+}
+
+export interface MapUsage {
+  name: string;
+  rows: number;
+  maxEntries: number;
 }
 
 export interface Datapath {
@@ -119,7 +129,16 @@ export interface Datapath {
   /** Take programs and rows of this veth away; a veth that is already gone is no error. */
   detachEndpoint(interfaceName: string): Promise<void>;
   dump(map: DumpName): Promise<object[]>;
+  /** Rows of one map as they are: {key, value}. Throws if there is none of that name. */
+  dumpRaw(map: string): Promise<object[]>;
   maps(): MapInfo[];
+  /** How full the maps with rows of their own are. Reads them whole, in slices. */
+  usage(): Promise<MapUsage[]>;
+  /** Flow events of all programs of this node. */
+  readonly events: EventSource;
+  /** Whom the kernel takes an address for; undefined: unknown to it. */
+  identityOf(ip: string): number | undefined;
+  interfaceName(ifindex: number): string | undefined;
   /** Close file descriptors. Pins, programs and so traffic stay. */
   close(): Promise<void>;
 }

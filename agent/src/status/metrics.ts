@@ -1,5 +1,6 @@
 /** The agent's metrics, read from its state when they are scraped. */
 import { Gauge, type Registry } from 'prom-client';
+import type { FlowStats } from '../flow/monitor.ts';
 import type { FamilyProgress } from '../mesh/progress.ts';
 import { type Sync, TABLE_NAMES } from '../sync.ts';
 
@@ -11,6 +12,7 @@ export function createMetrics(ports: {
   readonly outgrownServices: () => ReadonlyMap<string, readonly string[]>;
   readonly endpoints: () => readonly { readonly state: string }[];
   readonly isEtcdConnected: () => boolean;
+  readonly flows: () => FlowStats;
 }): Registry {
   const { registry } = ports;
   const gauge = (name: string, help: string, labelNames: readonly string[], collect: (gauge: Gauge) => void) => {
@@ -64,6 +66,10 @@ export function createMetrics(ports: {
   });
   gauge('etcd_connected', '1 while the local etcd answers.', [], (metric) =>
     metric.set(ports.isEtcdConnected() ? 1 : 0),
+  );
+  gauge('flow_events_total', 'Flow events that the kernel showed.', [], (metric) => metric.set(ports.flows().sent));
+  gauge('flow_events_lost_total', 'Flow events over the rate, or that found no room in the ring.', [], (metric) =>
+    metric.set(ports.flows().lost),
   );
   gauge('family_rows', 'Rows per cluster and family.', ['cluster', 'family'], (metric) => {
     for (const { peer, family, count } of ports.progress()) metric.set({ cluster: peer, family }, count);

@@ -63,8 +63,18 @@ export function fakeDatapath(kernel: FakeKernel): Datapath {
       for (const row of [...kernel.endpoints.rows.values()])
         if (row.interface === name) kernel.endpoints.rows.delete(row.ip);
     },
+    events: {
+      configure: async () => {},
+      read: () => 0,
+      stats: () => ({ sent: 0, lost: 0 }),
+      close: () => {},
+    },
+    identityOf: (ip) => kernel.endpoints.rows.get(ip)?.identity,
+    interfaceName: () => undefined,
     dump: async (map) => (map === 'ipcache' ? [...kernel.ipcache.rows.values()] : []),
+    dumpRaw: async () => [],
     maps: () => [],
+    usage: async () => [],
     close: async () => {},
   };
 }

@@ -116,6 +116,12 @@ export function program(
 /** The operator's tool, as built. */
 export const clustermesh = (...args: string[]): Promise<Output> =>
   program(process.execPath, [bundle('clustermesh'), ...args]);
+/** A command of the agent of one node, as built. */
+export const agentCommand = (instance: string, cluster: string, node: string, ...args: string[]): Promise<Output> =>
+  program(process.execPath, [bundle('clustermesh-agent'), ...args], {
+    CLUSTERMESH_AGENT_SOCKET: nodePaths(instance, cluster, node).socket,
+  });
+
 /** The lab's own command, as built. */
 export const labCommand = (instance: string, ...args: string[]): Promise<Output> =>
   program(process.execPath, [bundle('clustermesh-lab'), '--instance', instance, ...args]);
