@@ -18,6 +18,13 @@ const endpoint = z.string().refine((text) => {
   return url !== undefined && (url.protocol === 'https:' || url.protocol === 'http:') && url.hostname !== '';
 }, 'is no http(s)://host:port URL');
 
+const hostAndPort = z
+  .string()
+  .refine(
+    (text) => /^(\[[\da-fA-F:]+\]|[\w.-]+):\d{1,5}$/.test(text),
+    'is not of the form host:port or [address]:port',
+  );
+
 const hostAlias = z.strictObject({
   /** Name in an endpoint's URL. */
   hostname: z.string().min(1),
@@ -101,7 +108,12 @@ export const configSchema = z.strictObject({
     keyFile: path.optional(),
   }),
   /** How peers reach this cluster's etcd. */
-  advertise: z.strictObject({ endpoints: z.array(endpoint).min(1), hostAliases: z.array(hostAlias).default([]) }),
+  advertise: z.strictObject({
+    endpoints: z.array(endpoint).min(1),
+    hostAliases: z.array(hostAlias).default([]),
+    /** How they reach the operator interface (`admin.listen`): written into invitations. */
+    admin: z.array(hostAndPort).default([]),
+  }),
   /** The cluster's CA (ca.crt, ca.key): signs peers' client certificates. */
   pki: z.strictObject({ dir: path }),
   /** Watched: Kubernetes YAML of this cluster (Namespace, Service, EndpointSlice). */
@@ -121,8 +133,14 @@ export const configSchema = z.strictObject({
   stateDir: path,
   /** Unix socket of Redis (operations only). */
   redis: z.strictObject({ path }),
-  /** Unix socket of the operator interface. */
-  admin: z.strictObject({ socket: path }),
+  admin: z.strictObject({
+    /** Unix socket of the operator interface; whoever may open it may do everything. */
+    socket: path,
+    /** The same over TLS, by client certificate and role (docs/security.md). Absent: not at all. */
+    listen: z.strictObject({ host: z.string().default('::'), port: z.number().int().min(0).max(65535) }).optional(),
+    /** Who asked for what, one JSON object per line. Default: audit.log in stateDir. */
+    auditFile: path.optional(),
+  }),
   /** Health and metrics. */
   http: z.strictObject({ host: z.string().default('127.0.0.1'), port: z.number().int().min(0).max(65535) }),
   /** Nodes whose agents get an etcd user `node-<node>`. */
@@ -143,6 +161,7 @@ export function stateFiles(stateDir: string) {
     knownNodes: join(stateDir, 'known-nodes.json'),
     replica: join(stateDir, 'replica-id'),
     lock: join(stateDir, 'lock'),
+    audit: join(stateDir, 'audit.log'),
     lastGoodDir: join(stateDir, 'last-good-manifests'),
   };
 }

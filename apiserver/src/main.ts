@@ -11,7 +11,7 @@ import {
   version,
 } from '@clustermesh/runtime';
 import { Registry } from 'prom-client';
-import { readClusterFacts, readClusterInfo, startAdmin } from './admin/index.ts';
+import { listenForAdmin, openAudit, readClusterFacts, readClusterInfo, startAdmin } from './admin/index.ts';
 import { configSchema, stateFiles } from './config.ts';
 import { startControlPlane } from './control-plane.ts';
 import { diagnose } from './doctor/doctor.ts';
@@ -73,6 +73,8 @@ await runDaemon(log, async (signal) => {
     });
   const admin = await startAdmin({
     socket: config.admin.socket,
+    clusterName: cluster.name,
+    audit: openAudit({ file: config.admin.auditFile ?? stateFiles(config.stateDir).audit }),
     cluster: info,
     facts,
     diagnose: (peer) =>
@@ -102,6 +104,11 @@ await runDaemon(log, async (signal) => {
     etcd: plane.bootstrap,
     nodes: config.nodes,
   });
+  const { listen } = config.admin;
+  const network =
+    listen === undefined
+      ? undefined
+      : await listenForAdmin({ rpc: admin, listen, pkiDir, usersFile: config.usersFile, log, signal });
   createMetrics(registry, cluster.name, plane);
   const http = await serveHttp({
     ...config.http,
@@ -110,5 +117,12 @@ await runDaemon(log, async (signal) => {
   });
 
   // Callers first, then what they call, then what everything stands on.
-  return [admin.close, http.close, operations.close, plane.close, async () => lock.release()];
+  return [
+    async () => network?.close(),
+    admin.close,
+    http.close,
+    operations.close,
+    plane.close,
+    async () => lock.release(),
+  ];
 });

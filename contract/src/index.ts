@@ -1,4 +1,5 @@
 export * from './admin-api.ts';
+export * from './admin-roles.ts';
 export * from './agent-api.ts';
 export * from './annotations.ts';
 export * from './cluster-config.ts';

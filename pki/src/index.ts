@@ -21,4 +21,5 @@ export {
   revokePeerCertificates,
   writeCrl,
 } from './peer-certificates.ts';
+export { fetchPinnedCa } from './pinned-ca.ts';
 export * from './token.ts';

@@ -1,5 +1,6 @@
 import { chmodSync, mkdirSync, mkdtempSync, renameSync, rmdirSync, rmSync, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
+import type { TLSSocket } from 'node:tls';
 import { isErrorCode, MeshError } from '@clustermesh/contract';
 import * as grpc from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
@@ -8,8 +9,16 @@ import { repoRoot } from './files.ts';
 /** Method name → request and response; `stream: true` marks a server stream. contract/ has one such type per service. */
 export type Methods<M> = { [K in keyof M]: { request: unknown; response: unknown; stream?: true } };
 
+/** Who is calling, as the way by which the call came in proves it. */
+export type Caller =
+  /** On the unix socket, which only its owner may open. */
+  | { readonly via: 'socket' }
+  /** Over TLS. `user` is the common name of a verified client certificate; without one the caller has proved nothing. */
+  | { readonly via: 'tls'; readonly address: string; readonly user: string | undefined };
+
 /** What a handler is given besides the request. */
 export interface CallContext {
+  readonly caller: Caller;
   /** Aborted when the caller went away. */
   readonly signal: AbortSignal;
 }
@@ -78,6 +87,8 @@ function fromServiceError(error: grpc.ServiceError, method: string, address: str
 }
 
 export interface RpcServer {
+  /** Serves a connection that somebody else has accepted, and verified (apiserver/src/admin/tls.ts). */
+  accept(connection: TLSSocket): void;
   close(): Promise<void>;
 }
 
@@ -87,6 +98,23 @@ export async function serveRpc<M extends Methods<M>>(
   socket: string,
   handlers: Handlers<M>,
 ): Promise<RpcServer> {
+  const server = serverOf(name, handlers, fromSocket);
+  const bound = await bindPrivately(server, socket);
+  // A server of its own: who comes in there can never be taken for somebody on the socket.
+  const network = serverOf(name, handlers, fromNetwork);
+  // The connections that are handed over have been through TLS already.
+  const injector = network.createConnectionInjector(grpc.ServerCredentials.createInsecure());
+  return {
+    accept: (connection) => injector.injectConnection(connection),
+    close: async () => {
+      injector.destroy();
+      await Promise.all([shutDown(network), shutDown(server)]);
+      bound.remove();
+    },
+  };
+}
+
+function serverOf<M extends Methods<M>>(name: ServiceName, handlers: Handlers<M>, callerOf: CallerOf): grpc.Server {
   const server = new grpc.Server();
   const service = loadService(name).service;
   const implementation: grpc.UntypedServiceImplementation = {};
@@ -95,22 +123,22 @@ export async function serveRpc<M extends Methods<M>>(
     if (handler === undefined)
       throw new MeshError({ code: 'internal', message: `service ${name} has no handler for ${method}` });
     implementation[method] = definition.responseStream
-      ? streamCall(handler as (r: unknown, c: CallContext) => AsyncIterable<unknown>)
-      : unaryCall(handler as (r: unknown, c: CallContext) => Promise<unknown>);
+      ? streamCall(handler as (r: unknown, c: CallContext) => AsyncIterable<unknown>, callerOf)
+      : unaryCall(handler as (r: unknown, c: CallContext) => Promise<unknown>, callerOf);
   }
   server.addService(service, implementation);
-  const bound = await bindPrivately(server, socket);
-  return {
-    close: () =>
-      new Promise((resolve) => {
-        const force = setTimeout(() => server.forceShutdown(), 1000);
-        server.tryShutdown(() => {
-          clearTimeout(force);
-          bound.remove();
-          resolve();
-        });
-      }),
-  };
+  return server;
+}
+
+/** Waits a second for calls that are being answered. */
+function shutDown(server: grpc.Server): Promise<void> {
+  return new Promise((resolve) => {
+    const force = setTimeout(() => server.forceShutdown(), 1000);
+    server.tryShutdown(() => {
+      clearTimeout(force);
+      resolve();
+    });
+  });
 }
 
 /**
@@ -142,13 +170,32 @@ async function bindPrivately(server: grpc.Server, socket: string): Promise<{ rem
   }
 }
 
+type Call = grpc.ServerUnaryCall<unknown, unknown> | grpc.ServerWritableStream<unknown, unknown>;
+type CallerOf = (call: Call) => Caller;
+
+const fromSocket: CallerOf = () => ({ via: 'socket' });
+
+const fromNetwork: CallerOf = (call) => {
+  // Empty unless TLS has verified the certificate. Several common names are an array: not for a stranger to choose among.
+  const name: unknown = call.getAuthContext().sslPeerCertificate?.subject.CN;
+  return {
+    via: 'tls',
+    address: call
+      .getPeer()
+      .replace(/:\d+$/, '')
+      .replace(/^::ffff:/, ''),
+    user: typeof name === 'string' ? name : undefined,
+  };
+};
+
 function unaryCall(
   handler: (request: unknown, context: CallContext) => Promise<unknown>,
+  callerOf: CallerOf,
 ): grpc.handleUnaryCall<unknown, unknown> {
   return (call, callback) => {
     const gone = new AbortController();
     call.on('cancelled', () => gone.abort());
-    handler(call.request, { signal: gone.signal }).then(
+    (async () => handler(call.request, { signal: gone.signal, caller: callerOf(call) }))().then(
       (response) => callback(null, response),
       (error) => callback(toServiceError(error)),
     );
@@ -157,13 +204,14 @@ function unaryCall(
 
 function streamCall(
   handler: (request: unknown, context: CallContext) => AsyncIterable<unknown>,
+  callerOf: CallerOf,
 ): grpc.handleServerStreamingCall<unknown, unknown> {
   return (call) => {
     const gone = new AbortController();
     call.on('cancelled', () => gone.abort());
     void (async () => {
       try {
-        for await (const item of handler(call.request, { signal: gone.signal })) {
+        for await (const item of handler(call.request, { signal: gone.signal, caller: callerOf(call) })) {
           if (gone.signal.aborted) return;
           call.write(item);
         }
@@ -177,10 +225,28 @@ function streamCall(
 
 const DEFAULT_TIMEOUT_MS = 30_000;
 
-/** A client of the service at `address` (`unix:///path`). Connects on first use; every unary call has a deadline. */
-export function dialRpc<M extends Methods<M>>(name: ServiceName, address: string): RpcClient<M> {
+/** How to reach a service over TLS. */
+export interface DialTls {
+  /** Whose certificates are believed: the server's cluster's CA, and no other. */
+  readonly caPem: string;
+  /** Under this name the server must be certified, whatever address it is reached at. */
+  readonly serverName: string;
+  /** Without them the caller is nobody. */
+  readonly certPem?: string | undefined;
+  readonly keyPem?: string | undefined;
+}
+
+/** A client of the service at `address` (`unix:///path`, or `host:port` with TLS). Connects on first use; every unary call has a deadline. */
+export function dialRpc<M extends Methods<M>>(name: ServiceName, address: string, tls?: DialTls): RpcClient<M> {
   const Client = loadService(name);
-  const client = new Client(address, grpc.credentials.createInsecure());
+  const pem = (text: string | undefined) => (text === undefined ? null : Buffer.from(text));
+  const client =
+    tls === undefined
+      ? new Client(address, grpc.credentials.createInsecure())
+      : new Client(address, grpc.credentials.createSsl(Buffer.from(tls.caPem), pem(tls.keyPem), pem(tls.certPem)), {
+          'grpc.ssl_target_name_override': tls.serverName,
+          'grpc.default_authority': tls.serverName,
+        });
   const result: Record<string, unknown> = { close: () => client.close() };
   for (const [method, definition] of Object.entries(Client.service)) {
     if (definition.responseStream) {

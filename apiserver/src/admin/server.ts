@@ -1,4 +1,4 @@
-/** The operator interface: contract/proto/admin.proto on a unix socket that only the owner may open. */
+/** The operator interface: contract/proto/admin.proto on a unix socket that only the owner may open, and over TLS (tls.ts). */
 import type {
   AdminMethods,
   ClusterFacts,
@@ -10,10 +10,14 @@ import type {
 import { type Handlers, type RpcServer, serveRpc } from '@clustermesh/runtime';
 import type { Operations } from '../operations/operations.ts';
 import type { AgentView, EtcdView, LocalView, MirrorView } from '../ports.ts';
+import type { Audit } from './audit.ts';
+import { authorized } from './authorize.ts';
 import { composeStatus } from './status.ts';
 
 export interface AdminOptions {
   readonly socket: string;
+  readonly clusterName: string;
+  readonly audit: Audit;
   /** Asked for each time: the CA on disk may be replaced. */
   readonly cluster: () => ClusterInfo;
   readonly facts: () => ClusterFacts;
@@ -29,7 +33,8 @@ export interface AdminOptions {
 }
 
 export function startAdmin(options: AdminOptions): Promise<RpcServer> {
-  return serveRpc<AdminMethods>('admin', options.socket, adminHandlers(options));
+  const handlers = authorized(adminHandlers(options), options.clusterName, options.audit);
+  return serveRpc<AdminMethods>('admin', options.socket, handlers);
 }
 
 export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {

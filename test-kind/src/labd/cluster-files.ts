@@ -11,6 +11,7 @@ import type { LabCluster, LabNode } from '../topology.ts';
 export const ETCD_PORT = 2379;
 /** Where peers come in: the port of Cilium's NodePort for them. */
 export const GATE_PORT = 32379;
+const ADMIN_PORT = 9882;
 
 /** Peers and agents reach etcd by this name; the server certificate covers it and host aliases resolve it. */
 const etcdName = (cluster: LabCluster) => `${cluster.name}.mesh.cilium.io`;
@@ -40,7 +41,7 @@ function apiserverConfig(instance: string, cluster: LabCluster) {
       certFile: join(paths.pki, 'admin.crt'),
       keyFile: join(paths.pki, 'admin.key'),
     },
-    advertise: etcdByName(cluster, GATE_PORT),
+    advertise: { ...etcdByName(cluster, GATE_PORT), admin: [`${cluster.controlPlaneIP}:${ADMIN_PORT}`] },
     pki: { dir: paths.pki },
     manifestsDir: paths.manifests,
     peersDir: paths.peers,
@@ -48,7 +49,7 @@ function apiserverConfig(instance: string, cluster: LabCluster) {
     peerAccess: 'gate',
     stateDir: paths.state,
     redis: { path: join(paths.redis, 'redis.sock') },
-    admin: { socket: paths.socket },
+    admin: { socket: paths.socket, listen: { host: '0.0.0.0', port: ADMIN_PORT } },
     http: { host: '127.0.0.1', port: 9880 },
     nodes: cluster.nodes.map((node) => node.name),
     timers: { heartbeatMs: 2_000, peerStatusMs: 2_000, nodeGraceMs: cluster.timers.nodeGraceMs },
