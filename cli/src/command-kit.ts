@@ -11,6 +11,8 @@ export interface CommandKit {
   readonly places: ContextPlaces;
   /** Aborted by Ctrl-C. */
   readonly signal: AbortSignal;
+  /** All of it. */
+  readonly program: Command;
   /** Makes a command that prints through `terminal` and throws instead of ending the process. */
   readonly add: (name: string, description: string, parent?: Command) => Command;
 }

@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { generateKeyPairSync } from 'node:crypto';
+import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
@@ -14,6 +16,7 @@ import {
   type PeerInfo,
   type PreflightCheck,
 } from '@clustermesh/contract';
+import { createInvite } from '@clustermesh/pki';
 import { type Handlers, type RpcServer, serveRpc } from '@clustermesh/runtime';
 import { runProgram } from './program.ts';
 import { plain } from './terminal.ts';
@@ -523,6 +526,43 @@ describe('the clustermesh command', () => {
       (await run(['peers', 'show', 'mars', ...at])).err,
       'error: showing the peer mars of eu: there is no such peer\nhint: peers: us',
     );
+  });
+
+  it('collects a bundle in which no private key, token or password is, and says what is missing', async () => {
+    const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+    const pem = privateKey.export({ type: 'pkcs8', format: 'pem' }).toString();
+    const own = { cluster: 'eu', clusterId: 1, caPin: 'ab'.repeat(32) };
+    const invite = createInvite({ own, endpoints: ['eu:9882'], nowMs: Date.now() }).token.reveal();
+    const log = join(root, 'apiserver.log');
+    writeFileSync(log, `{"msg":"started"}\n${pem}\njoin ${invite}\npassword: hunter2\n`);
+    script(eu, {
+      peers: [{ ...connectedPeer('us'), error: `it said ${pem}` }],
+      operations: [{ ...failed, steps: [{ ...failed.steps[0]!, message: `tried ${invite}` }] }],
+    });
+    const handle = join(root, 'eu-with-agent.yaml');
+    writeFileSync(
+      handle,
+      `name: eu\nid: 1\napiserver: unix://${root}/eu.sock\nagents: { n1: "unix://${root}/n1.sock" }\n`,
+    );
+    const file = join(root, 'dump.tar.gz');
+    const result = await run(['sysdump', '--context', handle, '--include', log, '--output-file', file]);
+    assert.equal(result.code, 0, result.err);
+    assert.match(result.err, /^missing: eu\/nodes\/n1\/status\.json: .*n1\.sock/m);
+    assert.equal(statSync(file).mode & 0o777, 0o600);
+    const names = execFileSync('tar', ['-tzf', file], { encoding: 'utf8' });
+    for (const part of [
+      'host.json',
+      'eu/status.json',
+      'eu/operations.json',
+      'eu/doctor.json',
+      'included/1-apiserver.log',
+    ])
+      assert.ok(names.includes(`dump/${part}\n`), names);
+    const all = execFileSync('tar', ['-xzOf', file], { encoding: 'utf8' });
+    for (const secret of [pem.split('\n')[1]!, 'PRIVATE KEY', invite.split('.')[2]!, 'hunter2'])
+      assert.ok(!all.includes(secret), `the bundle holds ${secret}`);
+    assert.match(all, /it said <private key removed>/, 'it was there to be removed');
+    assert.match(all, /tried cm1\.<redacted>/);
   });
 
   it('prints the status for machines', async () => {

@@ -2,6 +2,7 @@
 import { version } from '@clustermesh/runtime';
 import { Command, CommanderError } from 'commander';
 import type { CommandKit } from './command-kit.ts';
+import { addCompletion } from './commands/completion.ts';
 import { addConnect, addDisconnect } from './commands/connect.ts';
 import { addDoctor } from './commands/doctor.ts';
 import { addOperations } from './commands/operations.ts';
@@ -9,6 +10,7 @@ import { addPeers } from './commands/peers.ts';
 import { addPki } from './commands/pki.ts';
 import { addPreflight } from './commands/preflight.ts';
 import { addStatus } from './commands/status.ts';
+import { addSysdump } from './commands/sysdump.ts';
 import { addVersion } from './commands/version.ts';
 import type { ContextPlaces } from './contexts.ts';
 import { EXIT, EXIT_CODES_HELP, exitCodeOf } from './exit-codes.ts';
@@ -30,7 +32,9 @@ const COMMANDS: readonly ((kit: CommandKit) => void)[] = [
   addPeers,
   addOperations,
   addDoctor,
+  addSysdump,
   addPki,
+  addCompletion,
   addVersion,
 ];
 
@@ -69,7 +73,9 @@ export function buildProgram(options: ProgramOptions): Command {
     )
     .showHelpAfterError('(clustermesh --help shows all options)');
   const add: CommandKit['add'] = (name, description, parent = program) =>
-    prepared(parent.command(name).description(description)).showHelpAfterError('(--help shows all options)');
-  for (const addTo of COMMANDS) addTo({ ...options, add });
+    prepared(parent.command(name, { hidden: name.startsWith('_') }).description(description)).showHelpAfterError(
+      '(--help shows all options)',
+    );
+  for (const addTo of COMMANDS) addTo({ ...options, program, add });
   return program;
 }
