@@ -69,20 +69,51 @@ static __always_inline void show(const struct cm_addr *addr, __be16 port, __u8 p
 	event_submit(e);
 }
 
+/*
+ * A datagram's flow is its socket, so that what is sent without connect() goes to one backend. Each
+ * connection of TCP is a flow of its own, of which nothing is known yet.
+ */
+static __always_inline __u32 socket_hash(struct bpf_sock_addr *ctx, const struct cm_addr *addr,
+					 __be16 port, __u8 proto)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	const __u32 words[] = { cookie, cookie >> 32, addr->word[0], addr->word[1],
+				addr->word[2], addr->word[3], port };
+
+	return proto == IPPROTO_UDP ? hash_words(words, sizeof(words) / sizeof(words[0]))
+				    : bpf_get_prandom_u32();
+}
+
+/* Of all clients of a node, a multicast address (ff..) is none. */
+static __always_inline struct cm_addr affinity_of_netns(struct bpf_sock_addr *ctx)
+{
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+	struct cm_addr client = { .word = { 0xffffffff, 0, cookie >> 32, cookie } };
+
+	return client;
+}
+
 /* Does the socket's destination become `addr`:`port`? Then 1, or 0 for none of ours, or -errno. */
 static __always_inline int translate(struct bpf_sock_addr *ctx, struct cm_addr *addr, __be16 *port)
 {
-	__u8 proto = ctx->protocol;
+	struct lb_flow flow = {
+		.service = { .addr = *addr, .port = *port, .proto = ctx->protocol },
+	};
+	__u8 proto = flow.service.proto;
 	struct cm_service *service;
+	struct cm_addr client;
 	struct lb_backend lb = {};
 	int err;
 
 	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP)
 		return 0;
-	service = service_lookup(addr, *port, proto);
+	service = service_lookup(&flow.service);
 	if (!service)
 		return 0;
-	err = lb_select(service, addr, *port, proto, &lb);
+	flow.hash = socket_hash(ctx, addr, *port, proto);
+	client = affinity_of_netns(ctx);
+	flow.client = &client;
+	err = lb_select(service, &flow, &lb);
 	if (err) {
 		count(err, CM_DIR_SOCK, 0);
 		show(addr, *port, proto, &lb, err);

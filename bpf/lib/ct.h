@@ -76,8 +76,8 @@ struct ct_service {
 	__be16 nat_port;
 };
 
-static __always_inline void ct_create(const struct cm_ct_key *key, const struct packet *p,
-				      const struct ct_service *service, __u32 identity)
+static __noinline int ct_create(const struct cm_ct_key *key, const struct packet *p,
+				const struct ct_service *service, __u32 identity)
 {
 	struct cm_ct_entry e = {
 		.source_identity = identity,
@@ -88,7 +88,7 @@ static __always_inline void ct_create(const struct cm_ct_key *key, const struct 
 	};
 
 	ct_see(&e, p, 0);
-	bpf_map_update_elem(&cm_ct, key, &e, BPF_ANY);
+	return bpf_map_update_elem(&cm_ct, key, &e, BPF_ANY);
 }
 
 /*

@@ -72,17 +72,51 @@ _Static_assert(sizeof(struct cm_service_key) == 20, "cm_service_key");
 struct cm_service {
 	__u32 id;
 	__u32 generation;
-	__u32 count; /* slots 0 .. count-1; 0: refuse */
-	__u32 flags;
+	__u32 count;	  /* slots 0 .. count-1; 0: refuse */
+	__u32 flags;	  /* for user space: how the slots were filled */
+	__u32 affinity_s; /* a client keeps its backend for so long after its last use; 0: none */
 };
-_Static_assert(sizeof(struct cm_service) == 16, "cm_service");
+_Static_assert(sizeof(struct cm_service) == 20, "cm_service");
 
-struct cm_slot_key {
+/* Slots lie in blocks: one row of cm_slots with all that this kernel's 512 bytes for it can hold. */
+#define CM_BLOCK_SLOTS 110
+
+struct cm_block_key {
 	__u32 service_id;
 	__u32 generation;
-	__u32 slot;
+	__u32 block; /* slot / CM_BLOCK_SLOTS */
 };
-_Static_assert(sizeof(struct cm_slot_key) == 12, "cm_slot_key");
+_Static_assert(sizeof(struct cm_block_key) == 12, "cm_block_key");
+
+/*
+ * Backend id of each slot, 0: none. From slot `count` of the service on follow backends that get no
+ * new connections but may keep those that they have.
+ */
+struct cm_block {
+	__u32 backend[CM_BLOCK_SLOTS];
+};
+_Static_assert(sizeof(struct cm_block) == 440, "cm_block");
+
+/* Services with affinity only: this backend is one that they have slots for. */
+struct cm_member_key {
+	__u32 service_id;
+	__u32 backend_id;
+};
+_Static_assert(sizeof(struct cm_member_key) == 8, "cm_member_key");
+
+/* Per packet, a client is its address; for sockets, its network namespace: see affinity_of_netns() */
+struct cm_affinity_key {
+	struct cm_addr client;
+	__u32 service_id;
+};
+_Static_assert(sizeof(struct cm_affinity_key) == 20, "cm_affinity_key");
+
+struct cm_affinity {
+	__u64 last_used_ns; /* CLOCK_MONOTONIC */
+	__u32 backend_id;
+	__u32 pad;
+};
+_Static_assert(sizeof(struct cm_affinity) == 16, "cm_affinity");
 
 struct cm_backend {
 	struct cm_addr addr;

@@ -42,41 +42,45 @@ static __noinline int balance(struct __sk_buff *skb, struct packet *p, __u32 ide
 			      struct ct_service *via)
 {
 	struct cm_ct_key key = ct_key(p, CM_CT_SERVICE);
+	struct lb_flow flow = {
+		.service = { .addr = p->daddr, .port = p->dport, .proto = p->proto },
+		.client = &p->saddr,
+	};
 	struct cm_service *service;
-	struct ct_service to = {};
+	struct lb_backend lb = {};
 	struct cm_ct_entry *e;
-	struct lb_backend lb;
 	int err;
 
-	service = service_lookup(&p->daddr, p->dport, p->proto);
+	service = service_lookup(&flow.service);
 	if (likely(!service))
 		return 0;
 	if (!service->count)
 		return CM_R_NO_BACKEND;
 
-	via->id = to.id = service->id;
-	via->nat_addr = p->daddr;
-	via->nat_port = p->dport;
 	e = bpf_map_lookup_elem(&cm_ct, &key);
 	if (e && ct_backend_holds(e, p, service->id)) {
-		to.backend_id = e->backend_id;
-		to.nat_addr = e->nat_addr;
-		to.nat_port = e->nat_port;
+		lb.service_id = e->service_id;
+		lb.backend_id = e->backend_id;
+		lb.addr = e->nat_addr;
+		lb.port = e->nat_port;
 		ct_see(e, p, 0);
 	} else {
-		err = lb_select(service, &p->daddr, p->dport, p->proto, &lb);
+		flow.hash = flow_hash(&p->saddr, p->sport, &p->daddr, p->dport, p->proto);
+		err = lb_select(service, &flow, &lb);
 		if (err)
 			return err;
-		to.id = lb.service_id;
-		to.backend_id = lb.backend_id;
-		to.nat_addr = lb.addr;
-		to.nat_port = lb.port;
-		ct_create(&key, p, &to, identity);
+		via->id = lb.service_id;
+		via->backend_id = lb.backend_id;
+		via->nat_addr = lb.addr;
+		via->nat_port = lb.port;
+		ct_create(&key, p, via, identity);
 	}
-	via->id = to.id;
-	via->backend_id = to.backend_id;
+	via->id = lb.service_id;
+	via->backend_id = lb.backend_id;
+	via->nat_addr = p->daddr;
+	via->nat_port = p->dport;
 	count(CM_R_SERVICE_TRANSLATED, CM_DIR_FROM_POD, p->bytes);
-	return nat_destination(skb, p, &to.nat_addr, to.nat_port);
+	return nat_destination(skb, p, &lb.addr, lb.port);
 }
 
 /* Load balancing one way, the service's address back on replies the other way, and conntrack. */

@@ -52,4 +52,34 @@ int cm_test_overlay(struct __sk_buff *skb)
 	return carry_out(skb, &hook, &d, CM_DIR_OVERLAY, bytes);
 }
 
+/*
+ * A swap between reading the service row and its slots, which cannot be timed from outside: the row
+ * is a copy with generation cb[0], while the maps hold what they hold.
+ */
+SEC("tc")
+int cm_test_stale_row(struct __sk_buff *skb)
+{
+	const struct hook hook = made_up_hook(skb);
+	struct cm_service *current, row;
+	struct cm_decision d = {};
+	struct lb_backend lb = {};
+	struct packet p = {};
+	int err = parse_packet(skb, &p);
+	struct lb_flow flow = {
+		.service = { .addr = p.daddr, .port = p.dport, .proto = p.proto },
+		.client = &p.saddr,
+	};
+
+	current = err ? NULL : service_lookup(&flow.service);
+	if (!current)
+		return TC_ACT_SHOT;
+	row = *current;
+	row.generation = hook.vni;
+	err = lb_select(&row, &flow, &lb);
+	d.reason = err ? err : CM_R_TO_ENDPOINT;
+	d.backend_id = lb.backend_id;
+	record(&d);
+	return TC_ACT_OK;
+}
+
 char _license[] SEC("license") = "Dual BSD/GPL";

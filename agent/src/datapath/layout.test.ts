@@ -57,11 +57,25 @@ const rows: [MapName, unknown, unknown, object | number, object | number][] = [
   [
     'cm_services',
     { addr: '10.96.0.10', port: 8080, proto: 6, scope: 1 },
-    { id: 1, generation: 2, count: 3, flags: 4 },
+    { id: 1, generation: 2, count: 3, flags: 4, affinityS: 5 },
     { addr: wordsOf('10.96.0.10'), port: be16(8080), proto: 6, scope: 1 },
-    { id: 1, generation: 2, count: 3, flags: 4 },
+    { id: 1, generation: 2, count: 3, flags: 4, affinity_s: 5 },
   ],
-  ['cm_slots', { serviceId: 1, generation: 2, slot: 3 }, 70000, { service_id: 1, generation: 2, slot: 3 }, 70000],
+  [
+    'cm_slots',
+    { serviceId: 1, generation: 2, block: 3 },
+    { backend: Array.from({ length: 110 }, (_, i) => 70_000 + i) },
+    { service_id: 1, generation: 2, block: 3 },
+    { backend: Array.from({ length: 110 }, (_, i) => 70_000 + i) },
+  ],
+  ['cm_members', { serviceId: 70_000, backendId: 2 }, 1, { service_id: 70_000, backend_id: 2 }, 1],
+  [
+    'cm_affinity',
+    { client: '10.1.2.3', serviceId: 7 },
+    { lastUsedNs: 2n ** 40n, backendId: 9 },
+    { client: wordsOf('10.1.2.3'), service_id: 7 },
+    { last_used_ns: 2 ** 40, backend_id: 9, pad: 0 },
+  ],
   [
     'cm_backends',
     70000,

@@ -220,7 +220,7 @@ describe('per-packet load balancing', () => {
 
   it('goes nowhere on tables that do not fit together', async () => {
     const key = { addr: '10.96.0.77', port: 80, proto: 6, scope: 0 };
-    await lab.loaded.maps.cm_services.update([[key, { id: 999, generation: 999, count: 1, flags: 0 }]]);
+    await lab.loaded.maps.cm_services.update([[key, { id: 999, generation: 999, count: 1, flags: 0, affinityS: 0 }]]);
     assertOutcome(fromPod(tcp(A.ip, 4000, '10.96.0.77', 80)), SHOT, 'DROP', 'STALE_TABLES');
     await lab.loaded.maps.cm_services.remove([key]);
   });

@@ -12,49 +12,32 @@
  * list() replaces all that is remembered here by what the kernel has: rows, slots and backends that were lost, changed or added
  * behind our back are then seen by the update or remove that mends them.
  */
-import type { CmBackend, CmService, CmServiceKey, CmSlotKey } from '@clustermesh/bpf';
+import { setImmediate } from 'node:timers/promises';
+import type { CmBackend, CmBlockKey, CmMemberKey, CmServiceKey } from '@clustermesh/bpf';
 import { MeshError } from '@clustermesh/contract';
 import type { BpfMap } from './bpf-map.ts';
 import { backendKey, checkFrontend, fromProtocol, toAddr, toProtocol } from './rows.ts';
 import { serializer } from './serializer.ts';
+import { fromBackend, type Programmed, readServices, type ServiceMaps, setOf } from './services-kernel.ts';
+import { backendsOf, digestOf, slotBuilder, toBlocks } from './slots.ts';
 import {
   type Backend,
   type Frontend,
   type MapOps,
   type OpResult,
   type Protocol,
+  SERVICE_FLAG,
   type ServiceRow,
   serviceKey,
 } from './types.ts';
-
-export interface ServiceMaps {
-  cm_services: BpfMap<CmServiceKey, CmService>;
-  cm_slots: BpfMap<CmSlotKey, number>;
-  cm_backends: BpfMap<number, CmBackend>;
-}
-
-/** A service as it is in force. */
-interface Programmed {
-  /** As the kernel has it: a foreign row may have a scope or protocol that no frontend of ours stands for. */
-  kernelKey: CmServiceKey;
-  id: number;
-  generation: number;
-  row: ServiceRow;
-  /** Backend id of each slot that leads to one. */
-  backends: number[];
-  /** The slots there are. */
-  slots: number[];
-  /** Every slot that the row promises leads to a backend. */
-  isWhole: boolean;
-  /** Another service has this id too: one of the two rows is not ours. */
-  isIdShared: boolean;
-}
 
 /** A swap under way. `error` takes it out of the following steps. */
 interface Swap {
   key: string;
   before: Programmed | undefined;
   after: Programmed;
+  /** Backend id of each slot. */
+  ids: Uint32Array;
   error?: MeshError;
 }
 
@@ -77,9 +60,6 @@ function counter() {
   };
 }
 
-/** What a service's slots stand under. */
-const setOf = (id: number, generation: number): string => `${id}/${generation}`;
-
 export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
   const exclusive = serializer();
   let services = new Map<string, Programmed>();
@@ -93,6 +73,7 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
   const serviceNumbers = counter();
   const backendNumbers = counter();
   const generations = counter();
+  const slotsFor = slotBuilder(() => setImmediate());
 
   const use = ({ id, generation, backends }: Programmed, by: 1 | -1): void => {
     const set = setOf(id, generation);
@@ -101,15 +82,15 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
     for (const backend of new Set(backends)) used.set(backend, (used.get(backend) ?? 0) + by);
   };
 
-  /** The slots of those of the sets that no service in force uses. */
-  const idleSlots = (sets: Programmed[]): CmSlotKey[] =>
+  /** The blocks of those of the sets that no service in force uses. */
+  const idleBlocks = (sets: Programmed[]): CmBlockKey[] =>
     sets
       .filter(({ id, generation }) => !usedSets.has(setOf(id, generation)))
-      .flatMap(({ id, generation, slots }) => slots.map((slot) => ({ serviceId: id, generation, slot })));
+      .flatMap(({ id, generation, blocks }) => blocks.map((block) => ({ serviceId: id, generation, block })));
 
   /** What the kernel has in force is all that counts; what an interrupted swap or a stranger left over is removed. */
   async function refresh(): Promise<void> {
-    const found = await readServices(maps);
+    const found = await readServices(maps, services);
     const taken = new Set([...found.services.values()].map(({ id }) => id));
     const before: [string, number][] = [
       ...lostIds,
@@ -128,12 +109,13 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
       generations.isTaken(programmed.generation);
     }
     await maps.cm_slots.remove(
-      [...found.slots].flatMap(([set, of]) => {
+      [...found.sets].flatMap(([set, blocks]) => {
         if (usedSets.has(set)) return [];
         const [serviceId, generation] = set.split('/').map(Number);
-        return [...of.keys()].map((slot) => ({ serviceId: serviceId!, generation: generation!, slot }));
+        return [...blocks.keys()].map((block) => ({ serviceId: serviceId!, generation: generation!, block }));
       }),
     );
+    await maps.cm_members.remove(found.strayMembers);
     const isKept = (id: number): boolean => used.has(id) || (spared.get(id) ?? 0) > 0;
     await maps.cm_backends.remove([...found.backends.keys()].filter((id) => !isKept(id)));
     for (const [id, value] of found.backends) {
@@ -186,11 +168,12 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
     for (const id of idle) used.delete(id);
   }
 
-  function plan(row: ServiceRow, fresh: Set<number>): Swap | undefined {
+  async function plan(row: ServiceRow, fresh: Set<number>): Promise<Swap | undefined> {
     const key = serviceKey(row.frontend);
     const before = services.get(key);
     if (before?.isWhole && sameRow(before.row, row)) return undefined;
-    const backends = row.backends.map((backend) => {
+    const slots = await slotsFor(row);
+    const backends = backendsOf(row).map((backend) => {
       const name = backendKey(backend, row.frontend.protocol);
       let id = backendIds.get(name);
       if (id === undefined) {
@@ -200,17 +183,21 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
       }
       return id;
     });
+    const ids = slots.of.map((i) => backends[i]!);
     const after: Programmed = {
       kernelKey: toServiceKey(row.frontend),
       id: lostIds.get(key) ?? (before === undefined || before.isIdShared ? serviceNumbers.next() : before.id),
       generation: generations.next(),
       row,
       backends,
-      slots: [...backends.keys()],
+      count: slots.count,
+      members: row.affinitySeconds === undefined ? [] : [...new Set(ids.subarray(0, slots.count))],
+      blocks: [...toBlocks(ids).keys()],
+      digest: digestOf(ids),
       isWhole: true,
       isIdShared: false,
     };
-    return { key, before, after };
+    return { key, before, after, ids };
   }
 
   async function update(rows: ServiceRow[]): Promise<OpResult[]> {
@@ -221,8 +208,8 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
     for (const [key, row] of new Map(rows.map((row) => [serviceKey(row.frontend), row]))) {
       try {
         checkFrontend(row.frontend);
-        for (const backend of row.backends) toAddr(backend.ip);
-        const swap = plan(row, fresh);
+        for (const backend of backendsOf(row)) checkBackend(backend);
+        const swap = await plan(row, fresh);
         if (swap !== undefined) swaps.push(swap);
       } catch (error) {
         errors.set(key, MeshError.from(error, `programming service ${key}`));
@@ -231,15 +218,22 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
 
     // Backends are written also where known: a row lost from the kernel heals here.
     let live = await write(maps.cm_backends, swaps, ({ after }) =>
-      after.row.backends.map((backend, i) => [after.backends[i]!, toBackend(backend, after.row.frontend.protocol)]),
+      backendsOf(after.row).map((backend, i) => [after.backends[i]!, toBackend(backend, after.row.frontend.protocol)]),
     );
-    live = await write(maps.cm_slots, live, ({ after: { id, generation, backends } }) =>
-      backends.map((backend, slot) => [{ serviceId: id, generation, slot }, backend]),
+    live = await write(maps.cm_slots, live, ({ after: { id, generation }, ids }) =>
+      toBlocks(ids).map((value, block) => [{ serviceId: id, generation, block }, value]),
     );
+    live = await write(maps.cm_members, live, ({ after }) => memberKeys(after).map((key) => [key, 1]));
     live = await write(maps.cm_services, live, ({ after }) => [
       [
         after.kernelKey,
-        { id: after.id, generation: after.generation, count: after.slots.length, flags: after.row.flags },
+        {
+          id: after.id,
+          generation: after.generation,
+          count: after.count,
+          flags: after.row.flags,
+          affinityS: after.row.affinitySeconds ?? 0,
+        },
       ],
     ]);
 
@@ -253,8 +247,12 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
     const failed = swaps.filter((swap) => swap.error !== undefined);
     for (const { key, error } of failed) errors.set(key, error!);
     await maps.cm_slots.remove(
-      idleSlots([...live.flatMap(({ before }) => before ?? []), ...failed.map(({ after }) => after)]),
+      idleBlocks([...live.flatMap(({ before }) => before ?? []), ...failed.map(({ after }) => after)]),
     );
+    await maps.cm_members.remove([
+      ...live.flatMap(({ before, after }) => (before === undefined ? [] : membersWithout(before, after))),
+      ...failed.flatMap(({ before, after }) => membersWithout(after, before)),
+    ]);
     await sweepBackends([...fresh, ...live.flatMap(({ before }) => before?.backends ?? [])]);
 
     return rows.map(({ frontend }) => outcome(serviceKey(frontend), errors));
@@ -276,7 +274,8 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
       services.delete(key);
       use(programmed, -1);
     }
-    await maps.cm_slots.remove(idleSlots(removed.map(({ programmed }) => programmed)));
+    await maps.cm_slots.remove(idleBlocks(removed.map(({ programmed }) => programmed)));
+    await maps.cm_members.remove(removed.flatMap(({ programmed }) => memberKeys(programmed)));
     await sweepBackends(removed.flatMap(({ programmed }) => programmed.backends));
     return keys.map((key) => outcome(key, errors));
   }
@@ -285,18 +284,23 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
   return {
     list: () => exclusive(list),
     read: () =>
-      exclusive(async () => new Map([...(await readServices(maps)).services].map(([key, { row }]) => [key, row]))),
+      exclusive(
+        async () => new Map([...(await readServices(maps, services)).services].map(([key, { row }]) => [key, row])),
+      ),
     update: (rows) => exclusive(() => update(rows)),
     remove: (keys) => exclusive(() => remove(keys)),
 
     dump: () =>
       exclusive(async () =>
-        [...(await readServices(maps)).services].map(([key, { id, generation, row, backends }]) => ({
+        [...(await readServices(maps, services)).services].map(([key, { id, generation, count, row, backends }]) => ({
           service: key,
           id,
           generation,
-          flags: row.flags,
+          algorithm: (row.flags & SERVICE_FLAG.maglev) === 0 ? 'random' : 'maglev',
+          slots: count,
+          ...(row.affinitySeconds === undefined ? {} : { affinitySeconds: row.affinitySeconds }),
           backends: row.backends.map((backend, i) => ({ id: backends[i], ...backend })),
+          draining: (row.draining ?? []).map((backend, i) => ({ id: backends[row.backends.length + i], ...backend })),
         })),
       ),
     dumpBackends: () =>
@@ -316,10 +320,24 @@ const outcome = (key: string, errors: ReadonlyMap<string, MeshError>): OpResult 
   return error === undefined ? { key } : { key, error };
 };
 
+const memberKeys = ({ id, members }: Programmed): CmMemberKey[] =>
+  members.map((backendId) => ({ serviceId: id, backendId }));
+
+/** Members of the one that the other has not. */
+function membersWithout(one: Programmed, other: Programmed | undefined): CmMemberKey[] {
+  const kept = new Set(other?.id === one.id ? other.members : []);
+  return memberKeys(one).filter(({ backendId }) => !kept.has(backendId));
+}
+
+const sameBackends = (a: readonly Backend[] = [], b: readonly Backend[] = []): boolean =>
+  a.length === b.length &&
+  a.every((x, i) => backendKey(x, '') === backendKey(b[i]!, '') && (x.weight ?? 1) === (b[i]!.weight ?? 1));
+
 const sameRow = (a: ServiceRow, b: ServiceRow): boolean =>
   a.flags === b.flags &&
-  a.backends.length === b.backends.length &&
-  a.backends.every((x, i) => backendKey(x, '') === backendKey(b.backends[i]!, ''));
+  a.affinitySeconds === b.affinitySeconds &&
+  sameBackends(a.backends, b.backends) &&
+  sameBackends(a.draining, b.draining);
 
 const toServiceKey = ({ ip, port, protocol }: Frontend): CmServiceKey => ({
   addr: toAddr(ip),
@@ -336,46 +354,11 @@ const toBackend = ({ ip, port, clusterId }: Backend, protocol: Protocol): CmBack
   state: 0,
 });
 
-const fromBackend = ({ addr, port, clusterId }: CmBackend): Backend => ({ ip: addr, port, clusterId });
-
-/** Slots by set: backend id by slot number. */
-type Slots = Map<string, Map<number, number>>;
-
-async function readServices(maps: ServiceMaps) {
-  const backends = new Map(await maps.cm_backends.entries());
-  const slots: Slots = new Map();
-  for (const [{ serviceId, generation, slot }, id] of await maps.cm_slots.entries()) {
-    const set = setOf(serviceId, generation);
-    const of = slots.get(set) ?? new Map<number, number>();
-    slots.set(set, of.set(slot, id));
-  }
-  const services = new Map<string, Programmed>();
-  const byId = new Map<number, Programmed>();
-  for (const [kernelKey, { id, generation, count, flags }] of await maps.cm_services.entries()) {
-    const frontend = {
-      ip: kernelKey.addr,
-      port: kernelKey.port,
-      protocol: fromProtocol(kernelKey.proto) as Protocol,
-    };
-    // Not by counting up to `count`: in a foreign row it may be any number.
-    const there = [...(slots.get(setOf(id, generation)) ?? [])].sort(([a], [b]) => a - b);
-    const ids = there.flatMap(([slot, backend]) =>
-      slot < count && backends.get(backend)?.proto === kernelKey.proto ? [backend] : [],
-    );
-    const programmed: Programmed = {
-      kernelKey,
-      id,
-      generation,
-      row: { frontend, flags, backends: ids.map((backend) => fromBackend(backends.get(backend)!)) },
-      backends: ids,
-      slots: there.map(([slot]) => slot),
-      isWhole: ids.length === count,
-      isIdShared: false,
-    };
-    const twin = byId.get(id);
-    if (twin !== undefined) twin.isIdShared = programmed.isIdShared = true;
-    byId.set(id, programmed);
-    services.set(serviceKey(frontend) + (kernelKey.scope === 0 ? '' : `/${kernelKey.scope}`), programmed);
-  }
-  return { services, slots, backends };
+function checkBackend({ ip, weight = 1 }: Backend): void {
+  toAddr(ip);
+  if (Number.isInteger(weight) && weight >= 0 && weight < 2 ** 31) return;
+  throw new MeshError({
+    code: 'invalid-argument',
+    message: `programming the backend ${ip}: weight ${weight} is no integer of 0 … 2147483647`,
+  });
 }

@@ -115,6 +115,65 @@ for (const { name, family, of, socket } of spellings) {
   });
 }
 
+describe('which backend', () => {
+  const answers = async (n: number, ask: () => Promise<Seen>): Promise<string[]> => {
+    const all: string[] = [];
+    for (let i = 0; i < n; i++) {
+      const seen = await ask();
+      all.push(seen.answer?.split(' ')[0] ?? seen.error ?? '');
+    }
+    return all;
+  };
+  const backends = BACKENDS[4];
+  const SVC = '10.96.0.50';
+
+  it('datagrams of one unconnected socket go to one', async () => {
+    for (let run = 0; run < 5; run++) {
+      const { from } = await client.call<{ from: string[] }>('udpAskOften', { ip: SHOP[4], port: 53, n: 10 });
+      assert.equal(new Set(from).size, 1, from.join());
+    }
+  });
+
+  it('is drawn by weight, never with weight 0', async () => {
+    const weighted = row(SVC, 80, 'TCP', backends);
+    await program([{ ...weighted, backends: weighted.backends.map((b, i) => ({ ...b, weight: [1, 9, 0][i]! })) }]);
+    const got = await answers(300, () => tcp({ ip: SVC, port: 80 }));
+    const hits = backends.map((ip) => got.filter((name) => name === ip).length);
+    assert.equal(hits[2], 0);
+    // 270 expected, standard deviation 5
+    assert.ok(hits[1]! > 230 && hits[1]! < 299, hits.join());
+  });
+
+  it('stays the same for a client with affinity, until it is withdrawn; a new one stays, too', async () => {
+    const sticky = { ...row(SVC, 80, 'TCP', backends), affinitySeconds: 10_800 };
+    await program([sticky]);
+    const first = new Set(await answers(20, () => tcp({ ip: SVC, port: 80 })));
+    assert.equal(first.size, 1);
+    const rest = sticky.backends.filter(({ ip }) => !first.has(ip));
+    // Another service keeps the backend in the kernel, and draining does, too: neither counts as having it.
+    await program([{ ...sticky, backends: rest, draining: sticky.backends.filter(({ ip }) => first.has(ip)) }]);
+    const second = new Set(await answers(20, () => tcp({ ip: SVC, port: 80 })));
+    assert.equal(second.size, 1);
+    assert.ok(rest.some(({ ip }) => second.has(ip)));
+  });
+
+  it('is drawn anew when affinity has expired', async () => {
+    const sticky = { ...row(SVC, 80, 'TCP', backends), affinitySeconds: 60 };
+    await program([sticky]);
+    const [first] = await answers(1, () => tcp({ ip: SVC, port: 80 }));
+    const seen = new Set<string>();
+    for (let i = 0; i < 60 && seen.size < 3; i++) {
+      // As if a minute had passed since.
+      const rows = await loaded.maps.cm_affinity.entries();
+      await loaded.maps.cm_affinity.update(
+        rows.map(([key, value]) => [key, { ...value, lastUsedNs: value.lastUsedNs - 61_000_000_000n }]),
+      );
+      for (const name of await answers(1, () => tcp({ ip: SVC, port: 80 }))) seen.add(name);
+    }
+    assert.equal(seen.size, 3, `${first} first, then ${[...seen]}`);
+  });
+});
+
 it('sockets outside of the cgroup are left alone', async () => {
   const outside = await startRemote({ script: 'pod-process.ts', netns: `${sandbox.name}-sockets` });
   try {

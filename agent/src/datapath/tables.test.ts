@@ -13,9 +13,10 @@ import * as libbpf from './libbpf.ts';
 import { isPinned, type Loaded, loadPrograms } from './loader.ts';
 import { toAddr, toFamily, toMac } from './rows.ts';
 import { openServices, type ServiceTable } from './services.ts';
+import { backendsOf } from './slots.ts';
 import { ipcacheTable, nodeTable } from './tables.ts';
 import { openSandbox, type Sandbox, sh } from './testing/sandbox.ts';
-import { type IpcacheRow, type MapOps, type ServiceRow, serviceKey } from './types.ts';
+import { type Backend, type IpcacheRow, type MapOps, SERVICE_FLAG, type ServiceRow, serviceKey } from './types.ts';
 
 const settings = { ipv4: toFamily(), ipv6: toFamily(), vxlanIfindex: 1, identityShift: 16, underlayMtu: 0 };
 
@@ -46,6 +47,7 @@ const service = (ip: string, backends: string[], port = 80): ServiceRow => ({
   backends: backends.map((backend) => ({ ip: backend, port: 8080, clusterId: 1 })),
   flags: 0,
 });
+const block = (...backend: number[]) => ({ backend });
 const host = (n: number): IpcacheRow => ({
   prefix: `10.2.${n >> 8}.${n & 255}/32`,
   identity: (2 << 16) + n,
@@ -58,7 +60,7 @@ const failed = (results: { key: string; error?: MeshError }[]) => results.filter
 async function counts({ maps }: Loaded): Promise<number[]> {
   return [
     (await maps.cm_services.entries()).length,
-    (await maps.cm_slots.entries()).length,
+    (await maps.cm_slots.entries()).flatMap(([, { backend }]) => backend.filter((id) => id !== 0)).length,
     (await maps.cm_backends.entries()).length,
   ];
 }
@@ -195,7 +197,7 @@ describe('services', () => {
     const loaded = load();
     await (await openServices(loaded.maps)).update([service('10.96.0.1', ['10.1.1.1'])]);
     await loaded.maps.cm_backends.update([[77, { addr: '0.0.0.1', port: 2, clusterId: 3, proto: 6, state: 0 }]]);
-    await loaded.maps.cm_slots.update([[{ serviceId: 1, generation: 9, slot: 0 }, 77]]);
+    await loaded.maps.cm_slots.update([[{ serviceId: 1, generation: 9, block: 0 }, block(77)]]);
     assert.deepEqual(await counts(loaded), [1, 2, 2]);
     const services = await openServices(loaded.maps);
     assert.deepEqual(await counts(loaded), [1, 1, 1]);
@@ -210,12 +212,19 @@ describe('services', () => {
     const addForeign =
       (key: typeof shopKey, row: { id: number; generation: number; count: number }) =>
       async ({ maps }: Loaded): Promise<void> => {
-        await maps.cm_services.update([[key, { ...row, flags: 0 }]]);
+        await maps.cm_services.update([[key, { ...row, flags: 0, affinityS: 0 }]]);
       };
 
     const cases: [what: string, harm: (loaded: Loaded) => Promise<unknown>][] = [
       ['a service row that is lost', ({ maps }) => maps.cm_services.remove([shopKey])],
-      ['a slot that is lost', ({ maps }) => maps.cm_slots.remove([{ serviceId: 1, generation: 1, slot: 0 }])],
+      [
+        'a slot that is lost',
+        ({ maps }) => maps.cm_slots.update([[{ serviceId: 1, generation: 1, block: 0 }, block(0, 2)]]),
+      ],
+      [
+        'a slot too many',
+        ({ maps }) => maps.cm_slots.update([[{ serviceId: 1, generation: 1, block: 0 }, block(1, 2, 2)]]),
+      ],
       ['all slots lost', async ({ maps }) => maps.cm_slots.remove((await maps.cm_slots.entries()).map(([key]) => key))],
       ['a backend that is lost', ({ maps }) => maps.cm_backends.remove([1])],
       ['a backend that two services have', ({ maps }) => maps.cm_backends.remove([2])],
@@ -225,7 +234,7 @@ describe('services', () => {
       ],
       [
         'a slot that leads elsewhere',
-        ({ maps }) => maps.cm_slots.update([[{ serviceId: 1, generation: 1, slot: 0 }, 2]]),
+        ({ maps }) => maps.cm_slots.update([[{ serviceId: 1, generation: 1, block: 0 }, block(2, 2)]]),
       ],
       [
         'a row that promises more slots than there are',
@@ -244,7 +253,8 @@ describe('services', () => {
         addForeign({ ...foreignKey, proto: 132 }, { id: 77, generation: 77, count: 0 }),
       ],
       ['a foreign row of another scope', addForeign({ ...shopKey, scope: 1 }, { id: 77, generation: 77, count: 0 })],
-      ['a foreign slot', ({ maps }) => maps.cm_slots.update([[{ serviceId: 9, generation: 9, slot: 0 }, 1]])],
+      ['foreign slots', ({ maps }) => maps.cm_slots.update([[{ serviceId: 9, generation: 9, block: 4e9 }, block(1)]])],
+      ['a foreign member', ({ maps }) => maps.cm_members.update([[{ serviceId: 1, backendId: 1 }, 1]])],
       [
         'a foreign backend',
         ({ maps }) => maps.cm_backends.update([[77, { addr: '0.0.0.1', port: 2, clusterId: 3, proto: 6, state: 0 }]]),
@@ -272,7 +282,7 @@ describe('services', () => {
         assert.deepEqual(await counts(loaded), [2, 3, 2], 'nothing is left over');
         for (const [, { id, generation, count }] of await loaded.maps.cm_services.entries()) {
           for (let slot = 0; slot < count; slot++) {
-            const backend = loaded.maps.cm_slots.lookup({ serviceId: id, generation, slot });
+            const backend = loaded.maps.cm_slots.lookup({ serviceId: id, generation, block: 0 })?.backend[slot];
             assert.ok(backend !== undefined && loaded.maps.cm_backends.lookup(backend), `slot ${slot} of ${id}`);
           }
         }
@@ -300,17 +310,94 @@ describe('services', () => {
     });
   });
 
+  describe('with a Maglev table, weights, affinity or draining backends', () => {
+    const weighted = (weights: number[], row: Partial<ServiceRow> = {}): ServiceRow => ({
+      ...service('10.96.0.1', []),
+      backends: weights.map((weight, i) => ({ ip: `10.1.1.${i + 1}`, port: 8080, clusterId: 1, weight })),
+      ...row,
+    });
+    const drainingRow: ServiceRow = {
+      ...service('10.96.0.1', ['10.1.1.1', '10.1.1.2']),
+      draining: [{ ip: '10.1.1.9', port: 8080, clusterId: 1 }],
+    };
+    const rows: [what: string, row: ServiceRow, slots: number, members: number][] = [
+      ['equal weights', weighted([3, 3]), 2, 0],
+      ['unequal weights', weighted([1, 2]), 4093, 0],
+      ['a weight of zero', weighted([0, 1]), 1, 0],
+      ['nothing but weights of zero', weighted([0, 0]), 0, 0],
+      ['Maglev', { ...service('10.96.0.1', ['10.1.1.1', '10.1.1.2']), flags: SERVICE_FLAG.maglev }, 4093, 0],
+      ['affinity', { ...service('10.96.0.1', ['10.1.1.1', '10.1.1.2']), affinitySeconds: 60 }, 2, 2],
+      ['all of it', { ...weighted([1, 2]), ...drainingRow, flags: SERVICE_FLAG.maglev, affinitySeconds: 60 }, 4093, 2],
+      ['draining backends', drainingRow, 2, 0],
+      ['nobody but draining backends', { ...drainingRow, backends: [] }, 0, 0],
+    ];
+    for (const [what, row, slots, members] of rows) {
+      it(`${what}: listed as written, found again after a restart, and leaves nothing behind`, async () => {
+        const loaded = load();
+        const services = await openServices(loaded.maps);
+        assert.deepEqual(failed(await services.update([row])), []);
+        const programmed = async (table: ServiceTable) => {
+          assert.equal((await loaded.maps.cm_services.entries())[0]?.[1].count, slots);
+          assert.equal((await loaded.maps.cm_members.entries()).length, members);
+          return idsOf(table);
+        };
+        const before = await programmed(services);
+        assert.deepEqual([...(await services.list()).values()], [row]);
+        await services.update([row]);
+
+        // After a restart, only slots tell of weights; written again they make the same slots.
+        const slotsBefore = (await loaded.maps.cm_slots.entries()).flatMap(([, { backend }]) => backend);
+        const again = await openServices(loaded.maps);
+        const [found] = [...(await again.list()).values()];
+        const ips = (backends: readonly Backend[] = []) => backends.map(({ ip }) => ip).sort();
+        assert.deepEqual(ips([...found!.backends, ...(found!.draining ?? [])]), ips(backendsOf(row)));
+        assert.equal(found!.affinitySeconds, row.affinitySeconds);
+        assert.deepEqual(failed(await again.update([row])), []);
+        assert.deepEqual(await programmed(again), before);
+        assert.deepEqual(
+          (await loaded.maps.cm_slots.entries()).flatMap(([, { backend }]) => backend).sort(),
+          slotsBefore.sort(),
+        );
+
+        await again.remove([serviceKey(row.frontend)]);
+        assert.deepEqual([...(await counts(loaded)), (await loaded.maps.cm_members.entries()).length], [0, 0, 0, 0]);
+      });
+    }
+
+    it('a backend that begins to drain keeps its id and loses its slot and its membership', async () => {
+      const loaded = load();
+      const services = await openServices(loaded.maps);
+      const before = { ...service('10.96.0.1', ['10.1.1.1', '10.1.1.2']), affinitySeconds: 60 };
+      await services.update([before]);
+      await services.update([{ ...before, backends: [before.backends[0]!], draining: [before.backends[1]!] }]);
+      const [, row] = (await loaded.maps.cm_services.entries())[0]!;
+      const slots = loaded.maps.cm_slots.lookup({ serviceId: row.id, generation: row.generation, block: 0 })!;
+      assert.deepEqual([row.count, slots.backend.slice(0, 3)], [1, [1, 2, 0]]);
+      assert.deepEqual(await loaded.maps.cm_members.entries(), [[{ serviceId: row.id, backendId: 1 }, 1]]);
+    });
+
+    it('a weight that is none is refused, and the row before stays', async () => {
+      const services = await openServices(load().maps);
+      await services.update([weighted([1, 1])]);
+      for (const weight of [-1, 0.5, 2 ** 31, Number.NaN]) {
+        const [left] = failed(await services.update([weighted([1, weight])]));
+        assert.match(left?.error?.message ?? '', /10\.1\.1\.2: weight .* is no integer of 0 … 2147483647$/);
+      }
+      assert.deepEqual([...(await services.list()).values()], [weighted([1, 1])]);
+    });
+  });
+
   it('one that does not fit keeps its old backends; others are unaffected; it recovers with room', async () => {
-    const loaded = load({ cm_slots: 8 });
+    const loaded = load({ cm_slots: 4 });
     const services = await openServices(loaded.maps);
-    const many = Array.from({ length: 9 }, (_, i) => `10.1.2.${i}`);
+    const many = Array.from({ length: 250 }, (_, i) => `10.1.2.${i}`);
     await services.update([service('10.96.0.1', ['10.1.1.1']), service('10.96.0.2', ['10.1.1.2'])]);
     const results = await services.update([service('10.96.0.3', []), service('10.96.0.1', many)]);
     const [left] = failed(results);
     assert.equal(left?.key, '10.96.0.1:80/TCP');
     assert.match(
       left?.error?.message ?? '',
-      /^programming service 10\.96\.0\.1:80\/TCP: .*cm_slots: the map is full \(8 rows\)$/,
+      /^programming service 10\.96\.0\.1:80\/TCP: .*cm_slots: the map is full \(4 rows\)$/,
     );
     assert.equal(failed(results).length, 1);
     assert.deepEqual([...(await services.list()).values()].sort(byIp), [

@@ -92,6 +92,8 @@ export interface Backend {
   ip: string;
   port: number;
   clusterId: number;
+  /** Share of new connections, relative to the others: an integer, 0 … 2^31-1. Default 1; 0: none. */
+  weight?: number;
 }
 
 /** Key: `serviceKey(frontend)`. No backends: known, and refused at once. */
@@ -99,8 +101,18 @@ export interface ServiceRow {
   frontend: Frontend;
   /** Order is that of the slots; pass them sorted (cluster id, address, port) so that nodes agree. */
   backends: Backend[];
+  /** Backends that get no new connections but keep those that they have. Default: none. */
+  draining?: Backend[];
+  /** Of `SERVICE_FLAG`. */
   flags: number;
+  /** A client keeps its backend for so many seconds after its last use. Default: no affinity. */
+  affinitySeconds?: number;
 }
+
+export const SERVICE_FLAG = {
+  /** The flow's hash decides on the backend, on all nodes alike, and few flows move when backends change. */
+  maglev: 1,
+} as const;
 
 /** Views that join several maps, or say what numbers mean; the maps themselves go by their own names (cm_…). */
 export type DumpName = 'ipcache' | 'services' | 'backends' | 'endpoints' | 'nodes' | 'drops' | 'ct';

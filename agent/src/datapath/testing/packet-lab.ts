@@ -57,7 +57,7 @@ export const OK = 0;
 export const SHOT = 2;
 export const REDIRECT = 7;
 
-export type Program = 'cm_test_from_pod' | 'cm_test_to_pod' | 'cm_test_overlay';
+export type Program = 'cm_test_from_pod' | 'cm_test_to_pod' | 'cm_test_overlay' | 'cm_test_stale_row';
 
 export interface Outcome {
   verdict: number;

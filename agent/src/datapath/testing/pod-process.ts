@@ -106,6 +106,23 @@ serve({
   tcpAsk,
   udpAsk,
 
+  /** Who answers `n` datagrams of one unconnected socket. */
+  async udpAskOften({ ip, port, n }: Ask & { n: number }) {
+    const socket = dgram.createSocket(net.isIPv6(ip) ? 'udp6' : 'udp4');
+    const from: string[] = [];
+    try {
+      for (let i = 0; i < n; i++) {
+        const answered = once(socket, 'message', { signal: timeout(2000) });
+        socket.send('hello', port, ip);
+        const [message] = (await answered) as [Buffer];
+        from.push(message.toString().split(' ')[0]!);
+      }
+    } finally {
+      socket.close();
+    }
+    return { from };
+  },
+
   /** Which backends answered `n` connections, and how often. */
   async tcpSpread({ n, ...ask }: Ask & { n: number }) {
     const hits: Record<string, number> = {};

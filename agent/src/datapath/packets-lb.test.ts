@@ -1,0 +1,74 @@
+/** Which backend a packet's flow is given: the bodies under BPF_PROG_TEST_RUN, in the picture of testing/packet-lab.ts. */
+import assert from 'node:assert/strict';
+import { after, before, beforeEach, describe, it } from 'node:test';
+import { CmReason as Reason } from '@clustermesh/bpf';
+import { build, read } from './testing/frames.ts';
+import { A, B, type LabPod, openPacketLab, type PacketLab, tcp } from './testing/packet-lab.ts';
+import { SERVICE_FLAG, type ServiceRow, serviceKey } from './types.ts';
+
+let lab: PacketLab;
+before(async () => {
+  lab = await openPacketLab();
+});
+beforeEach(() => lab.reset());
+after(() => lab?.close());
+
+/** A service of `n` backends behind the tunnel, gone again after the body. */
+async function withService(n: number, body: (row: ServiceRow) => Promise<void>): Promise<void> {
+  const row: ServiceRow = {
+    frontend: { ip: '10.96.0.88', port: 80, protocol: 'TCP' },
+    backends: Array.from({ length: n }, (_, i) => ({ ip: `10.3.9.${i + 1}`, port: 8080, clusterId: 2 })),
+    flags: 0,
+  };
+  try {
+    await body(row);
+  } finally {
+    await lab.services.remove([serviceKey(row.frontend)]);
+  }
+}
+
+/** Where the first packets of `n` connections go. */
+const reached = (n: number, pod: LabPod = A): string[] =>
+  Array.from({ length: n }, (_, i) => read(lab.fromPod(tcp(pod.ip, 5000 + i, '10.96.0.88', 80), pod).out).daddr);
+
+describe('per-packet load balancing', () => {
+  it('with affinity, sends all flows of one client to one backend', () =>
+    withService(8, async (row) => {
+      await lab.services.update([row]);
+      assert.ok(new Set(reached(40)).size > 4);
+      await lab.reset();
+      await lab.services.update([{ ...row, affinitySeconds: 60 }]);
+      for (const pod of [A, B]) assert.equal(new Set(reached(40, pod)).size, 1);
+      const clients = (await lab.loaded.maps.cm_affinity.entries()).map(([{ client }]) => client);
+      assert.deepEqual(clients.sort(), [A.ip, B.ip]);
+    }));
+
+  it('by a Maglev table, sends a flow to the same backend on every node, whatever came before', () =>
+    withService(5, async (row) => {
+      const anew = async (): Promise<string[]> => {
+        await lab.services.remove([serviceKey(row.frontend)]);
+        await lab.reset();
+        await lab.services.update([{ ...row, flags: SERVICE_FLAG.maglev }]);
+        return reached(200);
+      };
+      const first = await anew();
+      assert.equal(new Set(first).size, 5);
+      assert.deepEqual(await anew(), first);
+    }));
+
+  it('finds the new slots when the row that was read names slots that are gone by now', async () => {
+    const { cm_services, cm_slots } = lab.loaded.maps;
+    const [key, row] = (await cm_services.entries()).find(([{ addr }]) => addr === '10.96.0.20')!;
+    const { id: serviceId, generation: now } = row;
+    const [backend] = cm_slots.lookup({ serviceId, generation: now, block: 0 })!.backend;
+    const packet = build(tcp(A.ip, 4000, key.addr, key.port));
+    for (const generation of [now, now + 1000]) {
+      const { decision } = lab.run('cm_test_stale_row', packet, { vni: generation, ifindex: A.ifindex });
+      assert.deepEqual(
+        [decision.reason, decision.backendId],
+        [Reason.TO_ENDPOINT, backend],
+        `generation ${generation}`,
+      );
+    }
+  });
+});
