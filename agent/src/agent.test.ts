@@ -289,6 +289,37 @@ test('an endpoint gets an identity, its rows and programs, and is published', as
   await node.agent.removeEndpoint(info.id);
 });
 
+test('a dual-stack endpoint is one endpoint: ready, programmed and gone with both addresses', async () => {
+  await using cluster = await startCluster();
+  const node = await cluster.node('n1');
+  const info = await node.agent.addEndpoint(endpointRequest({ ipv6: 'FD00:1:1:0::5' }));
+  assert.deepEqual([info.state, info.ipv4, info.ipv6], ['ready', '10.1.1.5', 'fd00:1:1::5']);
+  for (const [ip, prefix] of [
+    ['10.1.1.5', '10.1.1.5/32'],
+    ['fd00:1:1::5', 'fd00:1:1::5/128'],
+  ] as const) {
+    assert.equal(node.kernel.endpoints.rows.get(ip)?.identity, info.identity);
+    assert.equal(node.kernel.ipcache.rows.get(prefix)?.identity, info.identity);
+  }
+  const record = await eventually('the record', () => cluster.etcd.get(endpointRecordKey('n1', info.id)));
+  const decoded = decodeEndpointRecord(record.value.toString());
+  assert.ok(decoded.ok && decoded.value.ipv6 === 'fd00:1:1::5');
+
+  await node.kill();
+  await node.start();
+  assert.deepEqual(
+    node.agent.endpoints().map(({ ipv6 }) => ipv6),
+    ['fd00:1:1::5'],
+  );
+  // The same pod without it: the address goes, the pod stays.
+  await node.agent.addEndpoint(endpointRequest());
+  await eventually('the address to go', () => !node.kernel.endpoints.rows.has('fd00:1:1::5'));
+  assert.deepEqual([...node.kernel.attached], ['cmp1']);
+  await node.agent.removeEndpoint(info.id);
+  assert.equal(node.kernel.endpoints.rows.size, 0);
+  assert.equal(node.kernel.attached.size, 0);
+});
+
 test('an endpoint that is added again with other labels is published with them, also when their identity is known', async () => {
   await using cluster = await startCluster();
   const node = await cluster.node('n1');

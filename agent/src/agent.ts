@@ -79,8 +79,13 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     isGone: (clusterId) => mesh?.isGone(clusterId) ?? false,
     isNodeSettled: (ip) => mesh?.isNodeSettled(ip) ?? false,
   };
+  const ownIpv6 = node.ipv6 && {
+    internalIp: node.ipv6.ip,
+    gatewayIp: node.ipv6.gatewayIP,
+    podCidr: node.ipv6.podCIDR,
+  };
   const desired: Desired = createDesired({
-    own: { clusterId: cluster.id, nodeIp: node.ip, gatewayIp: node.gatewayIP, podCidr: node.podCIDR },
+    own: { clusterId: cluster.id, nodeIp: node.ip, gatewayIp: node.gatewayIP, podCidr: node.podCIDR, ipv6: ownIpv6 },
     view,
     serviceV2: config.clustermesh.serviceV2,
     onChanged: () => sync?.trigger(),
@@ -94,13 +99,14 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     internalIp: node.ip,
     gatewayIp: node.gatewayIP,
     podCidr: node.podCIDR,
+    ...(ownIpv6 === undefined ? {} : { ipv6: ownIpv6 }),
     ...(node.zone === undefined ? {} : { zone: node.zone }),
     ...(node.region === undefined ? {} : { region: node.region }),
     ...(await underlayMtu(node.ip)),
   };
   const publisher = startPublisher({ etcd, node: nodeRecord, clock, log: log.child({ subsystem: 'publish' }), signal });
   const endpoints = startEndpointManager({
-    own: { cluster: cluster.name, podCidr: node.podCIDR, gatewayIp: node.gatewayIP },
+    own: { cluster: cluster.name, podCidr: node.podCIDR, gatewayIp: node.gatewayIP, ipv6: ownIpv6 },
     store: createEndpointStore(config.stateDir, log),
     allocator: createAllocator({
       etcd,
@@ -114,8 +120,8 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     kernelEndpoints: [...(await datapath.endpoints.list()).values()],
     unknown: desired.unknownEndpoint,
     requestPass: () => sync?.trigger(),
-    programmed: (ipv4) => sync?.programmed(ipv4) ?? 'pending',
-    isRemoved: (ipv4) => sync?.isRemoved(ipv4) ?? false,
+    programmed: (ip) => sync?.programmed(ip) ?? 'pending',
+    isRemoved: (ip) => sync?.isRemoved(ip) ?? false,
     interfaces: ports.interfaces,
     addTimeoutMs: timers.endpointAddTimeoutMs,
     clock,

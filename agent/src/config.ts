@@ -1,5 +1,7 @@
 /** agent.yaml. Each field's comment is its help text. */
 import {
+  canonicalCidr,
+  canonicalIp,
   clusterIdProblem,
   clusterNameProblem,
   isDnsSubdomain,
@@ -12,6 +14,17 @@ import { z } from 'zod';
 import { SERVICE_V2 } from './services/choice.ts';
 
 const ipv4 = z.string().refine(isIpv4, { error: 'must be an IPv4 address' });
+const ipv6 = z.string().refine((text) => canonicalIp(text) === text && !isIpv4(text), {
+  error: 'must be an IPv6 address in its short form, such as fd00:1:1::1',
+});
+const ipv6Cidr = z
+  .string()
+  .refine(
+    (text) => canonicalCidr(parseCidr(text) ?? { ip: '', length: 0 }) === text && !isIpv4(parseCidr(text)?.ip ?? ''),
+    {
+      error: 'must be an IPv6 CIDR in its short form, without host bits, such as fd00:1:1::/64',
+    },
+  );
 const ipv4Cidr = z
   .string()
   .refine((text) => isIpv4(parseCidr(text)?.ip ?? ''), { error: 'must be an IPv4 CIDR such as 10.1.1.0/24' });
@@ -39,6 +52,15 @@ const schema = z
       podCIDR: ipv4Cidr,
       /** This node's own address inside its pod CIDR. */
       gatewayIP: ipv4,
+      /** IPv6 of pods, beside IPv4. */
+      ipv6: z
+        .strictObject({
+          /** Underlay address, where the underlay has IPv6: packets from it are known to be of this node. */
+          ip: ipv6.optional(),
+          podCIDR: ipv6Cidr,
+          gatewayIP: ipv6,
+        })
+        .optional(),
       /** Failure domain, for topology-aware decisions of peers. */
       zone: z.string().optional(),
       region: z.string().optional(),

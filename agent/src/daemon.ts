@@ -15,10 +15,17 @@ import {
   version,
 } from '@clustermesh/runtime';
 import { startAgent } from './agent.ts';
-import { loadAgentConfig } from './config.ts';
+import { type AgentConfig, loadAgentConfig } from './config.ts';
 import { openDatapath } from './datapath/index.ts';
 import { handlers } from './handlers.ts';
 import { readInterfaces } from './interfaces.ts';
+
+/** The config's words for it are Kubernetes', the datapath's are this code's. */
+const datapathFamily = ({ ip, gatewayIP, podCIDR }: NonNullable<AgentConfig['node']['ipv6']>) => ({
+  ...(ip === undefined ? {} : { nodeIp: ip }),
+  gatewayIp: gatewayIP,
+  podCidr: podCIDR,
+});
 
 const configPath = configArgument('clustermesh-agent');
 const log = createLog('clustermesh-agent');
@@ -44,6 +51,7 @@ await runDaemon(log, async () => {
       nodeIp: node.ip,
       gatewayIp: node.gatewayIP,
       podCidr: node.podCIDR,
+      ...(node.ipv6 === undefined ? {} : { ipv6: datapathFamily(node.ipv6) }),
       bpffs: config.datapath.bpffs,
       cgroup: config.datapath.cgroup,
       vxlanDevice: config.datapath.vxlanDevice,

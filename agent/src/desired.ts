@@ -2,20 +2,28 @@
  * From what is known to what the kernel should hold. Takes rows of the mesh and of the own endpoints, keeps the projections, and
  * on `flush` writes desired rows into the tables. No IO, no clock.
  */
-import { type Cidr, ipv4Contains, ipv4ToNumber, isIpv4, nodeInternalIp, parseCidr } from '@clustermesh/contract';
+import {
+  type Cidr,
+  canonicalIp,
+  cidrContains,
+  hostCidr,
+  ipv4ToNumber,
+  isIpv4,
+  nodeInternalIp,
+  parseCidr,
+} from '@clustermesh/contract';
 import type { IpcacheRow, NodeRow, ServiceRow } from './datapath/types.ts';
 import { type ClaimsProjection, createClaims } from './ipcache/claims.ts';
 import { createNodeIds } from './ipcache/node-ids.ts';
 import {
-  hostPrefix,
   localEndpointClaims,
   localNodeClaims,
-  ownEndpointClaim,
+  ownEndpointClaims,
   ownNodeClaims,
   RANK,
   remoteIpClaims,
   remoteNodeClaims,
-  worldClaim,
+  worldClaims,
 } from './ipcache/rows.ts';
 import type { MeshSink, MeshView } from './mesh/types.ts';
 import type { RowSink } from './reconcile/table.ts';
@@ -28,6 +36,9 @@ export interface DesiredOptions {
     readonly nodeIp: string;
     readonly gatewayIp: string;
     readonly podCidr: string;
+    readonly ipv6?:
+      | { readonly internalIp?: string | undefined; readonly gatewayIp: string; readonly podCidr: string }
+      | undefined;
   };
   readonly view: MeshView;
   /** Which of the two forms in which peers publish backends is taken, where there are both. */
@@ -40,9 +51,9 @@ export interface DesiredOptions {
 type KnownNode = Omit<NodeRow, 'nodeId'>;
 
 export interface Desired extends MeshSink {
-  ownEndpoint(id: string, endpoint: { readonly ipv4: string; readonly identity: number } | undefined): void;
+  ownEndpoint(id: string, endpoint: { readonly ips: readonly string[]; readonly identity: number } | undefined): void;
   /** An endpoint that only the kernel knows: it stays until somebody adds one with its address. */
-  unknownEndpoint(ipv4: string, identity: number | undefined): void;
+  unknownEndpoint(ip: string, identity: number | undefined): void;
   /** What the kernel held when the agent started. */
   restore(rows: {
     readonly ipcache: ReadonlyMap<string, IpcacheRow>;
@@ -63,26 +74,48 @@ export interface Desired extends MeshSink {
 
 const MOST_SHARED = 100_000;
 
+/** A pod CIDR, ready to be compared with each of 300 000 rows. */
 interface PodNet {
-  readonly network: number;
-  readonly mask: number;
-  readonly length: number;
+  readonly text: string;
+  contains(claimed: Cidr): boolean;
 }
 
-function podNet({ ip, length }: Cidr): PodNet {
+function podNet(text: string | undefined): PodNet[] {
+  const cidr = parseCidr(text ?? '');
+  if (cidr === undefined || text === undefined) return [];
+  const { ip, length } = cidr;
+  if (!isIpv4(ip)) return [{ text, contains: (claimed) => claimed.length >= length && cidrContains(cidr, claimed.ip) }];
   const mask = length === 0 ? 0 : (0xffffffff << (32 - length)) >>> 0;
-  return { network: (ipv4ToNumber(ip) & mask) >>> 0, mask, length };
+  const network = (ipv4ToNumber(ip) & mask) >>> 0;
+  return [
+    {
+      text,
+      contains: (claimed) =>
+        claimed.length >= length && isIpv4(claimed.ip) && (ipv4ToNumber(claimed.ip) & mask) >>> 0 === network,
+    },
+  ];
 }
+
+const podNetsOf = (of: { readonly podCidr: string; readonly ipv6?: { readonly podCidr: string } | undefined }) => [
+  ...podNet(of.podCidr),
+  ...podNet(of.ipv6?.podCidr),
+];
+
+const sameNets = (a: readonly PodNet[], b: readonly PodNet[]): boolean =>
+  a.length === b.length && a.every(({ text }, i) => text === b[i]?.text);
 
 export function createDesired(options: DesiredOptions): Desired {
   const { own, view } = options;
   const podCidr = parseCidr(own.podCidr);
-  const isOwnPodAddress = (ip: string): boolean => podCidr !== undefined && ipv4Contains(podCidr, ip);
+  const ownPodNets = podNetsOf(own);
+  const isOwnPodAddress = (ip: string): boolean =>
+    ownPodNets.some((net) => net.contains({ ip, length: isIpv4(ip) ? 32 : 128 }));
+  const ownUnderlay = [own.nodeIp, ...(own.ipv6?.internalIp === undefined ? [] : [own.ipv6.internalIp])];
   const nodeIds = createNodeIds();
 
   function isNodeAddressSettled(ip: string): boolean {
     // The own node and its endpoints are known from config and disk: nobody else has a say.
-    return ip === own.nodeIp || isOwnPodAddress(ip) || view.isNodeSettled(ip);
+    return ownUnderlay.includes(ip) || isOwnPodAddress(ip) || view.isNodeSettled(ip);
   }
 
   function isIpcacheRowSettled(row: IpcacheRow): boolean {
@@ -96,17 +129,13 @@ export function createDesired(options: DesiredOptions): Desired {
   }
 
   /** Pod CIDRs of this cluster, by node: what lies in them is not a peer's to claim. */
-  const podNets = new Map<string, PodNet>();
-  if (podCidr !== undefined) podNets.set('own', podNet(podCidr));
+  const podNets = new Map<string, readonly PodNet[]>([['own', ownPodNets]]);
 
   function isRefused(row: IpcacheRow): boolean {
     if (row.clusterId === own.clusterId || row.clusterId === 0) return false;
     const claimed = parseCidr(row.prefix);
     if (claimed === undefined) return true;
-    const { ip, length } = claimed;
-    const address = ipv4ToNumber(ip);
-    for (const net of podNets.values())
-      if (length >= net.length && (address & net.mask) >>> 0 === net.network) return true;
+    for (const nets of podNets.values()) for (const net of nets) if (net.contains(claimed)) return true;
     return false;
   }
 
@@ -148,27 +177,32 @@ export function createDesired(options: DesiredOptions): Desired {
     return source;
   }
 
-  ipcache.setClaims('world', [worldClaim()]);
-  ipcache.setClaims('own', ownNodeClaims({ clusterId: own.clusterId, ip: own.nodeIp, gatewayIp: own.gatewayIp }));
-  nodes.setClaims('own', [{ key: own.nodeIp, rank: RANK.ownNode, row: { ip: own.nodeIp, clusterId: own.clusterId } }]);
+  const nodeClaims = (ips: readonly (string | undefined)[], clusterId: number, rank: number) =>
+    ips.flatMap((text) => {
+      const ip = canonicalIp(text ?? '');
+      return ip === undefined ? [] : [{ key: ip, rank, row: { ip, clusterId } }];
+    });
 
-  const nodeClaim = (ip: string | undefined, clusterId: number, rank: number) =>
-    ip === undefined || !isIpv4(ip) ? [] : [{ key: ip, rank, row: { ip, clusterId } }];
+  ipcache.setClaims('world', worldClaims());
+  const inner = [own.gatewayIp, ...(own.ipv6 === undefined ? [] : [own.ipv6.gatewayIp])];
+  ipcache.setClaims('own', ownNodeClaims({ clusterId: own.clusterId, ips: [...ownUnderlay, ...inner] }));
+  nodes.setClaims('own', nodeClaims(ownUnderlay, own.clusterId, RANK.ownNode));
 
   return {
     service: services.setService,
     slice: services.setSlice,
     node(name, record) {
-      const cidr = record === undefined ? undefined : parseCidr(record.podCidr);
-      const net = cidr === undefined ? undefined : podNet(cidr);
-      const before = podNets.get(name);
-      if (net?.network !== before?.network || net?.length !== before?.length) {
-        if (net === undefined) podNets.delete(name);
-        else podNets.set(name, net);
+      const nets = record === undefined ? [] : podNetsOf(record);
+      if (!sameNets(nets, podNets.get(name) ?? [])) {
+        if (nets.length === 0) podNets.delete(name);
+        else podNets.set(name, nets);
         ipcache.rulesChanged();
       }
       ipcache.setClaims(`node/${name}`, record === undefined ? [] : localNodeClaims(record, own.clusterId));
-      nodes.setClaims(`node/${name}`, nodeClaim(record?.internalIp, own.clusterId, RANK.localNode));
+      nodes.setClaims(
+        `node/${name}`,
+        nodeClaims([record?.internalIp, record?.ipv6?.internalIp], own.clusterId, RANK.localNode),
+      );
     },
     nodeEndpoint(node, id, endpoint, record) {
       const claims =
@@ -179,7 +213,8 @@ export function createDesired(options: DesiredOptions): Desired {
     },
     peerNode(peer, name, node) {
       ipcache.setClaims(`peer/${peer.name}/node/${name}`, node === undefined ? [] : remoteNodeClaims(node, peer.id));
-      nodes.setClaims(`peer/${peer.name}/${name}`, nodeClaim(node && nodeInternalIp(node), peer.id, RANK.remoteNode));
+      const underlay = node === undefined ? [] : [nodeInternalIp(node), nodeInternalIp(node, 6)];
+      nodes.setClaims(`peer/${peer.name}/${name}`, nodeClaims(underlay, peer.id, RANK.remoteNode));
     },
     peerService: (peer, name, service) => services.setRemote(peer.name, peer.id, name, service),
     peerSlice: (peer, name, slice) => services.setRemoteSlice(peer.name, peer.id, name, slice),
@@ -187,17 +222,17 @@ export function createDesired(options: DesiredOptions): Desired {
       const claims = entry === undefined ? [] : remoteIpClaims(entry, peer.id, shared);
       // A host's name says its one row; two prefixes may be two texts of one.
       if (name.includes('/')) ipcache.setClaims(`peer/${peer.name}/ip/${name}`, claims);
-      else ipcache.setClaim(sourceOfIps(peer), hostPrefix(name), claims[0]);
+      else ipcache.setClaim(sourceOfIps(peer), hostCidr(canonicalIp(name) ?? name), claims[0]);
     },
-    unknownEndpoint(ipv4, identity) {
-      const claims = identity === undefined ? [] : [ownEndpointClaim({ ipv4, identity }, own.clusterId)];
+    unknownEndpoint(ip, identity) {
+      const claims = identity === undefined ? [] : ownEndpointClaims({ ips: [ip], identity }, own.clusterId);
       ipcache.setClaims(
-        `unknown/${ipv4}`,
+        `unknown/${ip}`,
         claims.map((claim) => ({ ...claim, rank: RANK.unknownEndpoint })),
       );
     },
     ownEndpoint(id, endpoint) {
-      ipcache.setClaims(`own/${id}`, endpoint === undefined ? [] : [ownEndpointClaim(endpoint, own.clusterId)]);
+      ipcache.setClaims(`own/${id}`, endpoint === undefined ? [] : ownEndpointClaims(endpoint, own.clusterId));
     },
     sourcesChanged(clusterId, family) {
       if (family === undefined || family === 'ip' || family === 'nodes') {

@@ -7,7 +7,7 @@
  * New nodes and addresses are there before a service names them. After each pass, the etcd revisions that were complete when it
  * began count as applied, family by family, unless a table they feed has rows in error.
  */
-import { MeshError } from '@clustermesh/contract';
+import { hostCidr, MeshError } from '@clustermesh/contract';
 import { type Clock, type Log, type Runner, startRunner } from '@clustermesh/runtime';
 import type { Backend, Datapath, EndpointRow, IpcacheRow, NodeRow, ServiceRow } from './datapath/types.ts';
 import type { Desired } from './desired.ts';
@@ -53,8 +53,8 @@ export interface SyncStats {
 export interface Sync {
   readonly tables: Tables;
   trigger(): void;
-  programmed(ipv4: string): Programmed;
-  isRemoved(ipv4: string): boolean;
+  programmed(ip: string): Programmed;
+  isRemoved(ip: string): boolean;
   /** Revisions whose rows are in the kernel, by `peer/family`. */
   applied(): ReadonlyMap<string, number>;
   stats(): SyncStats;
@@ -300,11 +300,11 @@ export function startSync(options: SyncOptions): Sync {
   return {
     tables,
     trigger: runner.trigger,
-    programmed(ipv4) {
-      const endpoint = statusOf(tables.endpoints, ipv4);
-      return endpoint === 'done' ? statusOf(tables.ipcache, `${ipv4}/32`) : endpoint;
+    programmed(ip) {
+      const endpoint = statusOf(tables.endpoints, ip);
+      return endpoint === 'done' ? statusOf(tables.ipcache, hostCidr(ip)) : endpoint;
     },
-    isRemoved: (ipv4) => tables.endpoints.get(ipv4) === undefined || tables.endpoints.get(ipv4)?.desired !== undefined,
+    isRemoved: (ip) => tables.endpoints.get(ip) === undefined || tables.endpoints.get(ip)?.desired !== undefined,
     applied: () => applied,
     waiting: () => arrivals,
     stats: () => ({ passes, failedPasses, lastPassMs, lastPassAtMs, repairs, failures, queued, mostQueued }),

@@ -9,6 +9,8 @@ export interface EndpointAddRequest {
   readonly hostMac: string;
   readonly podMac: string;
   readonly ipv4: string;
+  /** Beside it; empty where pods have none. */
+  readonly ipv6?: string;
 }
 
 export interface EndpointInfo {
@@ -19,6 +21,8 @@ export interface EndpointInfo {
   readonly identity: number;
   readonly interface: string;
   readonly ipv4: string;
+  /** Empty: none. */
+  readonly ipv6: string;
   readonly state: 'ready' | 'waiting';
   readonly reason: string;
 }

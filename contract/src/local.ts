@@ -45,11 +45,15 @@ export type LocalSlice = z.infer<typeof localSliceSchema>;
 export const localNamespaceSchema = z.looseObject({ name: z.string(), global: z.boolean(), labels: stringMap });
 export type LocalNamespace = z.infer<typeof localNamespaceSchema>;
 
+const cidr = z.string().refine((text) => parseCidr(text) !== undefined, 'is no CIDR');
+
 export const nodeRecordSchema = z.looseObject({
   name: z.string().min(1),
   internalIp: z.string(),
   gatewayIp: z.string(),
-  podCidr: z.string().refine((text) => parseCidr(text) !== undefined, 'is no CIDR'),
+  podCidr: cidr,
+  /** What the node has of IPv6 beside; `internalIp`: an underlay address, if there is one. */
+  ipv6: z.object({ internalIp: z.string().optional(), gatewayIp: z.string(), podCidr: cidr }).optional(),
   zone: z.string().optional(),
   region: z.string().optional(),
   /** Of the underlay device, in bytes; absent when the agent does not tell. */
@@ -66,6 +70,8 @@ export const endpointRecordSchema = z.looseObject({
   labels: z.string(),
   identity: z.number().int().min(1),
   ipv4: z.string(),
+  /** Absent where pods have none. */
+  ipv6: z.string().optional(),
   serviceAccount: z.string().optional(),
 });
 export type EndpointRecord = z.infer<typeof endpointRecordSchema>;

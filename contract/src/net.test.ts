@@ -3,7 +3,10 @@ import { isIP, isIPv4 } from 'node:net';
 import { describe, it } from 'node:test';
 import fc from 'fast-check';
 import {
+  canonicalCidr,
   canonicalIp,
+  cidrContains,
+  hostCidr,
   ipv4Contains,
   ipv4RangesOverlap,
   ipv4ToNumber,
@@ -68,6 +71,19 @@ describe('addresses', () => {
       ['10.1.2', undefined],
     ];
     for (const [text, form] of forms) assert.equal(canonicalIp(text), form, text);
+  });
+
+  it('are inside a CIDR of their family, and have their network', () => {
+    const inside = (cidr: string, ip: string) => cidrContains(parseCidr(cidr)!, ip);
+    assert.ok(inside('fd00:1:1::/64', 'fd00:1:1::ffff'));
+    assert.ok(inside('fd00:1:1::5/63', 'fd00:1:1:1::'));
+    assert.ok(!inside('fd00:1:1::/64', 'fd00:1:1:1::'));
+    assert.ok(inside('::/0', 'fd00::1') && inside('0.0.0.0/0', '10.0.0.1'));
+    assert.ok(!inside('::/0', '10.0.0.1') && !inside('0.0.0.0/0', 'fd00::1') && !inside('::/0', 'x'));
+    assert.equal(canonicalCidr(parseCidr('fd00:1:1::7/61')!), 'fd00:1:1::/61');
+    assert.equal(canonicalCidr(parseCidr('10.1.1.7/25')!), '10.1.1.0/25');
+    assert.equal(canonicalCidr(parseCidr('10.1.1.7/0')!), '0.0.0.0/0');
+    assert.deepEqual([hostCidr('10.1.1.7'), hostCidr('fd00::7')], ['10.1.1.7/32', 'fd00::7/128']);
   });
 
   it('are inside a CIDR up to its last one', () => {

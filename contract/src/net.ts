@@ -126,6 +126,29 @@ export function ipv4Contains(cidr: Cidr, address: string): boolean {
   return (ipv4ToNumber(cidr.ip) & mask) >>> 0 === (ipv4ToNumber(address) & mask) >>> 0;
 }
 
+/** True when `address` lies in `cidr`, in either family; never across families. */
+export function cidrContains(cidr: Cidr, address: string): boolean {
+  if (isIpv4(cidr.ip) || isIpv4(address)) return ipv4Contains(cidr, address);
+  const net = networkOf({ ip: address, length: cidr.length });
+  return net !== undefined && net === networkOf(cidr);
+}
+
+/** `10.1.1.7/24` → `10.1.1.0/24`: what a kernel knows of a prefix. Undefined when the address is none. */
+export function canonicalCidr(cidr: Cidr): string | undefined {
+  const net = networkOf(cidr);
+  return net === undefined ? undefined : formatCidr({ ip: net, length: cidr.length });
+}
+
+/** The one address of a prefix: with the full length of its family. */
+export const hostCidr = (ip: string): string => `${ip}/${isIpv4(ip) ? 32 : 128}`;
+
+function networkOf({ ip, length }: Cidr): string | undefined {
+  if (isIpv4(ip)) return numberToIpv4(length === 0 ? 0 : (ipv4ToNumber(ip) & (0xffffffff << (32 - length))) >>> 0);
+  const bytes = new Uint8Array(16);
+  if (!writeIpAddress(ip, bytes)) return undefined;
+  return readIpAddress(bytes.map((byte, i) => byte & (0xff00 >> Math.max(0, Math.min(8, length - 8 * i)))));
+}
+
 /** Whether two IPv4 CIDRs share an address: then one of them contains the other's base. Anything that is no CIDR overlaps nothing. */
 export function ipv4RangesOverlap(a: string, b: string): boolean {
   const left = parseCidr(a);

@@ -135,24 +135,32 @@ export interface NodeInput {
   readonly internalIp: string;
   readonly gatewayIp: string;
   readonly podCidr: string;
+  readonly ipv6?:
+    | { readonly internalIp?: string | undefined; readonly gatewayIp: string; readonly podCidr: string }
+    | undefined;
   readonly labels: Readonly<Record<string, string>>;
 }
 
-/** A node as our apiserver exports it. Throws RangeError when podCidr is no CIDR (the config schema has checked it). */
+/** A node as our apiserver exports it. Throws RangeError when a pod CIDR is none (the config schema has checked it). */
 export function makeNode(input: NodeInput): MeshNode {
-  const cidr = parseCidr(input.podCidr);
-  if (cidr === undefined)
-    throw new RangeError(`pod CIDR ${JSON.stringify(input.podCidr)} of node ${input.name} is no CIDR`);
+  const { ipv6 } = input;
+  const cidrOf = (text: string): Cidr => {
+    const cidr = parseCidr(text);
+    if (cidr !== undefined) return cidr;
+    throw new RangeError(`pod CIDR ${JSON.stringify(text)} of node ${input.name} is no CIDR`);
+  };
   return {
     Name: input.name,
     Cluster: input.cluster,
     IPAddresses: [
       { Type: 'InternalIP', IP: input.internalIp },
       { Type: 'CiliumInternalIP', IP: input.gatewayIp },
+      ...(ipv6?.internalIp === undefined ? [] : [{ Type: 'InternalIP', IP: ipv6.internalIp }]),
+      ...(ipv6 === undefined ? [] : [{ Type: 'CiliumInternalIP', IP: ipv6.gatewayIp }]),
     ],
-    IPv4AllocCIDR: cidr,
+    IPv4AllocCIDR: cidrOf(input.podCidr),
     IPv4SecondaryAllocCIDRs: null,
-    IPv6AllocCIDR: null,
+    IPv6AllocCIDR: ipv6 === undefined ? null : cidrOf(ipv6.podCidr),
     IPv6SecondaryAllocCIDRs: null,
     IPv4HealthIP: '',
     IPv6HealthIP: '',

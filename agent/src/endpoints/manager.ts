@@ -20,29 +20,32 @@ import type { IdentityAllocator } from '../identity/allocator.ts';
 import { startIdentityKeeper } from '../identity/keeper.ts';
 import type { Table } from '../reconcile/table.ts';
 import type { EndpointPublisher } from './publisher.ts';
-import { checkEndpointRequest, type EndpointFacts } from './request.ts';
+import { checkEndpointRequest, type EndpointFacts, type OwnAddresses } from './request.ts';
 import type { EndpointStore, StoredEndpoint } from './store.ts';
 
 /** How the kernel side of an endpoint stands. */
 export type Programmed = 'done' | 'pending' | MeshError;
 
 export interface EndpointManagerOptions {
-  readonly own: { readonly cluster: string; readonly podCidr: string; readonly gatewayIp: string };
+  readonly own: OwnAddresses;
   readonly store: EndpointStore;
   readonly allocator: IdentityAllocator;
   readonly publisher: EndpointPublisher;
   /** Desired rows of the endpoints table, by address. */
   readonly rows: Pick<Table<EndpointRow>, 'set' | 'delete' | 'touch'>;
-  readonly ipcache: (id: string, endpoint: { readonly ipv4: string; readonly identity: number } | undefined) => void;
+  readonly ipcache: (
+    id: string,
+    endpoint: { readonly ips: readonly string[]; readonly identity: number } | undefined,
+  ) => void;
   /** What the kernel held when the agent started. */
   readonly kernelEndpoints: readonly EndpointRow[];
   /** An endpoint of the kernel that the disk does not know. */
-  readonly unknown: (ipv4: string, identity: number | undefined) => void;
+  readonly unknown: (ip: string, identity: number | undefined) => void;
   readonly requestPass: () => void;
-  /** Of the endpoint's rows as they are desired now. */
-  readonly programmed: (ipv4: string) => Programmed;
+  /** Of the rows of one address of an endpoint as they are desired now. */
+  readonly programmed: (ip: string) => Programmed;
   /** No row of this address is left to be removed. */
-  readonly isRemoved: (ipv4: string) => boolean;
+  readonly isRemoved: (ip: string) => boolean;
   /** Network interfaces of the agent's namespace; undefined when that cannot be told. */
   readonly interfaces: () => ReadonlySet<string> | undefined;
   readonly addTimeoutMs: number;
@@ -65,6 +68,9 @@ export interface EndpointManager {
 }
 
 const MAX_ENDPOINT_ID = 0xffff;
+
+const addressesOf = ({ ipv4, ipv6 }: { readonly ipv4: string; readonly ipv6?: string | undefined }): string[] =>
+  ipv6 === undefined ? [ipv4] : [ipv4, ipv6];
 
 export function startEndpointManager(options: EndpointManagerOptions): EndpointManager {
   const { store, publisher, rows, clock, log } = options;
@@ -100,13 +106,16 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
   function put(endpoint: StoredEndpoint): void {
     endpoints.set(endpoint.id, endpoint);
     if (endpoint.identity === null) return;
-    const { ipv4, podMac, hostMac, identity, endpointId } = endpoint;
-    if (unknown.delete(ipv4)) {
-      options.unknown(ipv4, undefined);
-      completeIfKnown();
+    const { podMac, hostMac, identity, endpointId } = endpoint;
+    const ips = addressesOf(endpoint);
+    for (const ip of ips) {
+      if (unknown.delete(ip)) {
+        options.unknown(ip, undefined);
+        completeIfKnown();
+      }
+      rows.set(ip, { ip, interface: endpoint.interface, podMac, hostMac, identity, endpointId });
     }
-    rows.set(ipv4, { ip: ipv4, interface: endpoint.interface, podMac, hostMac, identity, endpointId });
-    options.ipcache(endpoint.id, { ipv4, identity });
+    options.ipcache(endpoint.id, { ips, identity });
     options.requestPass();
   }
 
@@ -119,7 +128,7 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
     endpoints.delete(endpoint.id);
     published.delete(endpoint.id);
     missingInterface.delete(endpoint.id);
-    rows.delete(endpoint.ipv4);
+    for (const ip of addressesOf(endpoint)) rows.delete(ip);
     options.ipcache(endpoint.id, undefined);
     publisher.delete(endpoint.id);
     options.requestPass();
@@ -134,14 +143,20 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
     });
   }
 
+  /** Of all its addresses: the first that is not done says how far it is. */
+  function programmedOf(endpoint: StoredEndpoint): Programmed {
+    const all = addressesOf(endpoint).map(options.programmed);
+    return all.find((one) => one instanceof MeshError) ?? all.find((one) => one !== 'done') ?? 'done';
+  }
+
   function reasonFor(endpoint: StoredEndpoint): string {
     if (endpoint.identity === null) return `no identity yet: ${identities.waitingFor()}`;
-    const programmed = options.programmed(endpoint.ipv4);
+    const programmed = programmedOf(endpoint);
     return programmed === 'done' ? '' : programmed === 'pending' ? 'being programmed' : messageOf(programmed);
   }
 
   function infoOf(endpoint: StoredEndpoint): EndpointInfo {
-    const { id, namespace, pod, labels, ipv4 } = endpoint;
+    const { id, namespace, pod, labels, ipv4, ipv6 = '' } = endpoint;
     const reason = reasonFor(endpoint);
     return {
       id,
@@ -151,14 +166,15 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
       identity: endpoint.identity ?? 0,
       interface: endpoint.interface,
       ipv4,
+      ipv6,
       state: reason === '' ? 'ready' : 'waiting',
       reason,
     };
   }
 
   const recordOf = (endpoint: StoredEndpoint & { identity: number }): EndpointRecord => {
-    const { id, namespace, pod, labels, identity, ipv4, serviceAccount } = endpoint;
-    return { id, namespace, pod, labels, identity, ipv4, serviceAccount };
+    const { id, namespace, pod, labels, identity, ipv4, ipv6, serviceAccount } = endpoint;
+    return { id, namespace, pod, labels, identity, ipv4, ...(ipv6 === undefined ? {} : { ipv6 }), serviceAccount };
   };
 
   function publish(endpoint: StoredEndpoint): void {
@@ -195,9 +211,11 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
 
   // ---- life
 
-  function evictRivals(facts: Pick<EndpointFacts, 'id' | 'ipv4' | 'interface'>): void {
+  function evictRivals(facts: Pick<EndpointFacts, 'id' | 'ipv4' | 'ipv6' | 'interface'>): void {
+    const wanted = addressesOf(facts);
     for (const other of [...endpoints.values()]) {
-      if (other.id === facts.id || (other.ipv4 !== facts.ipv4 && other.interface !== facts.interface)) continue;
+      const isRival = other.interface === facts.interface || addressesOf(other).some((ip) => wanted.includes(ip));
+      if (other.id === facts.id || !isRival) continue;
       // An address and an interface have one owner; whoever was told of last is alive, the other's removal got lost.
       log.warn(
         { id: other.id, by: facts.id, ipv4: other.ipv4, interface: other.interface },
@@ -215,7 +233,7 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
         throw new MeshError({ code: 'cancelled', message: `adding endpoint ${id}: it was deleted meanwhile` });
       const info = infoOf(endpoint);
       if (info.state === 'ready') return info;
-      const programmed = endpoint.identity === null ? 'pending' : options.programmed(endpoint.ipv4);
+      const programmed = endpoint.identity === null ? 'pending' : programmedOf(endpoint);
       if (programmed instanceof MeshError) {
         throw new MeshError({
           code: programmed.code,
@@ -291,7 +309,7 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
         );
       const before = endpoints.get(facts.id);
       evictRivals(facts);
-      if (before !== undefined && before.ipv4 !== facts.ipv4) drop(before);
+      if (before !== undefined && (before.ipv4 !== facts.ipv4 || before.ipv6 !== facts.ipv6)) drop(before);
       put({
         ...facts,
         endpointId: before?.endpointId ?? freeEndpointId(),
@@ -300,10 +318,10 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
       // What was published of it may say something else: onPass does it again once the kernel has the new facts.
       published.delete(facts.id);
       // Perhaps only the programs on its veth are missing: the caller wants them now, not at the next check.
-      rows.touch(facts.ipv4);
+      for (const ip of addressesOf(facts)) rows.touch(ip);
       save();
       identities.want(facts.labels);
-      log.info({ id: facts.id, pod: `${facts.namespace}/${facts.pod}`, ipv4: facts.ipv4 }, 'endpoint added');
+      log.info({ id: facts.id, pod: `${facts.namespace}/${facts.pod}`, ips: addressesOf(facts) }, 'endpoint added');
       return awaitReady(facts.id);
     },
 
@@ -312,10 +330,11 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
       if (endpoint === undefined) return;
       drop(endpoint);
       save();
-      log.info({ id, ipv4: endpoint.ipv4 }, 'endpoint removed');
+      const ips = addressesOf(endpoint);
+      log.info({ id, ips }, 'endpoint removed');
       // The caller takes the interface away next: by then the kernel should have let go of it.
       const deadline = clock.nowMs() + options.addTimeoutMs;
-      while (!options.isRemoved(endpoint.ipv4) && clock.nowMs() < deadline && !options.signal.aborted)
+      while (!ips.every(options.isRemoved) && clock.nowMs() < deadline && !options.signal.aborted)
         await news(deadline - clock.nowMs());
     },
 

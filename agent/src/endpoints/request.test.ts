@@ -44,6 +44,26 @@ for (const [ipv4, podCidr] of [
   });
 }
 
+const dual = { ...own, ipv6: { podCidr: 'fd00:1:1::/64', gatewayIp: 'fd00:1:1::1' } };
+
+for (const [ipv6, refused] of [
+  ['fd00:1:1::1', /ipv6 "fd00:1:1::1" is the gateway address of this node's pod CIDR fd00:1:1::\/64/],
+  ['fd00:1:1::', /is the routers' address of/],
+  ['fd00:1:2::5', /is no address of this node's pod CIDR/],
+  ['10.1.1.5', /is no address of this node's pod CIDR/],
+  ['fd00:1:1::5%eth0', /is no address of this node's pod CIDR/],
+] as const) {
+  test(`an endpoint cannot have the address ${ipv6}, beside one of IPv4`, () => {
+    assert.throws(() => checkEndpointRequest({ ...request, ipv6 }, dual), refused);
+  });
+}
+
+test('an endpoint has an IPv6 address where its node has a CIDR for it, in its one form', () => {
+  assert.equal(checkEndpointRequest({ ...request, ipv6: 'FD00:1:1:0::05' }, dual).ipv6, 'fd00:1:1::5');
+  assert.equal(checkEndpointRequest({ ...request, ipv6: '' }, dual).ipv6, undefined);
+  assert.throws(() => checkEndpointRequest({ ...request, ipv6: 'fd00:1:1::5' }, own), /this node has no IPv6 pod CIDR/);
+});
+
 test('labels that no pod may set are named and do not count', () => {
   const reserved = { 'io.cilium.k8s.policy.cluster': 'us', 'io.kubernetes.pod.namespace': 'a;b' };
   const facts = checkEndpointRequest({ ...request, labels: { ...request.labels, ...reserved } }, own);

@@ -1,6 +1,8 @@
 /** Checks an EndpointAdd before anything is done for it: all that is wrong is said at once. */
 import {
   type Cidr,
+  canonicalIp,
+  cidrContains,
   type EndpointAddRequest,
   formatLabels,
   ipv4Contains,
@@ -29,14 +31,19 @@ export interface EndpointFacts {
   readonly hostMac: string;
   readonly podMac: string;
   readonly ipv4: string;
+  readonly ipv6?: string;
   /** Keys of the request that no pod may set: not part of `labels`. */
   readonly ignoredLabels: readonly string[];
 }
 
-export function checkEndpointRequest(
-  request: EndpointAddRequest,
-  own: { readonly cluster: string; readonly podCidr: string; readonly gatewayIp: string },
-): EndpointFacts {
+export interface OwnAddresses {
+  readonly cluster: string;
+  readonly podCidr: string;
+  readonly gatewayIp: string;
+  readonly ipv6?: { readonly podCidr: string; readonly gatewayIp: string } | undefined;
+}
+
+export function checkEndpointRequest(request: EndpointAddRequest, own: OwnAddresses): EndpointFacts {
   const problems: string[] = [];
   const demand = (holds: boolean, problem: string) => {
     if (!holds) problems.push(problem);
@@ -53,6 +60,8 @@ export function checkEndpointRequest(
   demand(isOwnAddress, `ipv4 ${shown(request.ipv4)} is no address of this node's pod CIDR ${own.podCidr}`);
   const takenFor = isOwnAddress ? purposeOf(request.ipv4, cidr, own.gatewayIp) : undefined;
   demand(takenFor === undefined, `ipv4 ${shown(request.ipv4)} is ${takenFor} of this node's pod CIDR ${own.podCidr}`);
+  const ipv6 = request.ipv6 ? ipv6Of(request.ipv6, own) : undefined;
+  if (ipv6 !== undefined && 'problem' in ipv6) problems.push(ipv6.problem);
   const ignoredLabels = Object.keys(request.labels).filter(isReservedLabel);
   for (const [key, value] of Object.entries(request.labels)) {
     if (isReservedLabel(key)) continue;
@@ -85,8 +94,23 @@ export function checkEndpointRequest(
     hostMac: request.hostMac.toLowerCase(),
     podMac: request.podMac.toLowerCase(),
     ipv4: request.ipv4,
+    ...(ipv6 !== undefined && 'ip' in ipv6 ? { ipv6: ipv6.ip } : {}),
     ignoredLabels,
   };
+}
+
+/** In its one form; the first address of a subnet is its routers' (RFC 4291, 2.6.1), as is the gateway's. */
+function ipv6Of(text: string, own: OwnAddresses): { readonly ip: string } | { readonly problem: string } {
+  const ip = canonicalIp(text);
+  if (own.ipv6 === undefined) return { problem: `ipv6 ${JSON.stringify(text)}: this node has no IPv6 pod CIDR` };
+  const cidr = parseCidr(own.ipv6.podCidr);
+  if (ip === undefined || cidr === undefined || !cidrContains(cidr, ip))
+    return { problem: `ipv6 ${JSON.stringify(text)} is no address of this node's pod CIDR ${own.ipv6.podCidr}` };
+  const purpose =
+    ip === own.ipv6.gatewayIp ? 'the gateway address' : ip === cidr.ip ? "the routers' address" : undefined;
+  return purpose === undefined
+    ? { ip }
+    : { problem: `ipv6 ${JSON.stringify(text)} is ${purpose} of this node's pod CIDR ${own.ipv6.podCidr}` };
 }
 
 /** What an address of a pod CIDR is there for, if not for pods. */

@@ -19,6 +19,7 @@ const endpointSchema = z.object({
   hostMac: z.string(),
   podMac: z.string(),
   ipv4: z.string(),
+  ipv6: z.string().optional(),
   /** This node's number for the endpoint in the kernel. */
   endpointId: z.number().int().min(1).max(0xffff),
   /** Null while none could be allocated. */

@@ -1,9 +1,16 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { type EndpointRecord, type IpEntry, type MeshNode, makeNode, type NodeRecord } from '@clustermesh/contract';
+import {
+  type EndpointRecord,
+  type IpEntry,
+  type MeshNode,
+  makeNode,
+  maskToBase64,
+  type NodeRecord,
+} from '@clustermesh/contract';
 import fc from 'fast-check';
 import type { IpcacheRow, NodeRow } from '../datapath/types.ts';
-import { createDesired } from '../desired.ts';
+import { createDesired, type DesiredOptions } from '../desired.ts';
 import type { PeerRef } from '../mesh/peer.ts';
 import { createClaims } from './claims.ts';
 import { createNodeIds } from './node-ids.ts';
@@ -38,7 +45,7 @@ const usNode: MeshNode = makeNode({
   labels: {},
 });
 
-function rig() {
+function rig(ipv6?: DesiredOptions['own']['ipv6']) {
   const settled = new Set<string>();
   const gone = new Set<number>();
   const settledNodes = new Set<string>();
@@ -49,7 +56,7 @@ function rig() {
     delete: (key: string) => void map.delete(key),
   });
   const desired = createDesired({
-    own: { clusterId: 1, nodeIp: '172.31.1.11', gatewayIp: '10.1.1.1', podCidr: '10.1.1.0/24' },
+    own: { clusterId: 1, nodeIp: '172.31.1.11', gatewayIp: '10.1.1.1', podCidr: '10.1.1.0/24', ipv6 },
     view: {
       isSettled: (id, family) => settled.has(`${id}/${family}`),
       areSlicesHeard: () => false,
@@ -74,6 +81,7 @@ const shown = (rows: ReadonlyMap<string, IpcacheRow>) =>
 test('with nothing known, every lookup still ends in an identity', () => {
   assert.deepEqual(shown(rig().ipcache), {
     '0.0.0.0/0': '2 of 0 via -',
+    '::/0': '2 of 0 via -',
     '172.31.1.11/32': '1 of 1 via -',
     '10.1.1.1/32': '1 of 1 via -',
   });
@@ -82,7 +90,7 @@ test('with nothing known, every lookup still ends in an identity', () => {
 test('own endpoints, other nodes, their endpoints and peers, then all withdrawn again', () => {
   const r = rig();
   const start = shown(r.ipcache);
-  r.desired.ownEndpoint('a', { ipv4: '10.1.1.5', identity: 65_999 });
+  r.desired.ownEndpoint('a', { ips: ['10.1.1.5'], identity: 65_999 });
   r.desired.node('n2', n2);
   r.desired.nodeEndpoint('n2', 'b', endpoint('b', '10.1.2.5'), n2);
   r.desired.peerNode(US, 'p1', usNode);
@@ -125,7 +133,7 @@ describe('a peer', () => {
           r.desired.peerIp(US, '10.1.2.5', entry('10.1.2.5'));
         },
         () => {
-          r.desired.ownEndpoint('a', { ipv4: '10.1.1.5', identity: 65_999 });
+          r.desired.ownEndpoint('a', { ips: ['10.1.1.5'], identity: 65_999 });
           r.desired.nodeEndpoint('n2', 'b', endpoint('b', '10.1.2.5'), n2);
         },
       ];
@@ -199,12 +207,72 @@ describe('a peer', () => {
     assert.equal(remoteIpClaims(entry('10.2.1.5', { HostIP: '' }), 2)[0]?.row.tunnelEndpoint, null);
     assert.equal(remoteIpClaims(entry('172.31.2.11'), 2)[0]?.row.tunnelEndpoint, null);
     assert.equal(remoteIpClaims(entry('10.2.3.7', { Mask: '////AA==' }), 2)[0]?.key, '10.2.3.0/24');
-    assert.deepEqual(remoteIpClaims(entry('fd00::1'), 2), []);
+    assert.equal(remoteIpClaims(entry('fd00:2:3:4::7', { Mask: maskToBase64(48, 16) }), 2)[0]?.key, 'fd00:2:3::/48');
+    assert.deepEqual(remoteIpClaims(entry('nonsense'), 2), []);
   });
 
-  test('nodes without an IPv4 address have no rows', () => {
-    assert.deepEqual(remoteNodeClaims({ ...usNode, IPAddresses: [{ Type: 'InternalIP', IP: 'fd00::2' }] }, 2), []);
+  test('nodes without an underlay address have no rows; one of IPv6 will do', () => {
+    const withAddress = (IP: string) => ({ ...usNode, IPAddresses: [{ Type: 'InternalIP', IP }] });
+    assert.deepEqual(remoteNodeClaims(withAddress('nonsense'), 2), []);
+    const claims = remoteNodeClaims(withAddress('FD31::2'), 2);
+    assert.deepEqual(
+      claims.map(({ key, row }) => [key, row.tunnelEndpoint]),
+      [
+        ['fd31::2/128', null],
+        ['10.2.1.0/24', 'fd31::2'],
+      ],
+    );
   });
+});
+
+test('dual stack: every address has its row, in one spelling; tunnels end at the IPv4 underlay; pod CIDRs are guarded', () => {
+  const ipv6 = (n: number, net: number) => ({
+    internalIp: `fd31::${n}:11`,
+    gatewayIp: `fd00:${n}:${net}::1`,
+    podCidr: `fd00:${n}:${net}::/64`,
+  });
+  const r = rig(ipv6(1, 1));
+  const start = shown(r.ipcache);
+  assert.equal(start['fd00:1:1::1/128'], '1 of 1 via -');
+  assert.equal(start['fd31::1:11/128'], '1 of 1 via -');
+  const dualN2 = { ...n2, ipv6: { ...ipv6(1, 2), internalIp: 'fd31::1:12' } };
+  const dualUs = makeNode({
+    ...{ name: 'p1', cluster: 'us', clusterId: 2, internalIp: '172.31.2.11', gatewayIp: '10.2.1.1' },
+    ...{ podCidr: '10.2.1.0/24', labels: {}, ipv6: ipv6(2, 1) },
+  });
+  r.desired.ownEndpoint('a', { ips: ['10.1.1.5', 'fd00:1:1::5'], identity: 65_999 });
+  r.desired.node('n2', dualN2);
+  r.desired.nodeEndpoint('n2', 'b', { ...endpoint('b', '10.1.2.5'), ipv6: 'fd00:1:2::5' }, dualN2);
+  r.desired.peerNode(US, 'p1', dualUs);
+  r.desired.peerIp(US, 'FD00:2:1:0::5', entry('FD00:2:1:0::5'));
+  r.desired.peerIp(US, 'fd00:1:1::66', entry('fd00:1:1::66')); // ours: not a peer's to claim
+  r.desired.peerIp(US, 'fd00:1:2::66', entry('fd00:1:2::66'));
+  r.flush();
+  const seen = Object.fromEntries(
+    Object.entries(shown(r.ipcache)).filter(([key]) => key.includes(':') && !(key in start)),
+  );
+  assert.deepEqual(seen, {
+    'fd00:1:1::5/128': '65999 of 1 via -',
+    'fd00:1:2::5/128': '65999 of 1 via 172.31.1.12',
+    'fd31::1:12/128': '6 of 1 via -',
+    'fd00:1:2::1/128': '6 of 1 via 172.31.1.12',
+    'fd00:1:2::/64': '3 of 1 via 172.31.1.12',
+    'fd31::2:11/128': '6 of 2 via -',
+    'fd00:2:1::1/128': '6 of 2 via 172.31.2.11',
+    'fd00:2:1::/64': '3 of 2 via 172.31.2.11',
+    'fd00:2:1::5/128': '131372 of 2 via 172.31.2.11',
+  });
+  assert.deepEqual([...r.nodes.keys()].sort(), [
+    ...['172.31.1.11', '172.31.1.12', '172.31.2.11', 'fd31::1:11', 'fd31::1:12', 'fd31::2:11'],
+  ]);
+  assert.match(r.desired.problems().join(), /2 addresses in this cluster's pod CIDRs/);
+  r.desired.ownEndpoint('a', undefined);
+  r.desired.node('n2', undefined);
+  r.desired.nodeEndpoint('n2', 'b', undefined, undefined);
+  r.desired.peerNode(US, 'p1', undefined);
+  for (const ip of ['FD00:2:1:0::5', 'fd00:1:1::66', 'fd00:1:2::66']) r.desired.peerIp(US, ip, undefined);
+  r.flush();
+  assert.deepEqual(shown(r.ipcache), start);
 });
 
 test('a pod CIDR given by one of its addresses is programmed as its network', () => {

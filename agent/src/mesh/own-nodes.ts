@@ -78,7 +78,8 @@ export function startOwnNodes(options: {
     }),
     unsynced: () => [...nodes.all()].flatMap(([name, node]) => (node.synced || name === self ? [] : [name])),
     isSettled(ip) {
-      for (const [, node] of nodes.all()) if (node.record?.internalIp === ip) return node.synced;
+      for (const [, node] of nodes.all())
+        if (node.record?.internalIp === ip || node.record?.ipv6?.internalIp === ip) return node.synced;
       return source.trustsAbsence();
     },
     heldCount: nodes.heldCount,

@@ -136,6 +136,8 @@ export async function startCluster(): Promise<TestCluster> {
         ip: NODES[name],
         podCIDR: name === 'n1' ? '10.1.1.0/24' : '10.1.2.0/24',
         gatewayIP: name === 'n1' ? '10.1.1.1' : '10.1.2.1',
+        // One node of either kind.
+        ...(name === 'n1' ? { ipv6: { podCIDR: 'fd00:1:1::/64', gatewayIP: 'fd00:1:1::1' } } : {}),
       },
       etcd: { endpoints: [server.endpoint] },
       clustermesh: { configDir, serviceV2 },

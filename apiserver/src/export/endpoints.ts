@@ -46,6 +46,7 @@ function exportNodes(input: EndpointExportInput): Map<string, string> {
       internalIp: record.internalIp,
       gatewayIp: record.gatewayIp,
       podCidr: record.podCidr,
+      ipv6: record.ipv6,
       labels: {
         ...(record.region === undefined ? {} : { [REGION_LABEL]: record.region }),
         ...(record.zone === undefined ? {} : { [ZONE_LABEL]: record.zone }),
@@ -83,9 +84,12 @@ export function exportEndpoints(input: EndpointExportInput): EndpointExport {
       problems.push(`endpoint ${refOf(endpoint)}: peers would refuse it: ${identity.reason}`);
       continue;
     }
-    const list = claims.get(endpoint.record.ipv4);
-    if (list === undefined) claims.set(endpoint.record.ipv4, [endpoint]);
-    else list.push(endpoint);
+    const { ipv4, ipv6 } = endpoint.record;
+    for (const address of ipv6 === undefined ? [ipv4] : [ipv4, ipv6]) {
+      const list = claims.get(address);
+      if (list === undefined) claims.set(address, [endpoint]);
+      else list.push(endpoint);
+    }
   }
 
   const ip = new Map<string, string>();
@@ -121,7 +125,7 @@ export function exportEndpoints(input: EndpointExportInput): EndpointExport {
       }),
     );
   }
-  for (const endpoint of [...claims.values()].flat().sort((a, b) => a.revision - b.revision)) {
+  for (const endpoint of [...new Set([...claims.values()].flat())].sort((a, b) => a.revision - b.revision)) {
     const key = identityKey(cluster.name, endpoint.record.identity);
     const labels = identities.get(key);
     if (labels === undefined) identities.set(key, endpoint.record.labels);

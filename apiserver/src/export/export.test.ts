@@ -173,6 +173,26 @@ test('an endpoint is exported as Cilium writes it', () => {
   assert.deepEqual([...identities], [['cilium/state/identities/v1/id/65800', labels('shop', 'web')]]);
 });
 
+test('a dual-stack endpoint is exported once per address, its identity once; so is its node', () => {
+  const { ip, identities, problems } = exportOf([endpoint('n1', 'a', { ipv4: '10.1.1.5', ipv6: 'fd00:1:1::5' })]);
+  assert.deepEqual(problems, []);
+  const rows = [...ip].map(([key, value]) => [key, JSON.parse(value).HostIP]);
+  assert.deepEqual(rows, [
+    ['cilium/state/ip/v1/default/10.1.1.5', '172.31.1.11'],
+    ['cilium/state/ip/v1/default/fd00:1:1::5', '172.31.1.11'],
+  ]);
+  assert.equal(identities.size, 1);
+  const ipv6 = { internalIp: 'fd31::1:11', gatewayIp: 'fd00:1:1::1', podCidr: 'fd00:1:1::/64' };
+  const nodes = { ...nodesOf([]), nodes: new Map([['n1', { ...NODES[0]!, ipv6 }]]) };
+  const exported = exportEndpoints({ cluster: CLUSTER, nodes, owners: new Map(), isGlobalNamespace: () => true });
+  const node = JSON.parse([...exported.nodes.values()][0]!);
+  assert.deepEqual(
+    node.IPAddresses.map((address: { Type: string; IP: string }) => `${address.Type} ${address.IP}`),
+    ['InternalIP 172.31.1.11', 'CiliumInternalIP 10.1.1.1', 'InternalIP fd31::1:11', 'CiliumInternalIP fd00:1:1::1'],
+  );
+  assert.deepEqual(node.IPv6AllocCIDR, { IP: 'fd00:1:1::', Mask: '//////////8AAAAAAAAAAA==' });
+});
+
 test('of two claimants of one address the first stays owner, and the next is promoted when it goes', () => {
   const first = endpoint('n2', 'z', { ipv4: '10.1.1.5' }, 10);
   const second = endpoint('n1', 'a', { ipv4: '10.1.1.5' }, 20);

@@ -6,6 +6,7 @@
  * node that was known before a restart is waited for likewise: until then the whole is not `complete`, and no canary says so.
  */
 import {
+  canonicalIp,
   decodeEndpointRecord,
   decodeNodeRecord,
   type EndpointRecord,
@@ -194,7 +195,11 @@ export class NodeTable {
     const decoded = decodeEndpointRecord(text);
     if (!decoded.ok) return decoded.reason;
     if (decoded.value.id !== at.endpoint) return `the record says endpoint ${JSON.stringify(decoded.value.id)}`;
-    if (!isIpv4(decoded.value.ipv4)) return `ipv4 ${JSON.stringify(decoded.value.ipv4)} is no IPv4 address`;
+    const { ipv4, ipv6 } = decoded.value;
+    if (!isIpv4(ipv4)) return `ipv4 ${JSON.stringify(ipv4)} is no IPv4 address`;
+    // In its one form: it becomes a key, and equal addresses must be equal keys.
+    if (ipv6 !== undefined && (isIpv4(ipv6) || canonicalIp(ipv6) !== ipv6))
+      return `ipv6 ${JSON.stringify(ipv6)} is no IPv6 address in its short form`;
     rows.endpoints.set(at.endpoint, { node: at.node, record: decoded.value, revision });
     return undefined;
   }
