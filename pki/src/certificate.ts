@@ -174,11 +174,15 @@ export function certificateFacts(pem: string, what = 'a certificate'): Certifica
   };
 }
 
-/** Whether `certPem` was signed by the CA: issuer name and signature. Validity in time is the caller's question. */
-export function isIssuedBy(certPem: string, caPem: string): boolean {
+/** Whether `certPem` was signed by one of the CAs: issuer name and signature. Validity in time is the caller's question. */
+export function isIssuedBy(certPem: string, caBundlePem: string): boolean {
   const certificate = parseCertificate(certPem, 'a leaf');
-  const ca = parseCertificate(caPem, 'a CA');
-  return ca.ca && certificate.checkIssued(ca) && certificate.verify(ca.publicKey);
+  const bundle = certificatesIn(caBundlePem);
+  // What is no PEM at all is an error, not an empty list of CAs.
+  return (bundle.length === 0 ? [caBundlePem] : bundle).some((pem) => {
+    const ca = parseCertificate(pem, 'a CA');
+    return ca.ca && certificate.checkIssued(ca) && certificate.verify(ca.publicKey);
+  });
 }
 
 export function isKeyOf(certPem: string, keyPem: string): boolean {

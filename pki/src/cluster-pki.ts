@@ -12,10 +12,11 @@ import {
   type KeyAndCertificate,
 } from './certificate.ts';
 import { readCrl } from './crl.ts';
-import { privateDir, readPair, writePair } from './files.ts';
+import { loadCa, loadCaBundle, privateDir, readPair, writePair } from './files.ts';
 import { createCa, issueClient, issueServer } from './issue.ts';
 import { adminUser, gateUser, localUser, nodeUser, SERVER_COMMON_NAME, SERVER_IPS, serverDnsNames } from './names.ts';
 import { crlFile, writeCrl } from './peer-certificates.ts';
+import { isRenewalDue } from './renewal.ts';
 
 export interface ClusterPkiOptions {
   readonly dir: string;
@@ -53,7 +54,7 @@ export async function ensureClusterPki(options: ClusterPkiOptions): Promise<Clus
   for (const node of nodes) privateDir(node.dir);
 
   const issued: { file: string; reason: string }[] = [];
-  let ca = readPair(options.dir, 'ca');
+  let ca = readPair(options.dir, 'ca') === undefined ? undefined : loadCa(options.dir);
   if (ca === undefined) {
     ca = await createCa(
       options.now === undefined ? { cluster: options.cluster } : { cluster: options.cluster, now: options.now },
@@ -102,8 +103,8 @@ export async function ensureClusterPki(options: ClusterPkiOptions): Promise<Clus
   );
   for (const node of nodes) {
     const copy = join(node.dir, 'ca.crt');
-    if (!existsSync(copy) || readFileSync(copy, 'utf8') !== authority.certPem)
-      atomicWrite(copy, authority.certPem, 0o644);
+    const bundle = loadCaBundle(options.dir);
+    if (!existsSync(copy) || readFileSync(copy, 'utf8') !== bundle) atomicWrite(copy, bundle, 0o644);
   }
   const crlProblem = whyWriteCrl(crlFile(options.dir), authority.certPem);
   if (crlProblem !== undefined) {
@@ -145,6 +146,7 @@ export function whyIssue(
     const facts = certificateFacts(pair.certPem);
     if (facts.commonName !== wanted.commonName) return `common name is ${facts.commonName}`;
     if (facts.notAfter <= now) return `expired at ${facts.notAfter.toISOString()}`;
+    if (isRenewalDue(facts, now.getTime())) return `due for renewal, it expires at ${facts.notAfter.toISOString()}`;
     const missing = [
       ...wanted.dnsNames.filter((name) => !facts.dnsNames.includes(name)),
       ...wanted.ips.filter((ip) => !facts.ips.some((has) => sameIp(has, ip))),

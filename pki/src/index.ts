@@ -11,7 +11,7 @@ export {
 export { type ClusterPki, type ClusterPkiOptions, ensureClusterPki, whyIssue } from './cluster-pki.ts';
 export { createCrl, normalSerial, readCrl, serialOf } from './crl.ts';
 export { createCsr, createKeyAndCsr, signCsr } from './csr.ts';
-export { loadCa } from './files.ts';
+export { loadCa, loadCaBundle } from './files.ts';
 export { createCa, issueClient, issueServer } from './issue.ts';
 export * from './names.ts';
 export {
@@ -22,4 +22,6 @@ export {
   writeCrl,
 } from './peer-certificates.ts';
 export { fetchPinnedCa } from './pinned-ca.ts';
+export * from './renewal.ts';
+export { nextCa, rotateCa, rotationPhase } from './rotation.ts';
 export * from './token.ts';

@@ -1,5 +1,5 @@
 import type { ClusterFacts, ClusterInfo, HostAlias, NodeRecord } from '@clustermesh/contract';
-import { loadCa } from '@clustermesh/pki';
+import { loadCaBundle } from '@clustermesh/pki';
 import { version } from '@clustermesh/runtime';
 import type { OwnCluster } from '../preflight/agreement.ts';
 
@@ -17,7 +17,7 @@ export function readClusterInfo(options: {
     region: options.region,
     endpoints: options.advertise.endpoints,
     hostAliases: options.advertise.hostAliases,
-    caPem: loadCa(options.pkiDir).certPem,
+    caPem: loadCaBundle(options.pkiDir),
     version: version(),
     podCidr: options.own.podCidr,
   };
