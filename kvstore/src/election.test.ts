@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { after, before, describe, it } from 'node:test';
 import { silentLog, waitFor } from '@clustermesh/runtime';
 import { type ElectionOptions, startElection } from './election.ts';
@@ -52,6 +53,33 @@ describe('election', { timeout: 60_000 }, () => {
     await first.election.resign();
     await eventually('the second leader', () => second.election.isLeading());
     await second.stop();
+  });
+
+  it('a follower that is stopped while its campaign is under way gives back what it may have won', async () => {
+    const key = 'election/undecided';
+    const first = candidate(etcd, key, 'a', { ttlSeconds: 600 });
+    await eventually('the first leader', () => first.election.isLeading());
+    let isHeld = false;
+    // etcd has decided, but the answer does not arrive.
+    const slow = new Proxy(etcd, {
+      get: (target, name) =>
+        name !== 'txn'
+          ? Reflect.get(target, name)
+          : async (...[txn, call]: Parameters<Etcd['txn']>) => {
+              const result = await target.txn(txn, call);
+              if (isHeld && call?.signal !== undefined)
+                await once(call.signal, 'abort').then(() => Promise.reject(new Error('no answer')));
+              return result;
+            },
+    });
+    const second = candidate(slow, key, 'b', { ttlSeconds: 600 });
+    await eventually('the follower', () => second.election.status().state === 'following');
+    isHeld = true;
+    await first.stop();
+    await eventually('the campaign to be decided', async () => (await etcd.get(key))?.value.includes('"b"'));
+    assert.equal(second.election.status().state, 'following');
+    await second.stop();
+    assert.equal(await etcd.get(key), undefined);
   });
 
   it('a leader that died without resigning is followed when its lease ends', async () => {

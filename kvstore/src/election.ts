@@ -81,6 +81,8 @@ export function startElection(options: ElectionOptions): Election {
   let terms = 0;
   let campaigns = 0;
   let lastValue: string | undefined;
+  /** A campaign was sent and nothing is known of its outcome. */
+  let isUndecided = false;
 
   function setState(next: State): void {
     if (state.name === 'closed') return;
@@ -101,6 +103,7 @@ export function startElection(options: ElectionOptions): Election {
     lease ??= await etcd.lease({ ttlSeconds, onRegranted: () => runner.trigger() }, { signal });
     const value = JSON.stringify({ ...self, campaign: ++campaigns } satisfies Candidate);
     lastValue = value;
+    isUndecided = true;
     const result = await etcd.txn(
       {
         compare: [{ key, absent: true }, ...(options.fence?.() ?? [])],
@@ -109,6 +112,7 @@ export function startElection(options: ElectionOptions): Election {
       },
       { signal },
     );
+    isUndecided = false;
     if (result.succeeded) return setState({ name: 'leading', createRevision: result.header.revision, value });
     const [there] = result.gets;
     if (there === undefined) return setState({ name: 'waiting', reason: 'this etcd is not ready for writers yet' });
@@ -167,7 +171,7 @@ export function startElection(options: ElectionOptions): Election {
     listeners.clear();
     await lease?.close({ revoke: false });
     // Best effort: without an answer the term ends with its lease. A campaign that was under way may have been won.
-    if (last.name === 'following' || lastValue === undefined) return;
+    if ((last.name === 'following' && !isUndecided) || lastValue === undefined) return;
     for (const value of new Set(last.name === 'leading' ? [last.value, lastValue] : [lastValue]))
       await removeTerm({ key, value }, RESIGN_TIMEOUT_MS).catch(() => {});
   });
