@@ -1,13 +1,22 @@
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, describe, it } from 'node:test';
 import { z } from 'zod';
 import { loadConfig } from './config.ts';
-import { atomicWrite, repoRoot } from './files.ts';
+import { atomicWrite, removeAbandonedWrites, repoRoot } from './files.ts';
 import { tryLock } from './flock.ts';
 import { waitFor } from './wait.ts';
 
@@ -58,6 +67,28 @@ describe('loadConfig', () => {
     assert.throws(() => {
       (config.a as { b: number }).b = 2;
     }, TypeError);
+  });
+});
+
+describe('removeAbandonedWrites', () => {
+  it('removes what dead writers left, and nothing else', async () => {
+    const abandoned = join(dir, 'abandoned');
+    mkdirSync(abandoned);
+    const dead = spawn('true');
+    await once(dead, 'exit');
+    const alive = `..us.key.${process.ppid}.0.tmp`;
+    for (const name of [
+      `..us.key.${dead.pid}.7.tmp`,
+      `..us.crt.${process.pid}.3.tmp`,
+      alive,
+      'us',
+      '..data',
+      '..us.tmp',
+    ])
+      writeFileSync(join(abandoned, name), '');
+    removeAbandonedWrites(abandoned);
+    assert.deepEqual(readdirSync(abandoned).sort(), ['..data', alive, '..us.tmp', 'us'].sort());
+    removeAbandonedWrites(join(dir, 'not there'));
   });
 });
 

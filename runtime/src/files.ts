@@ -4,6 +4,7 @@ import {
   fsyncSync,
   mkdirSync,
   openSync,
+  readdirSync,
   renameSync,
   rmSync,
   watch,
@@ -32,6 +33,29 @@ export function atomicWrite(path: string, data: string | Buffer, mode = 0o644): 
   }
   // The new name is on the disk only with its directory.
   withOpen(dirname(path), 'r', 0, () => {});
+}
+
+/**
+ * Removes what writers killed in the middle of an `atomicWrite` left in `dir`; it may be the half of a private key. To be called
+ * before the caller's own first write there. A writer that cannot be seen from here (another machine on shared storage) loses the
+ * write that is under way at this moment, with an error.
+ */
+export function removeAbandonedWrites(dir: string): void {
+  if (!existsSync(dir)) return;
+  for (const name of readdirSync(dir)) {
+    const pid = /^\.\..+\.(\d+)\.\d+\.tmp$/.exec(name)?.[1];
+    if (pid === undefined || (Number(pid) !== process.pid && isRunning(Number(pid)))) continue;
+    rmSync(join(dir, name), { force: true });
+  }
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM';
+  }
 }
 
 /** What was written through the descriptor is on the disk when this returns. */

@@ -5,7 +5,7 @@
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { clusterNameProblem, MeshError, messageOf, parseCidr } from '@clustermesh/contract';
-import { atomicWrite, type Log } from '@clustermesh/runtime';
+import { atomicWrite, type Log, removeAbandonedWrites } from '@clustermesh/runtime';
 import { parse, stringify } from 'yaml';
 import { z } from 'zod';
 import type { PeerConfig, PeerDirectory } from '../ports.ts';
@@ -41,6 +41,7 @@ export interface PeerDirectoryOptions {
 /** Makes the directory, once: gone later, it is not taken for an empty one. */
 export function createPeerDirectory({ dir, ownName, log }: PeerDirectoryOptions): PeerDirectory {
   mkdirSync(dir, { recursive: true, mode: 0o700 });
+  removeAbandonedWrites(dir);
   const files = (peer: string) => ({
     config: join(dir, peer),
     cert: join(dir, `${peer}.etcd-client.crt`),
