@@ -1,5 +1,6 @@
 /** clustermesh-apiserver: one per cluster. The wiring, and nothing else. */
 import { MeshError } from '@clustermesh/contract';
+import { certificateFacts } from '@clustermesh/pki';
 import {
   configArgument,
   createLog,
@@ -15,6 +16,9 @@ import { listenForAdmin, openAudit, readClusterFacts, readClusterInfo, startAdmi
 import { configSchema, stateFiles } from './config.ts';
 import { startControlPlane } from './control-plane.ts';
 import { diagnose } from './doctor/doctor.ts';
+import { createInvites } from './invites/index.ts';
+import { createInviting } from './join/inviting.ts';
+import { createJoining } from './join/joining.ts';
 import { createKvstoreMetrics } from './kvstore-metrics.ts';
 import { createMetrics, MESH_METRICS, OWN_METRICS } from './metrics.ts';
 import { createPeerDirectory, startOperations } from './operations/index.ts';
@@ -71,6 +75,16 @@ await runDaemon(log, async (signal) => {
       nodes: plane.nodes.snapshot().nodes.values(),
       unixMs: systemClock.wallMs(),
     });
+  const invites = createInvites({
+    etcd: plane.etcd,
+    own: () => {
+      const { name, id, caPem } = info();
+      return { cluster: name, clusterId: id, caPin: certificateFacts(caPem).fingerprint };
+    },
+    endpoints: advertise.admin,
+    fence: plane.bootstrap.fence,
+    log,
+  });
   const admin = await startAdmin({
     socket: config.admin.socket,
     clusterName: cluster.name,
@@ -98,6 +112,8 @@ await runDaemon(log, async (signal) => {
         request,
       ),
     operations,
+    inviting: createInviting({ invites, operations, cluster: info }),
+    join: createJoining({ operations, cluster: info, log, signal }),
     mirror: plane.mirror,
     agents: plane.agents,
     local: plane.local,

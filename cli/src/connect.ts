@@ -162,7 +162,7 @@ export async function connect(options: PairOptions): Promise<void> {
 const APPLIED_POLL_MS = 50;
 
 /** Waits until every live node of `side` has applied what `peer` publishes. `missing`: what was not there when the time was over. */
-async function awaitApplied(
+export async function awaitApplied(
   side: Side,
   peer: string,
   { signal, terminal }: { readonly signal: AbortSignal; readonly terminal: Terminal },

@@ -84,6 +84,14 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
       scripted.heard = { clockOffsetMs, clockErrorMs };
       return { checks: scripted.checks };
     },
+    CreateInvite: async () => ({ token: 'cm1.a.b.c', id: 'a', expiresUnixMs: 0 }),
+    Join: async ({ token }) => {
+      scripted.calls.push(`join ${token}`);
+      scripted.joined.push('us');
+      return { id: 'connect-us-1' };
+    },
+    RedeemInvite: async () => assert.fail('asked by clusters only'),
+    CompleteInvite: async () => assert.fail('asked by clusters only'),
     Diagnose: async () => ({ diagnoses: scripted.diagnoses }),
     ListOperations: async () => ({ operations: scripted.operations }),
     RetryOperation: async ({ id: operation }) => ({ id: `${operation}-again` }),
@@ -565,6 +573,24 @@ describe('the clustermesh command', () => {
     assert.match(all, /tried cm1\.<redacted>/);
   });
 
+  it('prints an invitation alone on stdout, and joins with one', async () => {
+    script(eu, {});
+    const invited = await run(['invite', '--context', eu.context]);
+    assert.deepEqual([invited.code, invited.out], [0, 'cm1.a.b.c']);
+    assert.match(invited.err, /^until 1970-01-01T00:00:00\.000Z, and once: clustermesh join TOKEN/);
+    script(eu, {
+      events: [
+        { step: 'await-sync', peer: 'us', message: 'here' },
+        { state: 'done', peer: 'us' },
+      ],
+    });
+    const joined = await run(['join', 'cm1.x.y.z', '--context', eu.context]);
+    assert.equal(joined.code, 0, joined.err);
+    assert.match(joined.out, /^eu has joined us, applied on every node of eu \(0\) after /m);
+    assert.deepEqual(eu.calls, ['join cm1.x.y.z']);
+    assert.ok(!(joined.out + joined.err).includes('cm1.'), 'the token is not repeated');
+  });
+
   it('prints the status for machines', async () => {
     script(eu, {});
     const json = await run(['status', '--context', eu.context, '-o', 'json']);
@@ -598,6 +624,7 @@ describe('the clustermesh command', () => {
     ['frobnicate'],
     ['operations', 'list'],
     ['operations', 'show'],
+    ['join'],
     ['connect', '--context', 'eu', '--destination-context', 'us', '--parallel', '0'],
     ['connect', '--context', 'eu', '--destination-context', 'us', '--mode', 'star'],
     ['status', '--context', 'mars'],

@@ -10,6 +10,27 @@ export interface Diagnosis {
   readonly checks: readonly PreflightCheck[];
 }
 
+export interface Invitation {
+  /** Secret. */
+  readonly token: string;
+  readonly id: string;
+  readonly expiresUnixMs: number;
+}
+
+export interface RedeemInviteRequest {
+  readonly token: string;
+  readonly peer: ClusterInfo;
+  /** The joiner's request for its client certificate at the cluster that invites. */
+  readonly csrPem: string;
+}
+
+export interface RedeemInviteResponse {
+  readonly cluster: ClusterInfo;
+  /** The inviting cluster's request for its client certificate at the joiner. */
+  readonly csrPem: string;
+  readonly certificatePem: string;
+}
+
 /** From the cluster that is asked: does it read the peer, is it read by the peer, or both? */
 export type ConnectDirection = 'both' | 'read' | 'serve';
 
@@ -150,6 +171,13 @@ export interface AdminMethods {
   ListOperations: { request: Record<string, never>; response: { operations: readonly OperationInfo[] } };
   RetryOperation: { request: { id: string }; response: { id: string } };
   CancelOperation: { request: { id: string }; response: Record<string, never> };
+  CreateInvite: { request: { ttlMs: number }; response: Invitation };
+  Join: { request: { token: string }; response: { id: string } };
+  RedeemInvite: { request: RedeemInviteRequest; response: RedeemInviteResponse };
+  CompleteInvite: {
+    request: { redeemed: RedeemInviteRequest; certificatePem: string };
+    response: Record<string, never>;
+  };
   GetStatus: { request: Record<string, never>; response: ClusterStatus };
   GetFacts: { request: Record<string, never>; response: ClusterFacts };
   Preflight: { request: PreflightRequest; response: { checks: readonly PreflightCheck[] } };

@@ -9,6 +9,8 @@ export type AdminRole = 'operator' | 'viewer' | 'peer' | 'anyone';
 
 const LOOK: readonly AdminRole[] = ['operator', 'viewer'];
 const ACT: readonly AdminRole[] = ['operator'];
+/** They prove their right by the token that they bring. */
+const JOIN: readonly AdminRole[] = ['operator', 'viewer', 'peer', 'anyone'];
 const MEET: readonly AdminRole[] = ['operator', 'viewer', 'peer'];
 
 export const ADMIN_METHOD_ROLES: Readonly<Record<keyof AdminMethods, readonly AdminRole[]>> = {
@@ -25,11 +27,15 @@ export const ADMIN_METHOD_ROLES: Readonly<Record<keyof AdminMethods, readonly Ad
   StartDisconnect: ACT,
   RetryOperation: ACT,
   CancelOperation: ACT,
+  CreateInvite: ACT,
+  Join: ACT,
+  RedeemInvite: JOIN,
+  CompleteInvite: JOIN,
 };
 
 /** Methods that change nothing: they are audited only when they are refused. */
 export function isReadOnly(method: keyof AdminMethods): boolean {
-  return ADMIN_METHOD_ROLES[method].includes('viewer');
+  return ADMIN_METHOD_ROLES[method] !== JOIN && ADMIN_METHOD_ROLES[method].includes('viewer');
 }
 
 /**

@@ -7,7 +7,8 @@ import type {
   PreflightCheck,
   PreflightRequest,
 } from '@clustermesh/contract';
-import { type Handlers, type RpcServer, serveRpc } from '@clustermesh/runtime';
+import { type Caller, type Handlers, type RpcServer, serveRpc } from '@clustermesh/runtime';
+import type { Inviting } from '../join/inviting.ts';
 import type { Operations } from '../operations/operations.ts';
 import type { AgentView, EtcdView, LocalView, MirrorView } from '../ports.ts';
 import type { Audit } from './audit.ts';
@@ -24,6 +25,8 @@ export interface AdminOptions {
   readonly diagnose: (peer: string) => Promise<readonly Diagnosis[]>;
   readonly preflight: (request: PreflightRequest) => Promise<readonly PreflightCheck[]>;
   readonly operations: Operations;
+  readonly inviting: Inviting;
+  readonly join: (token: string) => Promise<string>;
   readonly mirror: MirrorView;
   readonly agents: AgentView;
   readonly local: LocalView;
@@ -57,6 +60,13 @@ export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {
       return {};
     },
     WatchOperation: ({ id }, { signal }) => operations.watch(id, signal),
+    CreateInvite: ({ ttlMs }) => options.inviting.create(ttlMs),
+    Join: async ({ token }) => ({ id: await options.join(token) }),
+    RedeemInvite: (request, { caller }) => options.inviting.redeem(request, sourceOf(caller)),
+    CompleteInvite: async ({ redeemed, certificatePem }, { caller }) => {
+      await options.inviting.complete(redeemed, certificatePem, sourceOf(caller));
+      return {};
+    },
     Diagnose: async ({ peer }) => ({ diagnoses: await options.diagnose(peer) }),
     GetFacts: async () => options.facts(),
     Preflight: async (request) => ({ checks: await options.preflight(request) }),
@@ -74,3 +84,5 @@ export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {
       }),
   };
 }
+
+const sourceOf = (caller: Caller): string => (caller.via === 'socket' ? 'socket' : caller.address);

@@ -40,7 +40,7 @@ import { authorized } from './authorize.ts';
 import { listenForAdmin } from './tls.ts';
 
 /** Their `peer` is a message, not a name. */
-const isAboutMessage = (method: string) => method === 'Preflight' || method === 'StartConnect';
+const isAboutMessage = (method: string) => ['Preflight', 'StartConnect', 'RedeemInvite'].includes(method);
 const METHODS = Object.keys(ADMIN_METHOD_ROLES) as (keyof AdminMethods)[];
 
 describe('the admin interface over TLS', () => {
@@ -124,9 +124,11 @@ describe('the admin interface over TLS', () => {
     assert.deepEqual(await of(foreign), expected('anyone', 'unauthenticated'));
   });
 
-  it('leaves nothing that nobody in particular may call, and makes only peers out of remote-…', () => {
-    for (const method of METHODS)
-      assert.ok(!ADMIN_METHOD_ROLES[method].includes('anyone') || method.startsWith('Join'), method);
+  it('leaves nobody in particular but the two calls that an invitation pays for, and makes only peers out of remote-…', () => {
+    assert.deepEqual(
+      METHODS.filter((method) => ADMIN_METHOD_ROLES[method].includes('anyone')),
+      ['RedeemInvite', 'CompleteInvite'],
+    );
     assert.equal(adminRoleOf('remote', 'eu'), undefined);
     assert.equal(adminRoleOf('remote-us', 'eu'), 'peer');
   });

@@ -1,6 +1,7 @@
 /** A whole control plane for tests: etcd with mutual TLS, Redis, and the apiserver as a process of its own. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { AdminMethods } from '@clustermesh/contract';
@@ -38,6 +39,7 @@ export async function startTestCluster(name: string, id: number): Promise<TestCl
   ]);
   for (const sub of ['manifests', 'clustermesh', 'state']) mkdirSync(join(dir, sub));
   const socket = join(dir, 'apiserver.sock');
+  const adminPort = await freePort();
   const context = join(dir, `${name}.yaml`);
   writeFileSync(context, stringify({ name, id, apiserver: `unix://${socket}`, agents: {} }));
   let child: ChildProcess | undefined;
@@ -77,6 +79,7 @@ export async function startTestCluster(name: string, id: number): Promise<TestCl
           advertise: {
             endpoints: advertise,
             hostAliases: [{ hostname: `${name}.mesh.cilium.io`, ips: ['127.0.0.1'] }],
+            admin: [`127.0.0.1:${adminPort}`],
           },
           pki: { dir: pkiDir },
           manifestsDir: join(dir, 'manifests'),
@@ -84,7 +87,7 @@ export async function startTestCluster(name: string, id: number): Promise<TestCl
           usersFile: join(dir, 'users.yaml'),
           stateDir: join(dir, 'state'),
           redis: { path: redis.path },
-          admin: { socket },
+          admin: { socket, listen: { host: '127.0.0.1', port: adminPort } },
           http: { port: 0 },
           timers: { nodeGraceMs: 0, drainWaitMs: 200 },
         }),
@@ -125,6 +128,15 @@ export async function startTestCluster(name: string, id: number): Promise<TestCl
   };
   process.once('exit', () => child?.kill('SIGKILL'));
   return cluster;
+}
+
+/** Free when asked; the apiserver takes it again after every restart. */
+async function freePort(): Promise<number> {
+  const server = createServer();
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const { port } = server.address() as AddressInfo;
+  await new Promise<void>((resolve) => server.close(() => resolve()));
+  return port;
 }
 
 export interface CommandResult {
