@@ -7,7 +7,7 @@
  * New nodes and addresses are there before a service names them. After each pass, the etcd revisions that were complete when it
  * began count as applied, family by family, unless a table they feed has rows in error.
  */
-import { hostCidr, MeshError } from '@clustermesh/contract';
+import { DEFAULT_WEIGHT, hostCidr, MeshError } from '@clustermesh/contract';
 import { type Clock, type Log, type Runner, startRunner } from '@clustermesh/runtime';
 import type { Backend, Datapath, EndpointRow, IpcacheRow, NodeRow, ServiceRow } from './datapath/types.ts';
 import type { Desired } from './desired.ts';
@@ -101,7 +101,11 @@ const sameAddress = (a: IpcacheRow, b: IpcacheRow): boolean =>
   a.encryptKey === b.encryptKey;
 
 const sameBackend = (a: Backend, b: Backend | undefined): boolean =>
-  b !== undefined && a.ip === b.ip && a.port === b.port && a.clusterId === b.clusterId;
+  b !== undefined &&
+  a.ip === b.ip &&
+  a.port === b.port &&
+  a.clusterId === b.clusterId &&
+  (a.weight ?? DEFAULT_WEIGHT) === (b.weight ?? DEFAULT_WEIGHT);
 
 const sameInOrder = (a: readonly Backend[], b: readonly Backend[]): boolean =>
   a.length === b.length && a.every((backend, i) => sameBackend(backend, b[i]));
@@ -117,7 +121,11 @@ export function createTables(): Tables {
     ipcache: createTable({ name: 'ipcache', equal: sameAddress }),
     services: createTable({
       name: 'services',
-      equal: (a, b) => a.flags === b.flags && sameBackends(a.backends, b.backends),
+      equal: (a, b) =>
+        a.flags === b.flags &&
+        a.affinitySeconds === b.affinitySeconds &&
+        sameBackends(a.backends, b.backends) &&
+        sameBackends(a.draining ?? [], b.draining ?? []),
     }),
   };
 }

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import { readNamespaceGlobal, readServiceAnnotations } from './annotations.ts';
+import { readNamespaceGlobal, readServiceAnnotations, readWeight } from './annotations.ts';
 
 function read(annotations: Record<string, string>) {
-  const { problems, ...settings } = readServiceAnnotations(annotations);
+  const { problems, lbAlgorithm, ...settings } = readServiceAnnotations(annotations);
   return { ...settings, problems: problems.length };
 }
 
@@ -44,6 +44,26 @@ describe('service annotations', () => {
       affinity: 'none',
       problems: 1,
     });
+  });
+});
+
+describe('how connections are spread', () => {
+  it('is at random, or by Maglev tables', () => {
+    const algorithmOf = (value: string) => readServiceAnnotations({ 'service.cilium.io/lb-algorithm': value });
+    assert.equal(readServiceAnnotations({}).lbAlgorithm, 'random');
+    assert.deepEqual([algorithmOf('Maglev').lbAlgorithm, algorithmOf('Maglev').problems], ['maglev', []]);
+    assert.equal(algorithmOf('hash').lbAlgorithm, 'random');
+    assert.match(algorithmOf('hash').problems.join(), /lb-algorithm has value "hash", expected "random" or "maglev"/);
+  });
+
+  it('has weights, by slice: integers, 1 unless said otherwise', () => {
+    const weightOf = (value: string) => readWeight({ 'service.cilium.io/weight': value });
+    assert.equal(readWeight(undefined).weight, 1);
+    for (const weight of [0, 1, 65_535]) assert.deepEqual(weightOf(String(weight)), { weight, problems: [] });
+    for (const bad of ['', '-1', '1.5', '65536', '1e3', 'heavy']) {
+      assert.equal(weightOf(bad).weight, 1);
+      assert.match(weightOf(bad).problems.join(), /weight has value .*, expected an integer of 0 … 65535; taken as 1$/);
+    }
   });
 });
 

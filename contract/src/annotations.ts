@@ -4,6 +4,9 @@ export const ANNOTATION = {
   global: 'service.cilium.io/global',
   shared: 'service.cilium.io/shared',
   affinity: 'service.cilium.io/affinity',
+  lbAlgorithm: 'service.cilium.io/lb-algorithm',
+  /** Of an EndpointSlice: the weight of each of its backends. */
+  weight: 'service.cilium.io/weight',
   namespaceGlobal: 'clustermesh.cilium.io/global',
 } as const;
 
@@ -15,10 +18,18 @@ const ALIAS: Readonly<Record<string, string>> = {
 
 export type Affinity = 'none' | 'local' | 'remote';
 
+export const LB_ALGORITHMS = ['random', 'maglev'] as const;
+export type LbAlgorithm = (typeof LB_ALGORITHMS)[number];
+
+/** Of a backend, relative to the others. 0: no new connections. */
+export const DEFAULT_WEIGHT = 1;
+export const MAX_WEIGHT = 65_535;
+
 export interface ServiceMeshSettings {
   readonly global: boolean;
   readonly shared: boolean;
   readonly affinity: Affinity;
+  readonly lbAlgorithm: LbAlgorithm;
   /** One sentence per value that was not understood; the default was used in its place. */
   readonly problems: readonly string[];
 }
@@ -60,7 +71,40 @@ export function readServiceAnnotations(annotations: Annotations): ServiceMeshSet
         `annotation ${found.key} has value ${JSON.stringify(found.value)}, expected "local", "remote" or "none"; taken as "none"`,
       );
   }
-  return { global, shared: global && shared, affinity, problems };
+  return {
+    global,
+    shared: global && shared,
+    affinity,
+    lbAlgorithm: readLbAlgorithm(annotations, problems),
+    problems,
+  };
+}
+
+function readLbAlgorithm(annotations: Annotations, problems: string[]): LbAlgorithm {
+  const found = lookup(annotations, ANNOTATION.lbAlgorithm);
+  const algorithm = LB_ALGORITHMS.find((name) => name === found?.value.toLowerCase());
+  if (found !== undefined && algorithm === undefined)
+    problems.push(
+      `annotation ${found.key} has value ${JSON.stringify(found.value)}, expected "random" or "maglev"; taken as "random"`,
+    );
+  return algorithm ?? 'random';
+}
+
+/** The weight that an EndpointSlice gives its backends; what is no weight is reported and taken as the default. */
+export function readWeight(annotations: Annotations): {
+  readonly weight: number;
+  readonly problems: readonly string[];
+} {
+  const found = lookup(annotations, ANNOTATION.weight);
+  if (found === undefined) return { weight: DEFAULT_WEIGHT, problems: [] };
+  const weight = /^\d{1,5}$/.test(found.value) ? Number(found.value) : Number.NaN;
+  if (weight <= MAX_WEIGHT) return { weight, problems: [] };
+  return {
+    weight: DEFAULT_WEIGHT,
+    problems: [
+      `annotation ${found.key} has value ${JSON.stringify(found.value)}, expected an integer of 0 … ${MAX_WEIGHT}; taken as ${DEFAULT_WEIGHT}`,
+    ],
+  };
 }
 
 export function readNamespaceGlobal(

@@ -1,5 +1,6 @@
 /** Values of our own keys in the local etcd (architecture, "Keys of our own"). JSON, validated on read like a stranger's. */
 import { z } from 'zod';
+import { LB_ALGORITHMS } from './annotations.ts';
 import type { Decoded } from './decoded.ts';
 import { decodeJson } from './json.ts';
 import { parseCidr } from './net.ts';
@@ -17,6 +18,9 @@ export const localServiceSchema = z.looseObject({
   global: z.boolean(),
   shared: z.boolean(),
   affinity: z.enum(['none', 'local', 'remote']),
+  lbAlgorithm: z.enum(LB_ALGORITHMS).optional(),
+  /** `sessionAffinity: ClientIP`: seconds that a client keeps its backend after its last use. */
+  sessionAffinitySeconds: z.number().int().min(1).optional(),
   labels: stringMap,
   selector: stringMap.nullable(),
 });
@@ -39,6 +43,8 @@ export const localSliceSchema = z.looseObject({
     }),
   ),
   ports: z.array(z.looseObject({ name: z.string(), protocol, port: z.number().int() })),
+  /** Of each of its backends; absent: the default. */
+  weight: z.number().int().min(0).optional(),
 });
 export type LocalSlice = z.infer<typeof localSliceSchema>;
 

@@ -3,7 +3,18 @@ import assert from 'node:assert/strict';
 import { after, before, beforeEach, describe, it } from 'node:test';
 import { CmReason as Reason } from '@clustermesh/bpf';
 import { build, read } from './testing/frames.ts';
-import { A, B, type LabPod, openPacketLab, type PacketLab, tcp } from './testing/packet-lab.ts';
+import {
+  A,
+  assertFrame,
+  assertOutcome,
+  B,
+  C,
+  type LabPod,
+  openPacketLab,
+  type PacketLab,
+  REDIRECT,
+  tcp,
+} from './testing/packet-lab.ts';
 import { SERVICE_FLAG, type ServiceRow, serviceKey } from './types.ts';
 
 let lab: PacketLab;
@@ -55,6 +66,27 @@ describe('per-packet load balancing', () => {
       assert.equal(new Set(first).size, 5);
       assert.deepEqual(await anew(), first);
     }));
+
+  it('gives SCTP a backend, and the reply the service, with every other byte as it was', async () => {
+    const frontend = { ip: '10.96.0.90', port: 99, protocol: 'SCTP' } as const;
+    const backend = { ip: C.ip, port: 99, clusterId: 2 };
+    try {
+      await lab.services.update([{ frontend, backends: [backend], flags: 0 }]);
+      const sctp = (saddr: string, sport: number, daddr: string, dport: number) => ({
+        saddr,
+        daddr,
+        sctp: { sport, dport },
+      });
+      const sent = lab.fromPod(sctp(A.ip, 4000, frontend.ip, 99));
+      assertOutcome(sent, REDIRECT, 'TUNNEL', 'TO_TUNNEL');
+      assertFrame(sent.out, { daddr: C.ip });
+      assert.deepEqual(sent.out.subarray(34), build(sctp(A.ip, 4000, C.ip, 99)).subarray(34));
+      assertFrame(lab.overlay(sctp(C.ip, 99, A.ip, 4000)).out, { saddr: frontend.ip });
+      assertFrame(lab.fromPod(sctp(B.ip, 4000, frontend.ip, 99), B).out, { daddr: C.ip });
+    } finally {
+      await lab.services.remove([serviceKey(frontend)]);
+    }
+  });
 
   it('finds the new slots when the row that was read names slots that are gone by now', async () => {
     const { cm_services, cm_slots } = lab.loaded.maps;

@@ -106,7 +106,7 @@ export function toMac(text: string): Uint8Array {
 export const fromMac = (mac: CmEndpoint['podMac']): string =>
   Array.from(mac, (byte) => byte.toString(16).padStart(2, '0')).join(':');
 
-const PROTOCOL_NUMBER: Record<Protocol, number> = { TCP: 6, UDP: 17 };
+const PROTOCOL_NUMBER: Record<Protocol, number> = { TCP: 6, UDP: 17, SCTP: 132 };
 
 export const toProtocol = (name: Protocol): number => PROTOCOL_NUMBER[name];
 export const fromProtocol = (number: number): string =>
@@ -115,12 +115,20 @@ export const fromProtocol = (number: number): string =>
 /** What makes two backends the same one, of whatever services. */
 export const backendKey = (b: Backend, protocol: string): string => `${b.clusterId}/${b.ip}:${b.port}/${protocol}`;
 
-export function checkFrontend(f: Frontend): void {
+export function checkFrontend(f: Frontend, backends: readonly Backend[]): void {
   toAddr(f.ip);
   if (PROTOCOL_NUMBER[f.protocol] === undefined) {
     throw new MeshError({
       code: 'unsupported',
-      message: `programming the service ${f.ip}:${f.port}: protocol ${f.protocol} is neither TCP nor UDP`,
+      message: `programming the service ${f.ip}:${f.port}: protocol ${f.protocol} is none of TCP, UDP and SCTP`,
+    });
+  }
+  const elsewhere = f.protocol === 'SCTP' ? backends.find(({ port }) => port !== f.port) : undefined;
+  if (elsewhere !== undefined) {
+    throw new MeshError({
+      code: 'unsupported',
+      message: `programming the service ${f.ip}:${f.port}/SCTP: backend ${elsewhere.ip} has port ${elsewhere.port}, and SCTP ports cannot be translated`,
+      hint: 'Let port and targetPort of the service be the same.',
     });
   }
 }

@@ -207,7 +207,7 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
     // A key that comes twice: the last one counts.
     for (const [key, row] of new Map(rows.map((row) => [serviceKey(row.frontend), row]))) {
       try {
-        checkFrontend(row.frontend);
+        checkFrontend(row.frontend, backendsOf(row));
         for (const backend of backendsOf(row)) checkBackend(backend);
         const swap = await plan(row, fresh);
         if (swap !== undefined) swaps.push(swap);

@@ -376,6 +376,26 @@ describe('services', () => {
       assert.deepEqual(await loaded.maps.cm_members.entries(), [[{ serviceId: row.id, backendId: 1 }, 1]]);
     });
 
+    it('SCTP goes to the same port, or is refused', async () => {
+      const services = await openServices(load().maps);
+      const backends = [{ ip: '10.1.1.1', port: 99, clusterId: 1 }];
+      const row = (port: number): ServiceRow => ({
+        ...weighted([]),
+        frontend: { ip: '10.96.0.1', port, protocol: 'SCTP' },
+        backends,
+      });
+      const results = await services.update([row(99), row(100)]);
+      assert.deepEqual(
+        results.map(({ error }) => error?.code),
+        [undefined, 'unsupported'],
+      );
+      assert.match(
+        results[1]?.error?.message ?? '',
+        /^programming the service 10\.96\.0\.1:100\/SCTP: backend 10\.1\.1\.1 has port 99/,
+      );
+      assert.deepEqual([...(await services.list()).values()], [row(99)]);
+    });
+
     it('a weight that is none is refused, and the row before stays', async () => {
       const services = await openServices(load().maps);
       await services.update([weighted([1, 1])]);

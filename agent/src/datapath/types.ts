@@ -5,7 +5,8 @@
 import type { MeshError } from '@clustermesh/contract';
 import type { EventSource } from './events.ts';
 
-export type Protocol = 'TCP' | 'UDP';
+/** SCTP: to the same port only, since its checksum covers ports and cannot be mended in place. */
+export type Protocol = 'TCP' | 'UDP' | 'SCTP';
 
 export interface DatapathConfig {
   clusterId: number;

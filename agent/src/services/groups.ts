@@ -1,6 +1,13 @@
 /** Backends as their sources name them → groups of addresses that share their ports. Pure. */
 import { SocketAddress } from 'node:net';
-import type { ClusterEndpointSlice, GlobalService, LocalSlice, SliceConditions } from '@clustermesh/contract';
+import {
+  type ClusterEndpointSlice,
+  DEFAULT_WEIGHT,
+  type GlobalService,
+  type LocalSlice,
+  readWeight,
+  type SliceConditions,
+} from '@clustermesh/contract';
 
 export interface BackendPort {
   /** '' for the one without a name. */
@@ -15,26 +22,34 @@ export interface BackendGroup {
   readonly active: readonly string[];
   /** Addresses on their way out that still serve: chosen when nothing else is left. */
   readonly terminating: readonly string[];
+  /** Addresses that are never chosen, but are not gone either: they keep the connections that they have. */
+  readonly unready?: readonly string[];
+  /** Of each address. Default 1. */
+  readonly weight?: number;
 }
 
-/** Kubernetes' reading of a slice's conditions; those that neither are ready nor still serve on their way out are in neither group. */
+/** Kubernetes' reading of a slice's conditions. */
 function byState(
   endpoints: readonly { readonly addresses: readonly string[]; readonly conditions: Required<Conditions> }[],
-): Pick<BackendGroup, 'active' | 'terminating'> {
+): Pick<BackendGroup, 'active' | 'terminating' | 'unready'> {
   const active: string[] = [];
   const terminating: string[] = [];
+  const unready: string[] = [];
   for (const { addresses, conditions } of endpoints) {
-    const into = conditions.ready ? active : conditions.serving && conditions.terminating ? terminating : undefined;
-    if (into !== undefined) for (const address of addresses) into.push(canonicalIp(address));
+    const into = conditions.ready ? active : conditions.serving && conditions.terminating ? terminating : unready;
+    for (const address of addresses) into.push(canonicalIp(address));
   }
-  return { active, terminating };
+  return { active, terminating, ...(unready.length === 0 ? {} : { unready }) };
 }
 
 type Conditions = Pick<SliceConditions, 'ready' | 'serving' | 'terminating'>;
 
-export function groupOfLocalSlice({ ports, endpoints }: LocalSlice): BackendGroup {
-  return { ports, ...byState(endpoints.map((endpoint) => ({ addresses: endpoint.addresses, conditions: endpoint }))) };
+export function groupOfLocalSlice({ ports, endpoints, weight }: LocalSlice): BackendGroup {
+  const states = byState(endpoints.map((endpoint) => ({ addresses: endpoint.addresses, conditions: endpoint })));
+  return { ports, ...states, ...weighing(weight) };
 }
+
+const weighing = (weight = DEFAULT_WEIGHT): { weight?: number } => (weight === DEFAULT_WEIGHT ? {} : { weight });
 
 export function groupOfSlice(slice: ClusterEndpointSlice): BackendGroup {
   const ports = slice.ports.flatMap(({ name = '', protocol = 'TCP', port }) =>
@@ -49,7 +64,7 @@ export function groupOfSlice(slice: ClusterEndpointSlice): BackendGroup {
       terminating: conditions.terminating ?? false,
     },
   }));
-  return { ports, ...byState(endpoints) };
+  return { ports, ...byState(endpoints), ...weighing(readWeight(slice.annotations).weight) };
 }
 
 /** The legacy form knows no conditions: what it has is ready or serving, and counts as active. Nearly always this is one group. */

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import type { Affinity } from '@clustermesh/contract';
-import type { Backend } from '../datapath/types.ts';
+import { type Backend, SERVICE_FLAG } from '../datapath/types.ts';
 import { groupOfLocalSlice, groupsOfService } from './groups.ts';
 import { mergeService, sortBackends } from './merge.ts';
 import { backend, type EndpointState, localService, OWN_ID, remoteService, slice } from './testing.ts';
@@ -108,8 +108,10 @@ test('frontends are those of this cluster, one row per address and port, each wi
     [
       ['10.96.0.10 80/TCP', ['10.2.1.1']],
       ['10.96.0.10 53/UDP', []],
+      ['10.96.0.10 99/SCTP', []],
       ['fd00::1 80/TCP', ['fd02::1']],
       ['fd00::1 53/UDP', []],
+      ['fd00::1 99/SCTP', []],
     ],
   );
 });
@@ -153,4 +155,46 @@ test('backends are in one order everywhere, each address and port once', () => {
     backend('10.1.1.10'),
     backend('10.2.1.1', 2),
   ]);
+});
+
+describe('besides its backends, a row has', () => {
+  const rowOf = (
+    service: Parameters<typeof localService>[0],
+    local: Record<string, EndpointState>,
+    sliceOverrides: Parameters<typeof slice>[1] = {},
+  ) =>
+    mergeService({
+      clusterId: OWN_ID,
+      service: localService(service),
+      local: [groupOfLocalSlice(slice(local, sliceOverrides))],
+      remotes: [{ clusterId: 2, groups: groupsOfService(remoteService('us', 2, ['10.2.1.1'])) }],
+      restored: nothingRestored,
+      restoredDraining: () => [backend('10.3.1.1', 3)],
+    })[0]!;
+
+  test('those that are not chosen but not gone either: connections to them may go on', () => {
+    const local = { '10.1.1.1': 'ready', '10.1.1.2': 'terminating', '10.1.1.3': 'not-ready' } as const;
+    const ips = (backends: readonly Backend[] = []) => backends.map(({ ip }) => ip);
+    const home = rowOf({ affinity: 'local' }, local);
+    assert.deepEqual(ips(home.backends), ['10.1.1.1']);
+    assert.deepEqual(ips(home.draining), ['10.1.1.2', '10.1.1.3', '10.2.1.1', '10.3.1.1']);
+    const away = rowOf({ affinity: 'remote' }, local);
+    assert.deepEqual(ips(away.backends), ['10.2.1.1']);
+    assert.deepEqual(ips(away.draining), ['10.1.1.1', '10.1.1.2', '10.1.1.3', '10.3.1.1']);
+    const alone = rowOf({ global: false }, { '10.1.1.1': 'ready' });
+    assert.ok(!('draining' in alone), 'nothing of other clusters');
+  });
+
+  test('the weight of the slice that a backend came from', () => {
+    const { backends, draining } = rowOf({}, { '10.1.1.1': 'ready', '10.1.1.2': 'terminating' }, { weight: 3 });
+    assert.deepEqual(backends, [{ ...backend('10.1.1.1'), weight: 3 }, backend('10.2.1.1', 2)]);
+    assert.deepEqual(draining, [backend('10.1.1.2'), backend('10.3.1.1', 3)]);
+  });
+
+  test('the algorithm and the affinity that the service asks for', () => {
+    const { flags, affinitySeconds } = rowOf({ lbAlgorithm: 'maglev', sessionAffinitySeconds: 60 }, {});
+    assert.deepEqual([flags, affinitySeconds], [SERVICE_FLAG.maglev, 60]);
+    const plain = rowOf({}, {});
+    assert.deepEqual([plain.flags, plain.affinitySeconds], [0, undefined]);
+  });
 });

@@ -9,7 +9,14 @@
  * IPv4 and IPv6 side by side: a frontend leads to backends of its own family.
  */
 import { ipv4ToNumber, type LocalService } from '@clustermesh/contract';
-import { type Backend, type Frontend, type Protocol, type ServiceRow, serviceKey } from '../datapath/types.ts';
+import {
+  type Backend,
+  type Frontend,
+  type Protocol,
+  SERVICE_FLAG,
+  type ServiceRow,
+  serviceKey,
+} from '../datapath/types.ts';
 import { type BackendGroup, type BackendPort, isIpv6 } from './groups.ts';
 
 export interface RemoteBackends {
@@ -26,6 +33,8 @@ export interface MergeInput {
   readonly remotes: readonly RemoteBackends[];
   /** Backends that a frontend keeps although no source has named them since the start: those of clusters not yet synced. */
   readonly restored: (frontend: string) => readonly Backend[];
+  /** Those of them that only drained. Default: none. */
+  readonly restoredDraining?: (frontend: string) => readonly Backend[];
 }
 
 /** Backends of one frontend, by what may be chosen for a new connection. */
@@ -34,24 +43,40 @@ interface Candidates {
   readonly localTerminating: readonly Backend[];
   readonly remoteActive: readonly Backend[];
   readonly remoteTerminating: readonly Backend[];
-}
-
-export function isSupportedProtocol(protocol: string): protocol is Protocol {
-  return protocol === 'TCP' || protocol === 'UDP';
+  /** Never chosen for a new connection, but not gone. */
+  readonly unready: readonly Backend[];
 }
 
 export function mergeService(input: MergeInput): ServiceRow[] {
   const rows: ServiceRow[] = [];
   for (const ip of input.service.clusterIPs) {
     for (const port of input.service.ports) {
-      // SCTP ports cannot be translated without its CRC32c; such a port gets no row.
-      if (!isSupportedProtocol(port.protocol)) continue;
-      const frontend: Frontend = { ip, port: port.port, protocol: port.protocol };
-      const candidates = candidatesOf(input, frontend, port.name);
-      rows.push({ frontend, backends: sortBackends(select(input.service.affinity, candidates)), flags: 0 });
+      rows.push(rowOf(input, { ip, port: port.port, protocol: port.protocol }, port.name));
     }
   }
   return rows;
+}
+
+function rowOf(input: MergeInput, frontend: Frontend, portName: string): ServiceRow {
+  const { affinity, lbAlgorithm, sessionAffinitySeconds } = input.service;
+  const candidates = candidatesOf(input, frontend, portName);
+  const backends = sortBackends(select(affinity, candidates));
+  const draining = without(sortBackends(Object.values(candidates).flat()), backends);
+  return {
+    frontend,
+    backends,
+    ...(draining.length === 0 ? {} : { draining }),
+    flags: lbAlgorithm === 'maglev' ? SERVICE_FLAG.maglev : 0,
+    ...(sessionAffinitySeconds === undefined ? {} : { affinitySeconds: sessionAffinitySeconds }),
+  };
+}
+
+/** Backends that some source names but that are not chosen: what is connected to them may go on. Weights mean nothing there. */
+function without(all: readonly Backend[], chosen: readonly Backend[]): Backend[] {
+  const keys = new Set(chosen.map(backendKey));
+  return all
+    .filter((backend) => !keys.has(backendKey(backend)))
+    .map(({ ip, port, clusterId }) => ({ ip, port, clusterId }));
 }
 
 /**
@@ -79,24 +104,36 @@ function candidatesOf(input: MergeInput, frontend: Frontend, portName: string): 
   const localTerminating: Backend[] = [];
   const remoteActive: Backend[] = [];
   const remoteTerminating: Backend[] = [];
+  const unready: Backend[] = [];
   const ofFamily = isIpv6(frontend.ip);
 
-  function add(into: Backend[], ips: readonly string[], port: number, clusterId: number): void {
-    for (const ip of ips) if (isIpv6(ip) === ofFamily) into.push({ ip, port, clusterId });
+  function add(
+    into: Backend[],
+    ips: readonly string[],
+    port: number,
+    clusterId: number,
+    { weight }: BackendGroup,
+  ): void {
+    const weighing = weight === undefined ? {} : { weight };
+    for (const ip of ips) if (isIpv6(ip) === ofFamily) into.push({ ip, port, clusterId, ...weighing });
   }
-  for (const { ports, active, terminating } of input.local) {
+  for (const group of input.local) {
+    const { ports, active, terminating } = group;
     const port = portNamed(ports, frontend.protocol, portName);
     if (port === undefined) continue;
-    add(localActive, active, port, input.clusterId);
-    add(localTerminating, terminating, port, input.clusterId);
+    add(localActive, active, port, input.clusterId, group);
+    add(localTerminating, terminating, port, input.clusterId, group);
+    add(unready, group.unready ?? [], port, input.clusterId, group);
   }
   if (input.service.global) {
     for (const { clusterId, groups } of input.remotes) {
-      for (const { ports, active, terminating } of groups) {
+      for (const group of groups) {
+        const { ports, active, terminating } = group;
         const port = portNamed(ports, frontend.protocol, portName) ?? onlyPort(ports, frontend.protocol, portName);
         if (port === undefined) continue;
-        add(remoteActive, active, port, clusterId);
-        add(remoteTerminating, terminating, port, clusterId);
+        add(remoteActive, active, port, clusterId, group);
+        add(remoteTerminating, terminating, port, clusterId, group);
+        add(unready, group.unready ?? [], port, clusterId, group);
       }
     }
   }
@@ -106,7 +143,9 @@ function candidatesOf(input: MergeInput, frontend: Frontend, portName: string): 
     if (backend.clusterId === input.clusterId) localActive.push(backend);
     else if (input.service.global) remoteActive.push(backend);
   }
-  return { localActive, localTerminating, remoteActive, remoteTerminating };
+  for (const backend of input.restoredDraining?.(serviceKey(frontend)) ?? [])
+    if (input.service.global || backend.clusterId === input.clusterId) unready.push(backend);
+  return { localActive, localTerminating, remoteActive, remoteTerminating, unready };
 }
 
 function portNamed(ports: readonly BackendPort[], protocol: Protocol, name: string): number | undefined {

@@ -71,10 +71,15 @@ export function createServicesProjection(options: {
   let dirtyServices = new Set<string>();
   let dirtyFrontends = new Set<string>();
 
+  const isUnheard = ({ clusterId: id }: Backend): boolean => !sources.isSettled(id) && !sources.isGone(id);
+  // Weights read back are numbers of slots: beside those of a source that has spoken they would mean something else.
   const restoredBackends = (frontend: string): readonly Backend[] =>
     restored
       .get(frontend)
-      ?.backends.filter((backend) => !sources.isSettled(backend.clusterId) && !sources.isGone(backend.clusterId)) ?? [];
+      ?.backends.filter(isUnheard)
+      .map(({ ip, port, clusterId: id }) => ({ ip, port, clusterId: id })) ?? [];
+  const restoredDraining = (frontend: string): readonly Backend[] =>
+    restored.get(frontend)?.draining?.filter(isUnheard) ?? [];
 
   function recompute(name: string): void {
     const service = services.get(name);
@@ -86,6 +91,7 @@ export function createServicesProjection(options: {
         local: [...(slicesOf.get(name)?.values() ?? [])],
         remotes: remotes.of(name),
         restored: restoredBackends,
+        restoredDraining,
       });
       for (const row of merged) rows.set(serviceKey(row.frontend), row);
     }
@@ -172,7 +178,8 @@ export function createServicesProjection(options: {
       areSourcesChanged = false;
       for (const [frontend, row] of restored) {
         const isDecided = (id: number) => sources.isSettled(id) || sources.isGone(id);
-        if (sources.isSettled(clusterId) && row.backends.every((backend) => isDecided(backend.clusterId)))
+        const known = [...row.backends, ...(row.draining ?? [])];
+        if (sources.isSettled(clusterId) && known.every((backend) => isDecided(backend.clusterId)))
           restored.delete(frontend);
       }
     },

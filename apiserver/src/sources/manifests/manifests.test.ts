@@ -162,6 +162,33 @@ test('of two definitions of one object the first file counts, and both places ar
   assert.equal(source.snapshot()?.services.get('shop/web')?.affinity, 'local');
 });
 
+test('how connections are spread is read from service and slice; what cannot be done is reported', async (t) => {
+  const { put, start } = fixture(t);
+  const spec = `spec:
+  sessionAffinity: ClientIP
+  ports: [{ name: http, port: 80 }, { name: signal, port: 99, targetPort: 100, protocol: SCTP }]
+`;
+  const web = service('web', ', service.cilium.io/lb-algorithm: maglev').replace(/spec: .*\n/, spec);
+  const timed = web
+    .replaceAll('web', 'timed')
+    .replace('ports:', 'sessionAffinityConfig: { clientIP: { timeoutSeconds: 60 } }\n  ports:');
+  const weighted = slice('web', ['10.1.1.1']).replace(
+    'labels:',
+    'annotations: { service.cilium.io/weight: "7" }, labels:',
+  );
+  put('a.yaml', [web, timed, weighted].join('---\n'));
+  const source = start();
+  await eventually('the services', () => source.snapshot()?.services.size === 2);
+  const { services, slices } = source.snapshot()!;
+  assert.deepEqual(
+    [services.get('shop/web')?.lbAlgorithm, services.get('shop/web')?.sessionAffinitySeconds],
+    ['maglev', 10_800],
+  );
+  assert.equal(services.get('shop/timed')?.sessionAffinitySeconds, 60);
+  assert.equal(slices.get('shop/web-1')?.weight, 7);
+  assert.match(source.problems()[0]!, /Service shop\/web: port 99\/SCTP has the targetPort 100: SCTP ports cannot be/);
+});
+
 test('an unknown annotation value is reported and the service is there with the default', async (t) => {
   const { put, start } = fixture(t);
   put('a.yaml', service('web', ', service.cilium.io/affinity: nearby'));

@@ -43,6 +43,7 @@ const servicePort = z.looseObject({
   name: optionalText,
   protocol,
   port: portNumber,
+  targetPort: z.union([portNumber, z.string()]).nullish(),
 });
 
 export const serviceSchema = z
@@ -53,6 +54,12 @@ export const serviceSchema = z
       clusterIP: clusterIp.nullish(),
       clusterIPs: z.array(clusterIp).nullish(),
       selector: z.record(z.string(), z.string()).nullish(),
+      sessionAffinity: z.enum(['None', 'ClientIP']).nullish(),
+      sessionAffinityConfig: z
+        .looseObject({
+          clientIP: z.looseObject({ timeoutSeconds: z.number().int().min(1).max(86_400).nullish() }).nullish(),
+        })
+        .nullish(),
       ports: z
         .array(servicePort)
         .nullish()

@@ -1,5 +1,6 @@
 /** Objects in force → the cluster's own services, slices and namespaces, as immutable values. Pure. */
 import {
+  DEFAULT_WEIGHT,
   type LocalNamespace,
   type LocalPolicy,
   type LocalService,
@@ -7,6 +8,7 @@ import {
   type PolicyContext,
   readNamespaceGlobal,
   readServiceAnnotations,
+  readWeight,
 } from '@clustermesh/contract';
 import { allocateClusterIps } from './cluster-ips.ts';
 import type { LocatedObject } from './parse.ts';
@@ -59,6 +61,9 @@ export interface SnapshotResult {
 export function isGlobalNamespace(snapshot: ManifestSnapshot, namespace: string): boolean {
   return snapshot.namespaces.get(namespace)?.global ?? snapshot.defaultGlobalNamespace;
 }
+
+/** Kubernetes' default: three hours. */
+const DEFAULT_SESSION_AFFINITY_SECONDS = 10_800;
 
 type Of<K extends LocatedObject['kind']> = Extract<LocatedObject, { kind: K }>;
 
@@ -118,6 +123,12 @@ export function buildSnapshot(input: SnapshotInput): SnapshotResult {
     const global = mesh.global && isGlobal(metadata.namespace);
     if (mesh.global && !global)
       notes.push(`${manifest.where}: ${manifest.key}: is annotated global, but its namespace is not`);
+    for (const { protocol, port, targetPort } of spec.ports) {
+      if (protocol === 'SCTP' && targetPort != null && targetPort !== port)
+        problems.push(
+          `${manifest.where}: ${manifest.key}: port ${port}/SCTP has the targetPort ${targetPort}: SCTP ports cannot be translated, because its checksum covers them; no connection is made through this port. Give both the same number`,
+        );
+    }
     services.set(name, {
       namespace: metadata.namespace,
       name: metadata.name,
@@ -126,6 +137,13 @@ export function buildSnapshot(input: SnapshotInput): SnapshotResult {
       global,
       shared: global && mesh.shared,
       affinity: mesh.affinity,
+      ...(mesh.lbAlgorithm === 'random' ? {} : { lbAlgorithm: mesh.lbAlgorithm }),
+      ...(spec.sessionAffinity === 'ClientIP'
+        ? {
+            sessionAffinitySeconds:
+              spec.sessionAffinityConfig?.clientIP?.timeoutSeconds ?? DEFAULT_SESSION_AFFINITY_SECONDS,
+          }
+        : {}),
       labels: metadata.labels,
       selector: spec.selector ?? null,
     });
@@ -139,6 +157,8 @@ export function buildSnapshot(input: SnapshotInput): SnapshotResult {
       continue;
     }
     const { namespace, name, labels, annotations } = object.metadata;
+    const { weight, problems: weightProblems } = readWeight(annotations);
+    problems.push(...weightProblems.map((problem) => `${where}: ${key}: ${problem}`));
     sliceMeta.set(`${namespace}/${name}`, { addressType: object.addressType, labels, annotations: annotations ?? {} });
     slices.set(`${namespace}/${name}`, {
       namespace,
@@ -157,6 +177,7 @@ export function buildSnapshot(input: SnapshotInput): SnapshotResult {
         };
       }),
       ports: object.ports.map((port) => ({ name: port.name ?? '', protocol: port.protocol, port: port.port })),
+      ...(weight === DEFAULT_WEIGHT ? {} : { weight }),
     });
   }
 
