@@ -4,23 +4,21 @@ import { after, before, beforeEach, describe, it } from 'node:test';
 import { CmAction as Action, type CmEvent, CmDirection as Direction, CmReason as Reason } from '@clustermesh/bpf';
 import { type EventRates, type EventSource, openEvents } from './events.ts';
 import { build, type Frame } from './testing/frames.ts';
-import { openPacketBench, type PacketBench } from './testing/packet-bench.ts';
+import { openPacketLab, type PacketLab, A as POD } from './testing/packet-lab.ts';
 
 const EVERYTHING: EventRates = { perSecond: 1_000_000, burst: 1_000_000, refusedEvery: 1, forwardedEvery: 1 };
-const A = '10.1.1.5';
-const IFINDEX = 21;
-const IDENTITY = 65_541;
+const { ip: A, ifindex: IFINDEX, identity: IDENTITY } = POD;
 
-let bench: PacketBench;
+let lab: PacketLab;
 let events: EventSource;
 
 before(async () => {
-  bench = await openPacketBench({ pods: [{ ip: A, ifindex: IFINDEX, identity: IDENTITY }] });
-  events = openEvents(bench.loaded.maps);
+  lab = await openPacketLab();
+  events = openEvents(lab.loaded.maps);
 });
 after(async () => {
   events?.close();
-  await bench?.close();
+  await lab?.close();
 });
 beforeEach(() => void drain());
 
@@ -38,7 +36,7 @@ const udp = (saddr: string, daddr: string, payload = 'question'): Frame => ({
 });
 const send = (frame: Frame): Buffer => {
   const packet = build(frame);
-  bench.run('cm_test_from_pod', packet, { ifindex: IFINDEX });
+  lab.run('cm_test_from_pod', packet, { ifindex: IFINDEX });
   return packet;
 };
 

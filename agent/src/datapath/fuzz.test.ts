@@ -1,0 +1,20 @@
+/** A slice of what `npm run fuzz:datapath` does at length. */
+import assert from 'node:assert/strict';
+import { after, before, it } from 'node:test';
+import { describeFinding, fuzz } from './fuzz/run.ts';
+import { openPacketLab, type PacketLab } from './testing/packet-lab.ts';
+
+let lab: PacketLab;
+before(async () => {
+  lab = await openPacketLab();
+});
+after(() => lab?.close());
+
+it('random packets get a verdict in range, and none that must be dropped is forwarded', async () => {
+  const { packets, forwarded, demanded, findings } = await fuzz(lab, { seed: 1, packets: 60_000 });
+  assert.deepEqual(findings.map(describeFinding), []);
+  assert.equal(packets, 60_000);
+  // It would find nothing if nothing were forwarded, or nothing had to be dropped.
+  assert.ok(forwarded > packets / 10, `${forwarded} forwarded`);
+  assert.ok(demanded > packets / 10, `${demanded} had to be dropped`);
+});

@@ -1,0 +1,74 @@
+/** Random packets against the programs' bodies, a plain oracle and invariants beside them. */
+import { CmAction } from '@clustermesh/bpf';
+import type { Outcome, PacketLab } from '../testing/packet-lab.ts';
+import { judge } from './judge.ts';
+import { createOracle } from './oracle.ts';
+import { type FuzzCase, makeCase } from './packets.ts';
+import { seeded } from './random.ts';
+
+export interface Finding {
+  readonly seed: number;
+  readonly what: string;
+  readonly fuzz: FuzzCase;
+  readonly outcome: Outcome;
+}
+
+export interface FuzzResult {
+  readonly packets: number;
+  readonly forwarded: number;
+  /** How often the oracle demanded a drop. */
+  readonly demanded: number;
+  readonly findings: readonly Finding[];
+}
+
+const MOST_FINDINGS = 10;
+
+/** Ends early once there are many findings. The kernel refuses to run programs on frames that are too short: those do not count. */
+export async function fuzz(
+  lab: PacketLab,
+  options: { readonly seed: number; readonly packets: number; readonly onProgress?: (packets: number) => void },
+): Promise<FuzzResult> {
+  const random = seeded(options.seed);
+  const oracle = createOracle();
+  const findings: Finding[] = [];
+  let [packets, forwarded, demanded] = [0, 0, 0];
+  await lab.reset();
+  while (packets < options.packets && findings.length < MOST_FINDINGS) {
+    const one = makeCase(random);
+    const outcome = attempt(lab, one);
+    if (outcome === undefined) continue;
+    packets++;
+    const reason = oracle.mustDrop(one);
+    const isForwarded = outcome.decision.action !== CmAction.DROP;
+    if (isForwarded) forwarded++;
+    if (reason !== undefined) demanded++;
+    const what =
+      judge(one, outcome) ??
+      (isForwarded && reason !== undefined ? `forwarded, but must be dropped: ${reason}` : undefined);
+    if (what !== undefined) findings.push({ seed: options.seed, what, fuzz: one, outcome });
+    if (packets % 10_000 === 0) {
+      options.onProgress?.(packets);
+      await new Promise(setImmediate);
+    }
+  }
+  return { packets, forwarded, demanded, findings };
+}
+
+function attempt(lab: PacketLab, { program, packet, hook }: FuzzCase): Outcome | undefined {
+  try {
+    return lab.run(program, packet, hook);
+  } catch (error) {
+    if (/EINVAL/.test(String(error))) return undefined;
+    throw error;
+  }
+}
+
+export function describeFinding({ seed, what, fuzz: { program, packet, hook }, outcome }: Finding): string {
+  return [
+    what,
+    `  seed ${seed}, ${program}, ${JSON.stringify(hook)}`,
+    `  in   ${packet.toString('hex')}`,
+    `  out  ${outcome.out.toString('hex')}`,
+    `  ${JSON.stringify({ verdict: outcome.verdict, ...outcome.decision })}`,
+  ].join('\n');
+}
