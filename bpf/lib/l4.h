@@ -72,11 +72,31 @@ static __always_inline int parse_icmp(struct hdr_cursor *c, struct packet *p)
 	return 0;
 }
 
+/* 0 for what is not forwarded anyway */
+static __always_inline __u32 l4_min_len(__u8 proto)
+{
+	switch (proto) {
+	case IPPROTO_TCP:
+		return sizeof(struct tcphdr);
+	case IPPROTO_SCTP:
+		return 12;
+	case IPPROTO_UDP:
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return sizeof(struct udphdr);
+	default:
+		return 0;
+	}
+}
+
 static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, __u32 off)
 {
 	struct hdr_cursor c = cursor_at(skb, off, sizeof(struct tcphdr));
 
 	p->l4_off = off;
+	/* What lies behind the end of the IP packet is padding, not a header. */
+	if (unlikely(ends_before(p, off + l4_min_len(p->proto))))
+		return CM_R_TRUNCATED;
 	switch (p->proto) {
 	case IPPROTO_TCP:
 		return parse_tcp(&c, p);

@@ -53,6 +53,12 @@ struct packet {
 /* The upper layer ends where this does; all that is taken from packets is bounded by it. */
 #define MAX_L4_OFF 0x3fff
 
+/* Does the IP packet say that it ends before this offset in the frame? */
+static __always_inline int ends_before(const struct packet *p, __u32 off)
+{
+	return p->ip_len && p->ip_len < off - IP_OFF;
+}
+
 static __always_inline int is_icmp_error(const struct packet *p)
 {
 	if (p->proto == IPPROTO_ICMPV6)

@@ -77,7 +77,8 @@ static __always_inline int parse_extensions(struct __sk_buff *skb, struct packet
 			break;
 		if (i == MAX_EXT)
 			return CM_R_EXT_HEADER;
-		if (bpf_skb_load_bytes(skb, off, &ext, sizeof(ext)))
+		if (ends_before(p, off + sizeof(ext)) ||
+		    bpf_skb_load_bytes(skb, off, &ext, sizeof(ext)))
 			return CM_R_TRUNCATED;
 		if (next == EXT_FRAGMENT) {
 			/* offset 0 and no more: a whole packet (RFC 6946) */

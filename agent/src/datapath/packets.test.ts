@@ -346,6 +346,7 @@ describe('odd packets get a defined verdict', () => {
   const cases: [string, Buffer, keyof typeof Reason][] = [
     ['a VLAN tag', vlan, 'VLAN'],
     ['an unknown ethertype', changed(12, 0x88, 0xcc), 'NOT_IP'],
+    ['a UDP header behind the end of the IP packet', changed(16, 0x00, 0x16), 'TRUNCATED'],
     ['half a UDP header', withLength(plain.subarray(0, 38)), 'TRUNCATED'],
     ['half a TCP header', withLength(build(tcp(A.ip, 1, C.ip, 2)).subarray(0, 46)), 'TRUNCATED'],
     ['a version that is not 4', changed(14, 0x65), 'BAD_HEADER'],

@@ -70,7 +70,7 @@ export function createOracle(): Oracle {
     if ((part & 0x1fff) !== 0)
       return firstFragments.has(key) ? { saddr, daddr } : { drop: 'fragment without its first' };
     if ((part & 0x2000) !== 0) firstFragments.add(key);
-    const wrong = layer4(packet.subarray(20), packet[9]!, false);
+    const wrong = layer4(packet.subarray(20, length), packet[9]!, false);
     return typeof wrong === 'string' ? { drop: wrong } : { saddr, daddr };
   }
 
@@ -81,12 +81,13 @@ export function createOracle(): Oracle {
     if (length === 0 || length > packet.length - 40) return { drop: 'payload length' };
     const [saddr, daddr] = [readIpAddress(packet, 8), readIpAddress(packet, 24)];
     if (isIpv4(saddr) || isIpv4(daddr)) return { drop: 'v4-mapped address' };
+    const end = 40 + length;
     let next = packet[6]!;
     let at = 40;
     let passed = 0;
     while ([0, 44, 60].includes(next)) {
       if (++passed > MAX_EXTENSIONS) return { drop: 'too many extension headers' };
-      if (packet.length < at + 8) return { drop: 'extension header cut short' };
+      if (end < at + 8) return { drop: 'extension header cut short' };
       if (next === 44) {
         const part = packet.readUInt16BE(at + 2);
         const key = `${saddr} ${daddr} ${packet.readUInt32BE(at + 4)}`;
@@ -99,7 +100,7 @@ export function createOracle(): Oracle {
       at += step;
     }
     if (next === 43) return { drop: 'routing header' };
-    const wrong = layer4(packet.subarray(Math.min(at, packet.length)), next, true);
+    const wrong = layer4(packet.subarray(Math.min(at, end), end), next, true);
     if (typeof wrong === 'string') return { drop: wrong };
     return wrong === undefined
       ? { saddr, daddr }
