@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { after, before, it } from 'node:test';
 import { describeFinding, fuzz } from './fuzz/run.ts';
+import { fuzzSockets } from './fuzz/sockets.ts';
 import { openPacketLab, type PacketLab } from './testing/packet-lab.ts';
 
 let lab: PacketLab;
@@ -17,4 +18,12 @@ it('random packets get a verdict in range, and none that must be dropped is forw
   // It would find nothing if nothing were forwarded, or nothing had to be dropped.
   assert.ok(forwarded > packets / 10, `${forwarded} forwarded`);
   assert.ok(demanded > packets / 10, `${demanded} had to be dropped`);
+});
+
+it('sockets that are asked for anything get an answer in range, and their peers are whom they asked for', async () => {
+  const { connects, sends, translated, withoutBackend } = await fuzzSockets({ operations: 100_000, seed: 1 });
+  assert.ok(connects + sends >= 100_000);
+  // It would find nothing if no address were exchanged, or no service refused.
+  assert.ok(translated > 1_000, `${translated} exchanged`);
+  assert.ok(withoutBackend > 1_000, `${withoutBackend} refused`);
 });

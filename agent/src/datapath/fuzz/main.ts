@@ -1,6 +1,6 @@
 /**
- *   npm run fuzz:datapath                       a million packets, from a random seed
- *   npm run fuzz:datapath -- --packets 5000000 --seed 7
+ *   npm run fuzz:datapath                       a million packets and 200 000 connects and sends, from a random seed
+ *   npm run fuzz:datapath -- --packets 5000000 --sockets 1000000 --seed 7
  *
  * Exit code 1 with the packets if something is found; the seed gives them again.
  */
@@ -8,9 +8,14 @@ import { randomInt } from 'node:crypto';
 import { parseArgs } from 'node:util';
 import { openPacketLab } from '../testing/packet-lab.ts';
 import { describeFinding, fuzz } from './run.ts';
+import { fuzzSockets } from './sockets.ts';
 
 const { values: flags } = parseArgs({
-  options: { packets: { type: 'string', default: '1000000' }, seed: { type: 'string' } },
+  options: {
+    packets: { type: 'string', default: '1000000' },
+    sockets: { type: 'string', default: '200000' },
+    seed: { type: 'string' },
+  },
 });
 const seed = Number(flags.seed ?? randomInt(2 ** 31));
 const since = performance.now();
@@ -26,6 +31,8 @@ try {
     `${packets} packets in ${seconds} s: ${forwarded} forwarded, ${demanded} had to be dropped, ${findings.length} findings\n`,
   );
   process.exitCode = findings.length > 0 ? 1 : 0;
+  const { connects, sends, refused } = await fuzzSockets({ operations: Number(flags.sockets), seed });
+  process.stdout.write(`${connects} connects and ${sends} sends, ${refused} refused: 0 findings\n`);
 } finally {
   await lab.close();
 }
