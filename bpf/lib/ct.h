@@ -9,6 +9,7 @@
 
 #include "lb.h"
 #include "packet.h"
+#include "policy.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -76,51 +77,138 @@ struct ct_service {
 	__be16 nat_port;
 };
 
-static __noinline int ct_create(const struct cm_ct_key *key, const struct packet *p,
-				const struct ct_service *service, __u32 identity)
-{
-	struct cm_ct_entry e = {
-		.source_identity = identity,
-		.service_id = service->id,
-		.backend_id = service->backend_id,
-		.nat_addr = service->nat_addr,
-		.nat_port = service->nat_port,
-	};
+/* Keys and new entries are put together here: they would be a third of a program's stack. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct cm_ct_draft);
+} cm_ct_scratch SEC(".maps");
 
-	ct_see(&e, p, 0);
-	return bpf_map_update_elem(&cm_ct, key, &e, BPF_ANY);
+static __always_inline struct cm_ct_draft *ct_draft(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&cm_ct_scratch, &zero);
+}
+
+static __always_inline void ct_turn(struct cm_ct_key *key)
+{
+	struct cm_addr saddr = key->saddr;
+	__be16 sport = key->sport;
+
+	key->saddr = key->daddr;
+	key->daddr = saddr;
+	key->sport = key->dport;
+	key->dport = sport;
+}
+
+/* Under the key of the draft. `ends`: of a flow; the memory of a service's choice has none. */
+static __noinline int ct_create(struct cm_ct_draft *draft, const struct packet *p,
+				const struct ct_service *service, __u32 identity,
+				const struct policy_ends *ends)
+{
+	struct cm_ct_entry *e = &draft->entry;
+
+	__builtin_memset(e, 0, sizeof(*e));
+	e->source_identity = identity;
+	e->service_id = service->id;
+	e->backend_id = service->backend_id;
+	e->nat_addr = service->nat_addr;
+	e->nat_port = service->nat_port;
+	if (ends) {
+		e->dest_identity = ends->dest.identity;
+		e->egress_revision = ends->source.revision;
+		e->ingress_revision = ends->dest.revision;
+	}
+	ct_see(e, p, 0);
+	return bpf_map_update_elem(&cm_ct, &draft->key, e, BPF_ANY);
+}
+
+/* What policies are asked about: the receiver's port as the flow began; of ICMP the type. */
+static __always_inline __be16 ct_policy_port(const struct packet *p, int reply)
+{
+	if (p->proto == IPPROTO_ICMP)
+		return bpf_htons((reply ? ICMP_ECHO : p->icmp_type) << 8);
+	if (p->proto == IPPROTO_ICMPV6)
+		return bpf_htons((reply ? ICMPV6_ECHO : p->icmp_type) << 8);
+	return reply ? p->sport : p->dport;
 }
 
 /*
- * Account the packet to its flow, made if there is none. `service` says which brought it here, and
- * how the client wrote the destination. Returns the flow if the packet is a reply of one, else
- * NULL.
+ * May a known flow go on? Policies are asked only if they, or those at its ends, are others than
+ * when they were asked last. A flow that may not stays known, or its other end could go on with it
+ * as if it had begun it.
  */
-static __noinline struct cm_ct_entry *ct_track(const struct packet *p,
-					       const struct ct_service *service, __u32 identity)
+static __always_inline int ct_admit(struct cm_ct_entry *e, const struct packet *p,
+				    const struct policy_ends *ends, int reply)
 {
-	struct cm_ct_key key = ct_key(p, CM_CT_FLOW);
-	struct cm_ct_key reversed = ct_reversed(&key);
-	struct cm_ct_entry *e = bpf_map_lookup_elem(&cm_ct, &key);
+	const struct policy_end *source = reply ? &ends->dest : &ends->source;
+	const struct policy_end *dest = reply ? &ends->source : &ends->dest;
+	int err;
 
+	if (likely(e->egress_revision == source->revision &&
+		   e->ingress_revision == dest->revision &&
+		   e->source_identity == source->identity && e->dest_identity == dest->identity))
+		return 0;
+	err = policy_judge(ends, p->proto, ct_policy_port(p, reply), reply);
+	if (err)
+		return err;
+	e->source_identity = source->identity;
+	e->dest_identity = dest->identity;
+	e->egress_revision = source->revision;
+	e->ingress_revision = dest->revision;
+	return 0;
+}
+
+/*
+ * Account the packet to its flow, made if there is none and policies allow one. `service` says
+ * which brought it here, and how the client wrote the destination. Returns 0, with `flow` set if the
+ * packet is a reply of one, or the reason for which it may not pass.
+ */
+static __noinline int ct_track(const struct packet *p, const struct ct_service *service,
+			       const struct policy_ends *ends, struct cm_ct_entry **flow)
+{
+	struct cm_ct_draft *draft = ct_draft();
+	struct cm_ct_entry *e;
+	int err;
+
+	if (!draft)
+		return CM_R_WRITE_FAILED;
+	draft->key = ct_key(p, CM_CT_FLOW);
+	e = bpf_map_lookup_elem(&cm_ct, &draft->key);
 	/* The same ports again: a new connection, or the same backend reached by another way. */
 	if (e && e->service_id == service->id &&
 	    !(e->state == CM_CT_CLOSING && opens_connection(p))) {
-		ct_see(e, p, 0);
-		return NULL;
+		err = ct_admit(e, p, ends, 0);
+		if (!err)
+			ct_see(e, p, 0);
+		return err;
 	}
 	if (!e && !service->id) {
-		e = bpf_map_lookup_elem(&cm_ct, &reversed);
+		ct_turn(&draft->key);
+		e = bpf_map_lookup_elem(&cm_ct, &draft->key);
 		if (e && !(e->state == CM_CT_CLOSING && opens_connection(p))) {
+			err = ct_admit(e, p, ends, 1);
+			if (err)
+				return err;
 			ct_see(e, p, 1);
-			return e;
+			*flow = e;
+			return 0;
 		}
+		ct_turn(&draft->key);
 	}
+	err = policy_judge(ends, p->proto, ct_policy_port(p, 0), 0);
+	if (err)
+		return err;
 	/* A late reply, filed as a flow of its own, would hide this flow from its replies. */
-	if (service->id)
-		bpf_map_delete_elem(&cm_ct, &reversed);
-	ct_create(&key, p, service, identity);
-	return NULL;
+	if (service->id) {
+		ct_turn(&draft->key);
+		bpf_map_delete_elem(&cm_ct, &draft->key);
+		ct_turn(&draft->key);
+	}
+	ct_create(draft, p, service, ends->source.identity, ends);
+	return 0;
 }
 
 #endif /* CM_CT_H */

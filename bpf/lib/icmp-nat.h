@@ -128,4 +128,29 @@ static __noinline int translate_error(struct __sk_buff *skb, __u32 icmp, int is_
 	return err;
 }
 
+/* Is the packet that the ICMP error at `icmp` quotes part of a flow that is known? */
+static __noinline int is_related(struct __sk_buff *skb, __u32 icmp, int is_v6)
+{
+	struct packet q = {};
+	struct cm_ct_key key;
+
+	icmp &= MAX_L4_OFF;
+	if (read_quote(skb, icmp + ICMP_HDR_LEN, is_v6, &q))
+		return 0;
+	key = ct_key(&q, CM_CT_FLOW);
+	if (bpf_map_lookup_elem(&cm_ct, &key))
+		return 1;
+	key = ct_reversed(&key);
+	return !!bpf_map_lookup_elem(&cm_ct, &key);
+}
+
+/* May the ICMP error pass? As part of the flow that it is about; else policies decide. */
+static __always_inline int admit_error(struct __sk_buff *skb, const struct packet *p,
+				       const struct policy_ends *ends)
+{
+	if (likely(!p->later && is_related(skb, p->l4_off, p->is_v6)))
+		return 0;
+	return policy_judge(ends, p->proto, ct_policy_port(p, 0), 0);
+}
+
 #endif /* CM_ICMP_NAT_H */

@@ -180,9 +180,21 @@ struct cm_ct_entry {
 	struct cm_addr nat_addr; /* flow: the service's address; service: the backend's */
 	__be16 nat_port;
 	enum cm_ct_state state;
-	__u8 pad;
+	__u8 pad0;
+	/* What the policies last allowed: between these identities, under these revisions. */
+	__u32 dest_identity;
+	__u32 egress_revision;	/* of the beginning pod's policies; 0: it is not of this node */
+	__u32 ingress_revision; /* of the receiving pod's */
+	__u32 pad1;
 };
-_Static_assert(sizeof(struct cm_ct_entry) == 72, "cm_ct_entry");
+_Static_assert(sizeof(struct cm_ct_entry) == 88, "cm_ct_entry");
+
+/* value of cm_ct_scratch: what would not fit on the stack */
+struct cm_ct_draft {
+	struct cm_ct_key key;
+	struct cm_ct_entry entry;
+};
+_Static_assert(sizeof(struct cm_ct_draft) == 128, "cm_ct_draft");
 
 /* The datagram that a fragment is part of. */
 struct cm_fragment_key {
@@ -211,6 +223,44 @@ struct cm_bucket {
 	__u32 pad;
 };
 _Static_assert(sizeof(struct cm_bucket) == 16, "cm_bucket");
+
+enum cm_policy_direction {
+	CM_POLICY_INGRESS = 0,
+	CM_POLICY_EGRESS = 1,
+} __attribute__((packed));
+
+#define CM_POLICY_ANYBODY 0 /* as identity: whoever it is */
+
+/*
+ * LPM trie key. A row for every protocol is CM_POLICY_KEY_BITS - 24 bits long, one for every port
+ * of a protocol 16 bits shorter than the key. ICMP: the type is the upper half of `port`.
+ */
+struct cm_policy_key {
+	__u32 prefix_len;
+	__u32 endpoint_id;
+	__u32 identity; /* who the endpoint talks with */
+	enum cm_policy_direction direction;
+	__u8 proto;
+	__be16 port; /* the receiver's */
+};
+#define CM_POLICY_KEY_BITS 96
+_Static_assert(sizeof(struct cm_policy_key) == 16, "cm_policy_key");
+
+struct cm_policy_verdict {
+	__u32 deny; /* 0: allow */
+};
+_Static_assert(sizeof(struct cm_policy_verdict) == 4, "cm_policy_verdict");
+
+#define CM_POLICY_ASK_INGRESS 1
+#define CM_POLICY_ASK_EGRESS  2
+#define CM_POLICY_LOCKED      4 /* nothing passes */
+
+/* value of cm_policy_state, by endpoint id */
+struct cm_policy_state {
+	__u32 revision; /* of the endpoint's rows and flags; 0: nothing was ever said about it */
+	__u32 flags;
+};
+_Static_assert(sizeof(struct cm_policy_state) == 8, "cm_policy_state");
 
 /* value of cm_drops, at index reason * CM_DIR_MAX + direction */
 struct cm_count {

@@ -29,6 +29,7 @@ static __always_inline enum cm_reason overlay(struct __sk_buff *skb, const struc
 	const struct ct_service none = {};
 	struct cm_ct_entry *flow = NULL;
 	struct cm_remote *source;
+	struct policy_ends ends;
 	struct cm_endpoint *dst;
 	struct packet p = {};
 	int err;
@@ -61,11 +62,16 @@ static __always_inline enum cm_reason overlay(struct __sk_buff *skb, const struc
 
 	if (unlikely(p.later))
 		count(CM_R_FRAGMENT, CM_DIR_OVERLAY, skb->len);
-	if (unlikely(is_icmp_error(&p)))
-		err = p.later ? 0 : translate_error(skb, p.l4_off, p.is_v6, &p.saddr, &p.daddr);
-	else
-		flow = ct_track(&p, &none, d->identity);
-	if (flow && flow->service_id) {
+	ends.source = policy_end(NULL, d->identity);
+	ends.dest = policy_end(dst, dst->identity);
+	if (unlikely(is_icmp_error(&p))) {
+		err = admit_error(skb, &p, &ends);
+		if (!err && !p.later)
+			err = translate_error(skb, p.l4_off, p.is_v6, &p.saddr, &p.daddr);
+	} else {
+		err = ct_track(&p, &none, &ends, &flow);
+	}
+	if (!err && flow && flow->service_id) {
 		count(CM_R_REPLY_TRANSLATED, CM_DIR_OVERLAY, skb->len);
 		err = nat_source(skb, &p, &flow->nat_addr, flow->nat_port);
 	}

@@ -41,7 +41,7 @@ static __always_inline int ct_backend_holds(const struct cm_ct_entry *e, const s
 static __noinline int balance(struct __sk_buff *skb, struct packet *p, __u32 identity,
 			      struct ct_service *via)
 {
-	struct cm_ct_key key = ct_key(p, CM_CT_SERVICE);
+	struct cm_ct_draft *draft = ct_draft();
 	struct lb_flow flow = {
 		.service = { .addr = p->daddr, .port = p->dport, .proto = p->proto },
 		.client = &p->saddr,
@@ -57,7 +57,10 @@ static __noinline int balance(struct __sk_buff *skb, struct packet *p, __u32 ide
 	if (!service->count)
 		return CM_R_NO_BACKEND;
 
-	e = bpf_map_lookup_elem(&cm_ct, &key);
+	if (!draft)
+		return CM_R_WRITE_FAILED;
+	draft->key = ct_key(p, CM_CT_SERVICE);
+	e = bpf_map_lookup_elem(&cm_ct, &draft->key);
 	if (e && ct_backend_holds(e, p, service->id)) {
 		lb.service_id = e->service_id;
 		lb.backend_id = e->backend_id;
@@ -73,7 +76,7 @@ static __noinline int balance(struct __sk_buff *skb, struct packet *p, __u32 ide
 		via->backend_id = lb.backend_id;
 		via->nat_addr = lb.addr;
 		via->nat_port = lb.port;
-		ct_create(&key, p, via, identity);
+		ct_create(draft, p, via, identity, NULL);
 	}
 	via->id = lb.service_id;
 	via->backend_id = lb.backend_id;
@@ -83,16 +86,79 @@ static __noinline int balance(struct __sk_buff *skb, struct packet *p, __u32 ide
 	return nat_destination(skb, p, &lb.addr, lb.port);
 }
 
-/* Load balancing one way, the service's address back on replies the other way, and conntrack. */
-static __always_inline int translate(struct __sk_buff *skb, struct packet *p, struct cm_decision *d)
+/* Where a packet goes. */
+struct route {
+	const struct cm_endpoint *endpoint; /* a pod of this node */
+	const struct cm_remote *remote;	    /* else what the ipcache says, if it does */
+};
+
+/* Also who is there. */
+static __always_inline __u32 route_to(const struct cm_addr *daddr, struct route *to)
 {
+	to->remote = NULL;
+	to->endpoint = endpoint_lookup(daddr);
+	if (to->endpoint)
+		return to->endpoint->identity;
+	if (is_own_host(daddr))
+		return CM_IDENTITY_HOST;
+	if (is_own_pod_cidr(daddr))
+		return CM_IDENTITY_UNMANAGED;
+	to->remote = ipcache_lookup(daddr);
+	return to->remote ? to->remote->identity : CM_IDENTITY_WORLD;
+}
+
+/*
+ * Finds where the packet goes, accounts it to its flow and asks the policies of both ends. Functions
+ * of their own, as what they need would not fit on the stack beside that of load balancing.
+ */
+static __noinline int track_from_pod(const struct packet *p, const struct cm_endpoint *src,
+				     const struct ct_service *via, struct route *to,
+				     struct cm_ct_entry **flow)
+{
+	struct policy_ends ends = { .source = policy_end(src, src->identity) };
+	__u32 receiver = route_to(&p->daddr, to);
+
+	ends.dest = policy_end(to->endpoint, receiver);
+	return ct_track(p, via, &ends, flow);
+}
+
+static __noinline int admit_error_from_pod(struct __sk_buff *skb, const struct packet *p,
+					   const struct cm_endpoint *src)
+{
+	struct policy_ends ends = { .source = policy_end(src, src->identity) };
+	struct route to;
+	__u32 receiver = route_to(&p->daddr, &to);
+
+	ends.dest = policy_end(to.endpoint, receiver);
+	return admit_error(skb, p, &ends);
+}
+
+/* An ICMP error: the address that it goes to may change with what it quotes. */
+static __always_inline int translate_from_pod(struct __sk_buff *skb, struct packet *p,
+					      const struct cm_endpoint *src, struct route *to)
+{
+	int err = admit_error_from_pod(skb, p, src);
+
+	if (!err && !p->later)
+		err = translate_error(skb, p->l4_off, p->is_v6, &p->saddr, &p->daddr);
+	route_to(&p->daddr, to);
+	return err;
+}
+
+/*
+ * Load balancing one way, the service's address back on replies the other way, conntrack and
+ * policies: those of the sender and, if it is a pod of this node, of the receiver. `to` is where
+ * the packet goes after that.
+ */
+static __always_inline int translate(struct __sk_buff *skb, struct packet *p, struct cm_decision *d,
+				     const struct cm_endpoint *src, struct route *to)
+{
+	struct cm_ct_entry *flow = NULL;
 	struct ct_service via = {};
-	struct cm_ct_entry *flow;
 	int err = 0;
 
 	if (unlikely(is_icmp_error(p)))
-		return p->later ? 0
-				: translate_error(skb, p->l4_off, p->is_v6, &p->saddr, &p->daddr);
+		return translate_from_pod(skb, p, src, to);
 	if (unlikely(p->later))
 		count(CM_R_FRAGMENT, CM_DIR_FROM_POD, p->bytes);
 	if (likely(p->proto != IPPROTO_ICMP && p->proto != IPPROTO_ICMPV6))
@@ -101,9 +167,9 @@ static __always_inline int translate(struct __sk_buff *skb, struct packet *p, st
 		return err;
 	d->service_id = via.id;
 	d->backend_id = via.backend_id;
-	flow = ct_track(p, &via, d->identity);
-	if (likely(!flow || !flow->service_id))
-		return 0;
+	err = track_from_pod(p, src, &via, to, &flow);
+	if (err || likely(!flow || !flow->service_id))
+		return err;
 	count(CM_R_REPLY_TRANSLATED, CM_DIR_FROM_POD, p->bytes);
 	return nat_source(skb, p, &flow->nat_addr, flow->nat_port);
 }
@@ -123,18 +189,17 @@ static __always_inline enum cm_reason through_tunnel(struct __sk_buff *skb, stru
 	return err ? err : to_endpoint(skb, d, src, CM_R_TOO_BIG);
 }
 
-/* Where to, from a pod of this node. */
+/* On its way, from a pod of this node. */
 static __always_inline enum cm_reason forward(struct __sk_buff *skb, struct packet *p,
-					      struct cm_decision *d, const struct cm_endpoint *src)
+					      struct cm_decision *d, const struct cm_endpoint *src,
+					      const struct route *to)
 {
-	struct cm_endpoint *dst = endpoint_lookup(&p->daddr);
-	struct cm_remote *remote;
 	int err;
 
-	if (dst) {
-		if (dst->ifindex == src->ifindex)
+	if (to->endpoint) {
+		if (to->endpoint->ifindex == src->ifindex)
 			return CM_R_HAIRPIN;
-		return to_endpoint(skb, d, dst, CM_R_TO_ENDPOINT);
+		return to_endpoint(skb, d, to->endpoint, CM_R_TO_ENDPOINT);
 	}
 	if (is_own_host(&p->daddr))
 		return to_stack(d, CM_R_TO_STACK);
@@ -142,9 +207,8 @@ static __always_inline enum cm_reason forward(struct __sk_buff *skb, struct pack
 		err = answer_icmp(skb, p, ICMP_NO_HOST, 0);
 		return err ? err : to_endpoint(skb, d, src, CM_R_NO_ENDPOINT);
 	}
-	remote = ipcache_lookup(&p->daddr);
-	if (remote && !addr_is_none(&remote->tunnel) && !is_own_host(&remote->tunnel))
-		return through_tunnel(skb, p, d, src, &remote->tunnel);
+	if (to->remote && !addr_is_none(&to->remote->tunnel) && !is_own_host(&to->remote->tunnel))
+		return through_tunnel(skb, p, d, src, &to->remote->tunnel);
 	return to_stack(d, CM_R_TO_STACK);
 }
 
@@ -174,6 +238,7 @@ static __always_inline enum cm_reason from_pod(struct __sk_buff *skb, const stru
 {
 	struct cm_endpoint *src;
 	struct packet p = {};
+	struct route to;
 	int err;
 
 	err = parse_packet(skb, &p);
@@ -189,46 +254,48 @@ static __always_inline enum cm_reason from_pod(struct __sk_buff *skb, const stru
 		return addr_is_link_local(&p.saddr) ? CM_R_LINK_LOCAL : CM_R_SPOOFED_SOURCE;
 	d->identity = src->identity;
 
-	err = translate(skb, &p, d);
+	err = translate(skb, &p, d, src, &to);
 	if (err == CM_R_NO_BACKEND)
 		return reject(skb, &p, d, src);
 	if (err)
 		return err;
-	return forward(skb, &p, d, src);
+	return forward(skb, &p, d, src, &to);
 }
 
-/* What the host sends is passed, whatever it is; replies get their service address back. */
+/*
+ * What the host's stack sends a pod: its own, or what it forwards. What cannot be read passes;
+ * replies get their service address back.
+ */
 static __always_inline enum cm_reason to_pod(struct __sk_buff *skb, struct cm_decision *d)
 {
 	const struct ct_service none = {};
-	struct cm_ct_entry *flow;
+	struct cm_ct_entry *flow = NULL;
+	struct cm_endpoint *dst;
+	struct policy_ends ends;
 	struct packet p = {};
-	struct cm_remote *remote;
+	struct route from;
 	int err;
 
 	err = parse_packet(skb, &p);
 	if (err)
 		return to_stack(d, err == CM_R_ARP || err == CM_R_ND ? err : CM_R_FROM_STACK);
-	if (is_icmp_error(&p)) {
-		if (!p.later)
-			err = translate_error(skb, p.l4_off, p.is_v6, &p.saddr, &p.daddr);
-		return err ? err : to_stack(d, CM_R_FROM_STACK);
-	}
 
-	if (is_own_host(&p.saddr)) {
-		d->identity = CM_IDENTITY_HOST;
+	d->identity = route_to(&p.saddr, &from);
+	dst = endpoint_lookup(&p.daddr);
+	ends.source = policy_end(NULL, d->identity);
+	ends.dest = policy_end(dst, dst ? dst->identity : CM_IDENTITY_UNMANAGED);
+	if (is_icmp_error(&p)) {
+		err = admit_error(skb, &p, &ends);
+		if (!err && !p.later)
+			err = translate_error(skb, p.l4_off, p.is_v6, &p.saddr, &p.daddr);
 	} else {
-		remote = ipcache_lookup(&p.saddr);
-		d->identity = remote ? remote->identity : CM_IDENTITY_WORLD;
+		err = ct_track(&p, &none, &ends, &flow);
 	}
-	flow = ct_track(&p, &none, d->identity);
-	if (flow && flow->service_id) {
+	if (!err && flow && flow->service_id) {
 		count(CM_R_REPLY_TRANSLATED, CM_DIR_TO_POD, skb->len);
 		err = nat_source(skb, &p, &flow->nat_addr, flow->nat_port);
-		if (err)
-			return err;
 	}
-	return to_stack(d, CM_R_FROM_STACK);
+	return err ? err : to_stack(d, CM_R_FROM_STACK);
 }
 
 #endif /* CM_POD_H */

@@ -54,6 +54,12 @@ enum cm_reason {
 	CM_R_ROGUE_ND = 146, /* discovery from afar (hop limit), or what only a router says */
 	CM_R_ICMP_LIMITED = 147, /* to be answered, but its sender has had enough ICMP errors */
 
+	CM_R_INGRESS_DENIED = 160,    /* no policy of the receiving pod allows it */
+	CM_R_EGRESS_DENIED = 161,     /* no policy of the sending pod allows it */
+	CM_R_INGRESS_DENY_RULE = 162, /* a policy of the receiving pod denies it */
+	CM_R_EGRESS_DENY_RULE = 163,  /* a policy of the sending pod denies it */
+	CM_R_POLICY_LOCKED = 164,     /* the pod's policies are not known, or do not fit */
+
 	CM_R_MAX = 256,
 };
 

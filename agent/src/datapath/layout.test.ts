@@ -105,6 +105,9 @@ const rows: [MapName, unknown, unknown, object | number, object | number][] = [
       natAddr: '10.96.0.10',
       natPort: 8080,
       state: 2,
+      destIdentity: 9,
+      egressRevision: 10,
+      ingressRevision: 11,
     },
     {
       saddr: wordsOf('10.1.2.3'),
@@ -127,7 +130,11 @@ const rows: [MapName, unknown, unknown, object | number, object | number][] = [
       nat_addr: wordsOf('10.96.0.10'),
       nat_port: be16(8080),
       state: 'CM_CT_CLOSING',
-      pad: 0,
+      pad0: 0,
+      dest_identity: 9,
+      egress_revision: 10,
+      ingress_revision: 11,
+      pad1: 0,
     },
   ],
   [
@@ -136,6 +143,13 @@ const rows: [MapName, unknown, unknown, object | number, object | number][] = [
     { sport: 4000, dport: 53, proto: 17, icmpType: 8 },
     { saddr: wordsOf('10.1.2.3'), daddr: addrSeen, id: 0x04030201, proto: 17, pad: [0, 0, 0] },
     { sport: be16(4000), dport: be16(53), proto: 17, icmp_type: 8, pad: 0 },
+  ],
+  [
+    'cm_policy',
+    { prefixLen: 96, endpointId: 7, identity: 65537, direction: 1, proto: 6, port: 8080 },
+    { deny: 1 },
+    { prefix_len: 96, endpoint_id: 7, identity: 65537, direction: 'CM_POLICY_EGRESS', proto: 6, port: be16(8080) },
+    { deny: 1 },
   ],
   ['cm_icmp_limit', addr, { filledNs: 5n, tokens: 6 }, addrSeen, { filled_ns: 5, tokens: 6, pad: 0 }],
 ];
@@ -156,8 +170,16 @@ for (const [name, key, value, keySeen, valueSeen] of rows) {
 }
 
 it('every pinned map has the sizes, type and flags of its layout', () => {
-  // Per-CPU values, records and what is not pinned have tests of their own.
-  const elsewhere: MapName[] = ['cm_drops', 'cm_decisions', 'cm_events', 'cm_event_config', 'cm_event_state'];
+  // Per-CPU values, arrays, records and what is not pinned have tests of their own.
+  const elsewhere: MapName[] = [
+    'cm_ct_scratch',
+    'cm_drops',
+    'cm_decisions',
+    'cm_events',
+    'cm_event_config',
+    'cm_event_state',
+    'cm_policy_state',
+  ];
   assert.deepEqual([...rows.map(([name]) => name), ...elsewhere].sort(), Object.keys(layouts).sort());
   for (const [name, layout] of Object.entries(layouts)) {
     const { type, keySize, valueSize, flags } = libbpf.mapInfo(loaded.maps[name as MapName].fd);

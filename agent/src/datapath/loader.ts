@@ -26,6 +26,7 @@ import * as libbpf from './libbpf.ts';
 
 /** Maps that hold nothing worth keeping: shared by what is loaded together, never pinned. */
 const UNPINNED: ReadonlySet<string> = new Set<MapName>([
+  'cm_ct_scratch',
   'cm_decisions',
   'cm_events',
   'cm_event_config',

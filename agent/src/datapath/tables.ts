@@ -30,7 +30,7 @@ interface TableShape<Row, K, V> {
 
 type ScannedOps<Row> = MapOps<Row> & Required<Pick<MapOps<Row>, 'scan'>>;
 
-function table<Row, K, V>(t: TableShape<Row, K, V>): ScannedOps<Row> {
+export function table<Row, K, V>(t: TableShape<Row, K, V>): ScannedOps<Row> {
   /** Encodes what can be, runs `op` on that, and puts the results back in order. */
   async function each<In, Out>(
     inputs: In[],
