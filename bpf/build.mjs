@@ -6,7 +6,6 @@
 // *.bpf.c ── clang ──► *.o ── bpftool gen object ──► build/*.bpf.o ── bpftool btf dump ──► generated/layout.ts
 //
 // `gen object` is a link of one file: it drops DWARF and fills in the offsets of .rodata, which clang leaves 0.
-import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import {
   existsSync,
@@ -18,35 +17,15 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs';
-import { basename, dirname, join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { generateLayout } from './codegen.mjs';
+import { clangFlags, compile, programs, tool } from './compile.mjs';
 
 const here = dirname(fileURLToPath(import.meta.url));
 const buildDir = join(here, 'build');
 const layoutFile = join(here, 'generated', 'layout.ts');
 const stampFile = join(buildDir, '.stamp');
-const programs = ['sock.bpf.c', 'pod.bpf.c', 'overlay.bpf.c', 'test/seam.bpf.c'];
-
-const multiarch = { x64: 'x86_64-linux-gnu', arm64: 'aarch64-linux-gnu' }[process.arch];
-if (!multiarch) throw new Error(`building eBPF programs: architecture ${process.arch} is not supported (x64, arm64)`);
-const clangFlags = [
-  ...['-O2', '-g', '-Wall', '-Wextra', '-Werror', '-Wno-unused-parameter', '-Wno-missing-field-initializers'],
-  ...['-target', 'bpf', '-mcpu=v3', `-I/usr/include/${multiarch}`],
-];
-
-function tool(program, args) {
-  try {
-    return execFileSync(program, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'], maxBuffer: 64 << 20 });
-  } catch (error) {
-    if (error.code === 'ENOENT') {
-      throw new Error(
-        `building eBPF programs: ${program} is not installed (Debian: apt-get install clang libbpf-dev bpftool)`,
-      );
-    }
-    throw new Error(`${program} ${args.join(' ')}\n${error.stderr ?? error.message}`);
-  }
-}
 
 function fingerprint() {
   const hash = createHash('sha256')
@@ -71,11 +50,7 @@ function build() {
   const work = mkdtempSync(join(buildDir, '.work-'));
   try {
     const objects = programs.map((source) => {
-      const name = basename(source, '.bpf.c');
-      const compiled = join(work, `${name}.o`);
-      const linked = join(work, `${name}.bpf.o`);
-      tool('clang', [...clangFlags, '-c', join(here, source), '-o', compiled]);
-      tool('bpftool', ['gen', 'object', linked, compiled]);
+      const { name, linked } = compile(source, work);
       return { name, linked, btf: JSON.parse(tool('bpftool', ['btf', 'dump', 'file', linked, '-j'])).types };
     });
     const layout = join(work, 'layout.ts');

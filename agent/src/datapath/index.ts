@@ -6,6 +6,7 @@
  * does not need this process; opening again takes over maps with their rows and ids and swaps programs in place.
  */
 import { statfsSync } from 'node:fs';
+import { release } from 'node:os';
 import { join } from 'node:path';
 import { maps as layouts, type MapName } from '@clustermesh/bpf';
 import { ipv4Contains, MeshError } from '@clustermesh/contract';
@@ -16,6 +17,7 @@ import { openEvents } from './events.ts';
 import * as libbpf from './libbpf.ts';
 import { ensureVxlan, interfaceIndex, underlayMtuOf } from './links.ts';
 import { isPinned, loadPrograms } from './loader.ts';
+import { requireFeatures } from './probe.ts';
 import { toCidr, toFamily } from './rows.ts';
 import { openServices } from './services.ts';
 import { endpointTable, ipcacheTable, nodeTable } from './tables.ts';
@@ -54,6 +56,7 @@ function check(config: DatapathConfig): void {
 
 export async function openDatapath(config: DatapathConfig, { log }: { log: Log }): Promise<Datapath> {
   check(config);
+  requireFeatures(log, release());
   const pinDir = pinDirOf(config);
   const vxlanIfindex = await ensureVxlan(config.vxlanDevice);
   const loaded = loadPrograms({

@@ -41,6 +41,15 @@ const openOpts = koffi.struct('bpf_object_open_opts', {
   kernel_log_size: 'size_t',
   kernel_log_level: 'uint32_t',
 });
+const mapCreateOpts = koffi.struct('bpf_map_create_opts', {
+  sz: 'size_t',
+  btf_fd: 'uint32_t',
+  btf_key_type_id: 'uint32_t',
+  btf_value_type_id: 'uint32_t',
+  btf_vmlinux_value_type_id: 'uint32_t',
+  inner_map_fd: 'uint32_t',
+  map_flags: 'uint32_t',
+});
 const testRunOpts = koffi.struct('bpf_test_run_opts', {
   sz: 'size_t',
   data_in: 'void *',
@@ -87,7 +96,7 @@ const c = {
   objPin: lib.func('int bpf_obj_pin(int fd, const char *path)'),
   objInfo: lib.func('int bpf_obj_get_info_by_fd(int fd, void *info, _Inout_ uint32_t *length)'),
   mapCreate: lib.func(
-    'int bpf_map_create(int type, const char *name, uint32_t key, uint32_t value, uint32_t max_entries, void *opts)',
+    'int bpf_map_create(int type, const char *name, uint32_t key, uint32_t value, uint32_t max_entries, bpf_map_create_opts *opts)',
   ),
   mapLookup: lib.func('int bpf_map_lookup_elem(int fd, const void *key, void *value)'),
   mapUpdate: lib.func('int bpf_map_update_elem(int fd, const void *key, const void *value, uint64_t flags)'),
@@ -258,8 +267,18 @@ export function mapInfo(fd: number): RawMapInfo {
   return { type: type!, id: id!, keySize: keySize!, valueSize: valueSize!, maxEntries: maxEntries!, flags: flags! };
 }
 
-export const createMap = (type: number, name: string, keySize: number, valueSize: number, maxEntries: number): number =>
-  must(c.mapCreate(type, name, keySize, valueSize, maxEntries, null), `creating map ${name}`);
+export function createMap(
+  type: number,
+  name: string,
+  keySize: number,
+  valueSize: number,
+  maxEntries: number,
+  map_flags = 0,
+): number {
+  const none = { btf_fd: 0, btf_key_type_id: 0, btf_value_type_id: 0, btf_vmlinux_value_type_id: 0, inner_map_fd: 0 };
+  const opts = { sz: koffi.sizeof(mapCreateOpts), ...none, map_flags };
+  return must(c.mapCreate(type, name, keySize, valueSize, maxEntries, opts), `creating map ${name}`);
+}
 
 // These return 0 or a negative errno.
 export const mapLookup: (fd: number, key: Buffer, value: Buffer) => number = c.mapLookup;
