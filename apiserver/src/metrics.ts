@@ -169,6 +169,11 @@ export function createMetrics(registry: Registry, cluster: string, plane: Contro
       ),
   );
   one('clustermesh_apiserver_problems', 'Readable problems of own objects', () => plane.local.problems().length);
+  one(
+    'clustermesh_apiserver_services_outgrown',
+    'Own services too large for one etcd value: peers that read no endpoint slices have an old version of them, or none',
+    () => plane.exporter.outgrown(),
+  );
   one('clustermesh_apiserver_etcd_connected', 'Whether the own etcd answers', () =>
     plane.bootstrap.connected() ? 1 : 0,
   );

@@ -7,7 +7,7 @@ import type { LocatedEndpoint, NodesSnapshot } from '../sources/nodes/node-table
 import { ownClusterConfig } from './cluster-config.ts';
 import { exportEndpoints } from './endpoints.ts';
 import { exportLocal } from './local.ts';
-import { exportServices } from './services.ts';
+import { exportServices, fitServices } from './services.ts';
 import { stampChanges } from './stamp.ts';
 
 const CLUSTER = { name: 'eu', id: 1, maxConnectedClusters: 255 as const, region: 'eu-west' };
@@ -261,13 +261,59 @@ test('our cluster config is one that a peer accepts', () => {
 
 test('a value that differs only in our own object is not written again', () => {
   const rows = new Map([['k', '{"a":1,"x-clustermesh":{"zone":"z"}}']]);
-  const first = stampChanges(rows, new Map(), Date.parse('2025-01-01T00:00:00Z'));
+  const first = stampChanges(rows, new Map(), Date.parse('2025-01-01T00:00:00.007Z'));
   assert.deepEqual(JSON.parse(first.get('k') ?? ''), {
     a: 1,
-    'x-clustermesh': { zone: 'z', changedAt: '2025-01-01T00:00:00Z' },
+    'x-clustermesh': { zone: 'z', changedAt: '2025-01-01T00:00:00.007Z' },
   });
   const second = stampChanges(new Map([['k', '{"a":1}']]), first, Date.parse('2025-01-02T00:00:00Z'));
   assert.equal(second.get('k'), first.get('k'));
   const third = stampChanges(new Map([['k', '{"a":2}']]), second, Date.parse('2025-01-03T00:00:00Z'));
-  assert.equal(JSON.parse(third.get('k') ?? '')['x-clustermesh'].changedAt, '2025-01-03T00:00:00Z');
+  assert.equal(JSON.parse(third.get('k') ?? '')['x-clustermesh'].changedAt, '2025-01-03T00:00:00.000Z');
+});
+
+test('a service that outgrows one value keeps its last version that fitted, marked, until it fits again', () => {
+  const at = (text: string) => Date.parse(text);
+  const options = (text: string) => ({ hasSlices: true, wallMs: at(text) });
+  const value = (count: number) => {
+    const backends = Object.fromEntries(
+      Array.from({ length: count }, (_, n) => [
+        `10.${n >> 16}.${(n >> 8) & 255}.${n & 255}`,
+        { http: { Protocol: 'TCP', Port: 80 } },
+      ]),
+    );
+    return new Map([['k', JSON.stringify({ namespace: 'shop', name: 'web', backends })]]);
+  };
+  const publish = (count: number, before: ReadonlyMap<string, string>, when: string) =>
+    fitServices(stampChanges(value(count), before, at(when)), before, options(when));
+  const read = (values: ReadonlyMap<string, string>) => {
+    const service = JSON.parse(values.get('k') ?? '');
+    return { count: Object.keys(service.backends).length, ...service['x-clustermesh'] };
+  };
+
+  const tooLargeAtOnce = publish(40_000, new Map(), '2026-01-01T00:00:00Z');
+  assert.equal(tooLargeAtOnce.values.size, 0);
+  assert.match(
+    tooLargeAtOnce.problems[0] ?? '',
+    /^Service shop\/web: with 40000 backends .*readers of services alone get nothing/,
+  );
+
+  const small = publish(100, new Map(), '2026-01-01T00:00:00Z');
+  assert.deepEqual(small.problems, []);
+  const outgrown = publish(40_000, small.values, '2026-01-02T00:00:00Z');
+  const marked = { count: 100, changedAt: '2026-01-02T00:00:00.000Z', outgrownAt: '2026-01-02T00:00:00.000Z' };
+  assert.deepEqual(read(outgrown.values), marked);
+  assert.match(
+    outgrown.problems[0] ?? '',
+    /keep its last version that fitted; its endpoint slices carry all backends$/,
+  );
+  const later = publish(50_000, outgrown.values, '2026-01-03T00:00:00Z');
+  assert.deepEqual([...later.values], [...outgrown.values], 'a large value is not written again for each change');
+
+  for (const count of [100, 101]) {
+    const shrunk = publish(count, later.values, '2026-01-04T00:00:00Z');
+    assert.equal(read(shrunk.values).count, count);
+    assert.equal(read(shrunk.values).outgrownAt, undefined);
+    assert.deepEqual(shrunk.problems, []);
+  }
 });

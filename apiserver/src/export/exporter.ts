@@ -53,6 +53,8 @@ export interface Exporter {
   trigger(): void;
   problems(): readonly string[];
   counts(): { readonly services: number; readonly globalServices: number; readonly endpoints: number };
+  /** Services too large for one value: peers that read no slices have an old version of them, or none. */
+  outgrown(): number;
   /** Families whose complete first state is in etcd. */
   synced(): ReadonlySet<WireFamily>;
   /** Times that somebody else's cluster config was put right. */
@@ -104,6 +106,7 @@ export function startExporter(options: ExporterOptions): Exporter {
   let projected: Projection | undefined;
   let owners: ReadonlyMap<string, string> = new Map();
   let problems: readonly string[] = [];
+  let outgrown = 0;
   let counts = { services: 0, globalServices: 0, endpoints: 0 };
 
   /** The desired set is whole from here on: leftovers go, and once everything is written the canary says so. */
@@ -115,7 +118,10 @@ export function startExporter(options: ExporterOptions): Exporter {
     writer.flush().then(onFlushed, () => {}); // rejects only when the writer has ended
   };
   const announceFamily = (family: WireFamily) =>
-    announce(state, prefix(family), canaryKey(cluster.name, family, 'state'), () => synced.add(family));
+    announce(state, prefix(family), canaryKey(cluster.name, family, 'state'), () => {
+      synced.add(family);
+      runner.trigger();
+    });
 
   const writeLocal = (manifests: ManifestSnapshot) => {
     for (const [family, rows] of exportLocal(manifests)) {
@@ -134,7 +140,9 @@ export function startExporter(options: ExporterOptions): Exporter {
     // Identities are label strings and carry no stamp.
     const stampedRows = family === 'identities' ? rows : stampChanges(rows, before, clock.wallMs());
     const { values, problems: tooLarge } =
-      family === 'services' ? fitServices(stampedRows, before, hasSlices) : { values: stampedRows, problems: [] };
+      family === 'services'
+        ? fitServices(stampedRows, before, { hasSlices, wallMs: clock.wallMs() })
+        : { values: stampedRows, problems: [] };
     if (isComplete) {
       previous.set(family, values);
       state.replace(prefix(family), values);
@@ -168,7 +176,8 @@ export function startExporter(options: ExporterOptions): Exporter {
       announceFamily('endpointslices');
     } else withdrawFamily('endpointslices');
     const tooLarge = hasServices ? writeFamily('services', projected.services, stamped, true) : [];
-    if (!hasServices) withdrawFamily('services');
+    // Who reads what is left in their place has it before they go.
+    if (!hasServices && synced.has('endpointslices')) withdrawFamily('services');
     announceFamily('serviceexports');
 
     const nodes = options.nodes();
@@ -181,6 +190,7 @@ export function startExporter(options: ExporterOptions): Exporter {
     owners = endpoints.owners;
     // Identities before the addresses that point at them.
     for (const family of ENDPOINT_FAMILIES) writeFamily(family, endpoints[family], stamped, nodes.complete);
+    outgrown = tooLarge.length;
     problems = [...tooLarge, ...nodes.problems, ...endpoints.problems];
     counts = {
       services: manifests.services.size,
@@ -225,6 +235,7 @@ export function startExporter(options: ExporterOptions): Exporter {
     trigger: runner.trigger,
     problems: () => [...config.problems(), ...problems, ...refused()],
     counts: () => counts,
+    outgrown: () => outgrown,
     synced: () => synced,
     configRepairs: config.repairs,
     writers: () => ({ local: local.status(), state: state.status(), heartbeat: heartbeat.status() }),

@@ -1,9 +1,11 @@
 /** Own services and slices → what peers may know of them (wire-contract §1.8). Pure. */
 import {
+  EXTENSION_FIELD,
   encodeGlobalService,
   type GlobalService,
   type LocalService,
   type LocalSlice,
+  rfc3339Ms,
   type ServicePortMap,
   serviceKey,
 } from '@clustermesh/contract';
@@ -94,34 +96,64 @@ export interface FittingServices {
   readonly problems: readonly string[];
 }
 
+/** What the mark of an outgrown service adds to a value. */
+const MARK_BYTES = 96;
+
 /**
- * A service with too many backends for one value is not published as one, and never a part of it: its last version that fitted
- * stays, as that of any bad object does. Slices have no such bound.
+ * A service with too many backends for one value is not published as one, and never as a part of it, which would pass for the whole.
+ * Its last version that fitted stays, marked with the time since which it is an old one (`outgrownAt`); withdrawing it would take the
+ * service away from readers that know no slices. Who then sees what:
+ *
+ *   our agents                   the slices; without any, the marked value, and they say so
+ *   Cilium, reading slices       the slices
+ *   Cilium, reading legacy ones  the marked value (as from Cilium's own apiserver, whose last put that etcd took stays), or nothing
+ *                                if the service was too large from its first day
  */
 export function fitServices(
   values: ReadonlyMap<string, string>,
   before: ReadonlyMap<string, string>,
-  hasSlices: boolean,
+  options: { readonly hasSlices: boolean; readonly wallMs: number },
 ): FittingServices {
   const fitting = new Map<string, string>();
   const problems: string[] = [];
   for (const [key, value] of values) {
     // A character has at most three bytes in UTF-8: most values need not be counted.
-    const bytes = value.length * 3 <= MAX_VALUE_BYTES ? 0 : Buffer.byteLength(value);
-    if (bytes <= MAX_VALUE_BYTES) {
-      fitting.set(key, value);
+    const bytes = value.length * 3 <= MAX_VALUE_BYTES - MARK_BYTES ? 0 : Buffer.byteLength(value);
+    if (bytes <= MAX_VALUE_BYTES - MARK_BYTES) {
+      fitting.set(key, withoutMark(value));
       continue;
     }
     const { namespace, name, backends } = JSON.parse(value) as GlobalService;
     const last = before.get(key);
-    if (last !== undefined) fitting.set(key, last);
+    if (last !== undefined) fitting.set(key, withMark(last, options.wallMs));
     problems.push(
       `Service ${namespace}/${name}: with ${Object.keys(backends).length} backends its value for peers has ${mib(bytes)}, more than etcd takes (${mib(MAX_VALUE_BYTES)}): ` +
-        `${last === undefined ? 'not published as a service' : 'peers that read services keep its last version that fitted'}; ` +
-        (hasSlices
-          ? 'its endpoint slices carry all of them'
+        `${last === undefined ? 'readers of services alone get nothing of it' : 'readers of services alone keep its last version that fitted'}; ` +
+        (options.hasSlices
+          ? 'its endpoint slices carry all backends'
           : 'publish endpoint slices (export.endpointSlices: services-and-endpointslices), or split the service'),
     );
   }
   return { values: fitting, problems };
+}
+
+const MARK = '"outgrownAt":';
+
+/** That it is an old version from now on is a change of its meaning, so it is stamped as one. */
+function withMark(value: string, wallMs: number): string {
+  if (value.includes(MARK)) return value;
+  const now = rfc3339Ms(wallMs);
+  const service = JSON.parse(value) as GlobalService;
+  return encodeGlobalService({
+    ...service,
+    [EXTENSION_FIELD]: { ...service[EXTENSION_FIELD], changedAt: now, outgrownAt: now },
+  });
+}
+
+/** A service that shrank to exactly what was published last is the same value but for the mark. */
+function withoutMark(value: string): string {
+  if (!value.includes(MARK)) return value;
+  const service = JSON.parse(value) as GlobalService;
+  const { outgrownAt: _, ...extension } = service[EXTENSION_FIELD] ?? {};
+  return encodeGlobalService({ ...service, [EXTENSION_FIELD]: extension });
 }

@@ -2,7 +2,7 @@
  * Puts the time of the last semantic change into JSON values, under `x-clustermesh`. A value that differs from what is there only
  * inside that object is not written again (wire-contract, top), so a restart rewrites nothing. Pure.
  */
-import { EXTENSION_FIELD, rfc3339 } from '@clustermesh/contract';
+import { EXTENSION_FIELD, rfc3339Ms } from '@clustermesh/contract';
 
 function parseObject(text: string): Record<string, unknown> | undefined {
   try {
@@ -40,7 +40,7 @@ export function stampChanges(
         key,
         JSON.stringify({
           ...next,
-          [EXTENSION_FIELD]: { ...(next[EXTENSION_FIELD] as object | undefined), changedAt: rfc3339(wallMs) },
+          [EXTENSION_FIELD]: { ...(next[EXTENSION_FIELD] as object | undefined), changedAt: rfc3339Ms(wallMs) },
         }),
       );
   }
