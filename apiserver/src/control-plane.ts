@@ -1,13 +1,12 @@
 /** What the apiserver does without being asked: bootstrap, sources, export, mirror. Operations and the admin interface use it. */
 import { CANARY_FAMILIES } from '@clustermesh/contract';
-import { type Etcd, type Leadership, openEtcd } from '@clustermesh/kvstore';
+import { type Etcd, type Leadership, observedEtcd, openEtcd } from '@clustermesh/kvstore';
 import { type Clock, type Log, openZstd, systemClock } from '@clustermesh/runtime';
 import { type Bootstrap, startBootstrap } from './bootstrap/bootstrap.ts';
 import { type Config, stateFiles } from './config.ts';
 import { type Exporter, startExporter } from './export/exporter.ts';
 import type { KvstoreMetrics } from './kvstore-metrics.ts';
 import { type Mirror, startMirror } from './mirror/mirror.ts';
-import { observedEtcd } from './observed-etcd.ts';
 import type { LocalView, PeerDirectory } from './ports.ts';
 import { type AgentSource, startAgentSource } from './sources/agents.ts';
 import { type ManifestSource, startManifestSource } from './sources/manifests/manifests.ts';
@@ -132,6 +131,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     trigger: onChange,
     problems: () => terms.current()?.exporter.problems() ?? [],
     counts: () => terms.current()?.exporter.counts() ?? { services: 0, globalServices: 0, endpoints: 0 },
+    outgrown: () => terms.current()?.exporter.outgrown() ?? 0,
     synced: () => terms.current()?.exporter.synced() ?? new Set(),
     configRepairs: () => terms.current()?.exporter.configRepairs() ?? 0,
     writers: () => terms.current()?.exporter.writers() ?? {},

@@ -1,6 +1,6 @@
 /** Counted and timed as it happens, under Cilium's names (wire-contract §4.5); metrics.ts reads the rest from the views. */
+import { type Observe, scopeOf } from '@clustermesh/kvstore';
 import { Counter, Histogram, type Registry } from 'prom-client';
-import { type Observe, scopeOf } from './observed-etcd.ts';
 
 export interface KvstoreMetrics {
   readonly observe: Observe;

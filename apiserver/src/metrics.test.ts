@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { scopeOf } from '@clustermesh/kvstore';
 import { Registry } from 'prom-client';
 import { createKvstoreMetrics } from './kvstore-metrics.ts';
 import { createMetrics, MESH_METRICS, OWN_METRICS } from './metrics.ts';
-import { scopeOf } from './observed-etcd.ts';
 import { connect, shopManifest, startCluster } from './testing/control-plane.ts';
 
 test('every metric of Cilium that applies is there under its name, for the cluster itself and for a mirrored peer', async (t) => {

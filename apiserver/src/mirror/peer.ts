@@ -28,10 +28,9 @@ import {
   WIRE_FAMILIES,
   type WireFamily,
 } from '@clustermesh/contract';
-import { type Etcd, openEtcd, startReflector, startWriter } from '@clustermesh/kvstore';
+import { type Etcd, observedEtcd, openEtcd, startReflector, startWriter } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner } from '@clustermesh/runtime';
 import type { KvstoreMetrics } from '../kvstore-metrics.ts';
-import { observedEtcd } from '../observed-etcd.ts';
 import { oncePending } from '../once-pending.ts';
 import type { PeerConfig } from '../ports.ts';
 import type { WriteRight } from '../write-right.ts';

@@ -1,5 +1,5 @@
-/** An etcd client whose requests are timed. Pure wiring: what becomes of the observations is metrics.ts' business. */
-import type { Etcd, TxnRequest } from '@clustermesh/kvstore';
+/** An etcd client whose requests are timed. Pure wiring: what becomes of the observations is the caller's business. */
+import type { Etcd, TxnRequest } from './types.ts';
 
 export interface Operation {
   readonly key: string;
