@@ -614,6 +614,8 @@ test('metrics have the names of Cilium, and the time from a change at its source
     `{"IP":"10.2.1.7","HostIP":"172.31.2.11","ID":131400,"x-clustermesh":{"changedAt":"${changedAt}"}}`,
   );
   await cluster.etcd.put(identityKey('us', 131_401, 'cache'), 'k8s:io.cilium.k8s.policy.cluster=us;');
+  await cluster.etcd.put(ipKey('us', '10.2.1.8', 'cache'), '{"IP":"10.2.1.8","HostIP":"172.31.2.11","ID":131400}');
+  await cluster.etcd.delete(ipKey('us', US.pods[0] ?? '', 'cache'));
   const metrics = async () => (await node.agent.metrics.metrics()).split('\n');
   const value = async (line: string) =>
     Number(
@@ -623,17 +625,24 @@ test('metrics have the names of Cilium, and the time from a change at its source
         .at(-1),
     );
   const endToEnd = 'clustermesh_agent_end_to_end_seconds';
-  await eventually(
-    'the address to be timed',
-    async () => (await value(`${endToEnd}_count{cluster="us",family="ip"}`)) === 1,
-  );
-  await eventually(
-    'the identity to be timed',
-    async () => (await value(`${endToEnd}_count{cluster="us",family="identities"}`)) === 1,
-  );
-  const seconds = await value(`${endToEnd}_sum{cluster="us",family="ip"}`);
-  assert.ok(seconds >= 2 && seconds < 4, String(seconds));
-  assert.ok((await value(`${endToEnd}_sum{cluster="us",family="identities"}`)) < 1);
+  const timed = (family: string, measured: string, what: 'count' | 'sum') =>
+    value(`${endToEnd}_${what}{cluster="us",family="${family}",measured="${measured}"}`);
+  const isTimed = (family: string, measured: string) =>
+    eventually(
+      `${measured} of ${family} to be timed, once`,
+      async () => (await timed(family, measured, 'count')) === 1,
+    );
+  await isTimed('ip', 'change');
+  await isTimed('ip', 'receipt');
+  await isTimed('ip', 'delete');
+  await isTimed('identities', 'receipt');
+  assert.ok((await timed('ip', 'change', 'sum')) >= 2, 'from the change on');
+  for (const [family, measured] of [
+    ['ip', 'receipt'],
+    ['ip', 'delete'],
+    ['identities', 'receipt'],
+  ] as const)
+    assert.ok((await timed(family, measured, 'sum')) < 2, 'from the receipt on');
   assert.ok((await value('cilium_clustermesh_bootstrap_seconds')) > 0);
   assert.equal(await value('cilium_clustermesh_remote_clusters'), 1);
   assert.equal(await value('cilium_clustermesh_remote_cluster_endpoints{target_cluster="us"}'), US.pods.length + 1);
@@ -644,5 +653,12 @@ test('metrics have the names of Cilium, and the time from a change at its source
     await value('cilium_kvstore_initial_sync_completed{scope="ip/v1",source_cluster="us",action="read"}'),
     1,
   );
-  assert.equal(await value('cilium_kvstore_events_queue_seconds_count{scope="ip/v1",action="create"}'), 1);
+  assert.equal(await value('cilium_kvstore_events_queue_seconds_count{scope="ip/v1",action="create"}'), 2);
+  const listed = '{scope="services/v1",kind="read",action="ListPrefix",outcome="success"}';
+  assert.ok((await value(`cilium_kvstore_operations_duration_seconds_count${listed}`)) > 0);
+  for (const scope of ['scope="ip/v1",source_cluster="us"', 'scope="clustermesh/nodes",source_cluster="eu"'])
+    for (const name of ['sync_queue_size', 'sync_errors_total'])
+      assert.equal(await value(`cilium_kvstore_${name}{${scope}}`), 0, `${name} ${scope}`);
+  assert.ok((await value('cilium_controllers_group_runs_total{group_name="kernel-tables",status="success"}')) > 0);
+  assert.equal(await value('cilium_clustermesh_remote_cluster_cache_revocations{target_cluster="us",mode="ttl"}'), 0);
 });

@@ -131,6 +131,17 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
 
   // ---- the mesh, from etcd, and the loop to the kernel
 
+  const registry = new Registry();
+  const meshMetrics = createMeshMetrics({
+    registry,
+    cluster: cluster.name,
+    remotes: () => mesh?.remotes() ?? [],
+    progress: () => mesh?.progress() ?? [],
+    waiting: () => [...(mesh?.waiting() ?? []), ...(sync?.waiting() ?? [])],
+    published: publisher.status,
+    runs: () => sync?.stats() ?? { passes: 0, failedPasses: 0 },
+    clock,
+  });
   mesh = startMesh({
     etcd,
     own: { name: cluster.name, id: cluster.id, maxConnectedClusters: cluster.maxConnectedClusters, node: node.name },
@@ -139,17 +150,11 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     serviceV2: config.clustermesh.serviceV2,
     zstd: ports.zstd,
     sink: desired,
+    observe: meshMetrics.observe,
     clock,
     log: log.child({ subsystem: 'mesh' }),
   });
   const followed = mesh;
-  const registry = new Registry();
-  const meshMetrics = createMeshMetrics({
-    registry,
-    remotes: followed.remotes,
-    progress: followed.progress,
-    clock,
-  });
   /** Set once, by the first pass that began when every source had spoken. */
   let isApplied = false;
   let wasComplete = false;

@@ -39,6 +39,8 @@ const TABLES_OF: Readonly<Record<string, readonly TableName[]>> = {
 
 export interface SyncStats {
   readonly passes: number;
+  /** Passes that ended early, by an error of the pass itself. */
+  readonly failedPasses: number;
   readonly lastPassMs: number;
   readonly lastPassAtMs: number | undefined;
   readonly repairs: number;
@@ -56,6 +58,8 @@ export interface Sync {
   /** Revisions whose rows are in the kernel, by `peer/family`. */
   applied(): ReadonlyMap<string, number>;
   stats(): SyncStats;
+  /** Changes of peers taken and not in the kernel yet. */
+  waiting(): readonly Arrival[];
   problems(): string[];
   readonly ended: Promise<void>;
 }
@@ -167,6 +171,7 @@ export function startSync(options: SyncOptions): Sync {
   let checkedAt = Number.NEGATIVE_INFINITY;
   let retryAt: number | undefined;
   let passes = 0;
+  let failedPasses = 0;
   let lastPassMs = 0;
   let lastPassAtMs: number | undefined;
   let repairs = 0;
@@ -286,6 +291,7 @@ export function startSync(options: SyncOptions): Sync {
     maxIntervalMs: options.checkIntervalMs,
     onError: (error) => {
       failures++;
+      failedPasses++;
       log.error({ err: error }, 'a pass over the kernel tables failed; trying again');
     },
     signal: options.signal,
@@ -308,7 +314,8 @@ export function startSync(options: SyncOptions): Sync {
     },
     isRemoved: (ip) => tables.endpoints.get(ip) === undefined || tables.endpoints.get(ip)?.desired !== undefined,
     applied: () => applied,
-    stats: () => ({ passes, lastPassMs, lastPassAtMs, repairs, failures, queued, mostQueued }),
+    waiting: () => arrivals,
+    stats: () => ({ passes, failedPasses, lastPassMs, lastPassAtMs, repairs, failures, queued, mostQueued }),
     problems() {
       return TABLE_NAMES.flatMap((name) => {
         const errors = tables[name].errors();

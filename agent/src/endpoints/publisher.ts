@@ -19,6 +19,8 @@ export interface EndpointPublisher {
   delete(id: string): void;
   /** The endpoints set so far are all there are: leftovers may go, and readers may rely on absence. */
   complete(): void;
+  /** Of the writer: keys still to be written, and those that etcd refuses. */
+  status(): { readonly pending: number; readonly refused: number };
   problems(): string[];
 }
 
@@ -43,6 +45,7 @@ export function startPublisher(options: {
       writer.ready(prefix);
       writer.canary(nodeSyncedKey(node.name), () => rfc3339(clock.wallMs()));
     },
+    status: () => ({ pending: writer.status().pending, refused: writer.status().errors.length }),
     problems: () => writer.status().errors.map((error) => `publishing ${error.key}: ${error.reason}`),
   };
 }

@@ -229,6 +229,31 @@ describe('a remote cluster read from its own etcd', { timeout: 120_000 }, () => 
     await eventually('the other address to go', () => !node.kernel.ipcache.rows.has('10.2.1.6/32'));
   });
 
+  test('keeps the rows of a Cilium writer whose leases end with it, says so, and still believes a single delete', async () => {
+    await using cluster = await startCluster();
+    await using remote = await startRemoteEtcd();
+    await cluster.writeLocal();
+    await remote.etcd.put(HEARTBEAT_KEY, '2026-01-01T00:00:00Z');
+    await writePeer(remote.etcd, US, 'state');
+    const lease = await remote.etcd.lease({ ttlSeconds: 600 });
+    const leased = Array.from({ length: 12 }, (_, n) => `10.2.1.${n + 100}`);
+    for (const ip of leased)
+      await remote.etcd.put(ipKey('us', ip, 'state'), `{"IP":"${ip}","HostIP":"172.31.2.11","ID":131400}`, {
+        lease: lease.id,
+      });
+    const files = configDir();
+    files.write({ us: clusterFile(remote.server.port, 'us') });
+    const node = await cluster.node('n1', { configDir: files.dir });
+    await eventually('everything to be applied', () => node.agent.status().applied);
+    await remote.etcd.delete(ipKey('us', '10.2.1.100', 'state'));
+    await eventually('the one that was deleted to go', () => !node.kernel.ipcache.rows.has('10.2.1.100/32'));
+    await lease.close();
+    await problem(node, /11 ip of us are kept though its etcd has them no more/);
+    await remote.etcd.put(ipKey('us', '10.2.1.99', 'state'), '{"IP":"10.2.1.99","HostIP":"172.31.2.11","ID":131400}');
+    await eventually('what came after', () => node.kernel.ipcache.rows.has('10.2.1.99/32'));
+    for (const ip of leased.slice(1)) assert.ok(node.kernel.ipcache.rows.has(`${ip}/32`), ip);
+  });
+
   test('and others through the mirror: its own etcd wins, and no row flickers when the source changes', async () => {
     await using cluster = await startCluster();
     await using remote = await startRemoteEtcd();

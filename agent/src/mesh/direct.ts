@@ -8,16 +8,15 @@
 
 import { statSync } from 'node:fs';
 import { type ClusterConfig, type LocalClusterFacts, messageOf } from '@clustermesh/contract';
-import type { Etcd } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner, watchDir } from '@clustermesh/runtime';
 import { readConfigDir } from './config-dir.ts';
-import { type Remote, type RemoteStatus, startRemote } from './remote.ts';
+import { type AcceptedSource, type Remote, type RemoteStatus, startRemote } from './remote.ts';
 
 export interface DirectOptions {
   readonly dir: string;
   readonly own: LocalClusterFacts & { readonly name: string };
   /** The cluster may be followed at this etcd. Returns why not. */
-  readonly accept: (name: string, config: ClusterConfig, etcd: Etcd) => string | undefined;
+  readonly accept: (name: string, config: ClusterConfig, source: AcceptedSource) => string | undefined;
   /** What is read through this cluster's present connection is to be no longer; its rows stay. */
   readonly suspend: (name: string) => void;
   /** The cluster is no longer configured. */
@@ -97,7 +96,7 @@ export function startDirect(options: DirectOptions): Direct {
     for (const [name, config] of content.remotes) {
       if (remotes.get(name)?.config.text === config.text) continue;
       log.info({ cluster: name, endpoints: config.endpoints }, 'cluster file: reading that cluster directly');
-      const accept = (published: ClusterConfig, etcd: Etcd) => options.accept(name, published, etcd);
+      const accept = (published: ClusterConfig, source: AcceptedSource) => options.accept(name, published, source);
       await replace(name, () => startRemote({ config, own, accept, onChange: options.onChange, clock, log }));
     }
     isRead = true;

@@ -3,7 +3,7 @@
  * quarantined: counted, named in the status, and the last good value of that key stays in force.
  */
 import { type Decoded, keyName } from '@clustermesh/contract';
-import { type Etcd, startReflector } from '@clustermesh/kvstore';
+import { type Etcd, type HoldDeletes, startReflector } from '@clustermesh/kvstore';
 import type { Log } from '@clustermesh/runtime';
 
 export type RowAction = 'create' | 'modify' | 'delete';
@@ -14,6 +14,8 @@ export interface FamilyOptions<T> {
   readonly canaryKey?: string | undefined;
   readonly log: Log;
   readonly signal: AbortSignal;
+  /** Deletes of a writer that fell silent are not believed. */
+  readonly holdDeletes?: HoldDeletes | undefined;
   readonly decode: (name: string, value: Buffer) => Decoded<T>;
   /** Names that another source of the same rows has told before: what the first complete list does not have goes then, not earlier. */
   readonly inherited?: ReadonlySet<string> | undefined;
@@ -37,6 +39,10 @@ export interface FamilyState {
   readonly count: number;
   readonly quarantined: number;
   readonly lastQuarantineReason: string | undefined;
+  /** Times that following it broke off and was begun again. */
+  readonly interruptions: number;
+  /** Rows that etcd has no more, kept because their writer fell silent. */
+  readonly held: number;
 }
 
 export interface Family {
@@ -88,10 +94,11 @@ export function startFamily<T>(options: FamilyOptions<T>): Family {
     if (listedEpoch !== undefined) options.onArrival?.('delete', undefined);
   }
 
-  startReflector({
+  const reflector = startReflector({
     etcd: options.etcd,
     prefix,
     canaryKey: options.canaryKey,
+    holdDeletes: options.holdDeletes,
     log,
     signal: options.signal,
     sink: {
@@ -122,6 +129,8 @@ export function startFamily<T>(options: FamilyOptions<T>): Family {
       count: names.size,
       quarantined: quarantine.size,
       lastQuarantineReason: quarantine.size > 0 ? lastQuarantineReason : undefined,
+      interruptions: reflector.status().reconnects,
+      held: reflector.status().held,
     }),
     names: () => names,
   };

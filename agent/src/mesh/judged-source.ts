@@ -13,6 +13,8 @@ export interface JudgedSource {
   /** That list was of the etcd that answers now. */
   isCurrent(): boolean;
   revision(): number;
+  /** Times that following it broke off and was begun again. */
+  interruptions(): number;
   /** What the first list did not have, though the kernel has it, was removed while this agent was away. */
   trustsAbsence(): boolean;
   /** The connection of the last complete list. */
@@ -49,7 +51,7 @@ export function startJudgedSource(options: {
     }
   }
 
-  startReflector({
+  const reflector = startReflector({
     etcd,
     prefix: options.prefix,
     log: options.log,
@@ -86,6 +88,7 @@ export function startJudgedSource(options: {
     isSynced: () => listedEpoch !== undefined,
     isCurrent: () => listedEpoch === etcd.epoch,
     revision: () => revision,
+    interruptions: () => reflector.status().reconnects,
     trustsAbsence: () => trust === true,
     connection: () => connection,
   };

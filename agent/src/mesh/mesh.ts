@@ -11,7 +11,7 @@
  * Rows are told to the sink as they come; nothing here waits, and nothing is withdrawn because etcd is away.
  */
 import { type Compression, LOCAL_FAMILIES, type MaxConnectedClusters } from '@clustermesh/contract';
-import type { Etcd } from '@clustermesh/kvstore';
+import { type Etcd, type Observe, observedEtcd } from '@clustermesh/kvstore';
 import type { Clock, Log } from '@clustermesh/runtime';
 import type { ServiceV2 } from '../services/choice.ts';
 import { limitLists } from './list-gate.ts';
@@ -37,13 +37,16 @@ export interface MeshOptions {
   readonly memory: StoreMemory;
   readonly zstd: Compression;
   readonly sink: MeshSink;
+  /** Times the requests to etcds. */
+  readonly observe: Observe;
   readonly clock: Clock;
   readonly log: Log;
 }
 
 export function startMesh(options: MeshOptions): Mesh {
   const { own, memory, sink, clock, log } = options;
-  const etcd = limitLists(options.etcd);
+  const watched = (of: Etcd) => limitLists(observedEtcd(of, options.observe, clock.nowMs));
+  const etcd = watched(options.etcd);
   const stop = new AbortController();
   const { signal } = stop;
   const progress = createProgress(clock);
@@ -89,6 +92,7 @@ export function startMesh(options: MeshOptions): Mesh {
     memory,
     zstd: options.zstd,
     sink,
+    watched,
     progress,
     onBatch,
     onSynced,
@@ -113,6 +117,7 @@ export function startMesh(options: MeshOptions): Mesh {
     isNodeSettled: nodes.isSettled,
     progress: progress.all,
     takeChanges: progress.takeChanges,
+    waiting: progress.waiting,
     remotes: peers.remotes,
     isComplete: () => progress.isSynced() && peers.isComplete() && nodes.unsynced().length === 0,
     missing: () => [
@@ -126,7 +131,11 @@ export function startMesh(options: MeshOptions): Mesh {
         problems.push(
           `${nodes.heldCount()} rows of other nodes are kept as they were before etcd was rebuilt; their agents have not written again yet`,
         );
-      for (const { quarantined, family, peer, lastQuarantineReason } of progress.all()) {
+      for (const { quarantined, family, peer, lastQuarantineReason, held } of progress.all()) {
+        if (held > 0)
+          problems.push(
+            `${held} ${family} of ${peer} are kept though its etcd has them no more: its apiserver seems to be gone, not they`,
+          );
         if (quarantined > 0)
           problems.push(`${quarantined} ${family} of ${peer} are quarantined; last: ${lastQuarantineReason}`);
       }

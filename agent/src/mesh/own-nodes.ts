@@ -70,6 +70,8 @@ export function startOwnNodes(options: {
       synced: source.isSynced(),
       current: source.isCurrent(),
       revision: source.revision(),
+      interruptions: source.interruptions(),
+      held: 0,
       count: nodes.count(),
       quarantined: nodes.quarantined().size,
       lastQuarantineReason: [...nodes.quarantined().values()].at(-1),

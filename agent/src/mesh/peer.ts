@@ -45,6 +45,7 @@ export interface PeerOptions {
   readonly etcd: Etcd;
   readonly layout: Layout;
   readonly hasCanaries: boolean;
+  readonly lastHeartbeatAt?: (() => number | undefined) | undefined;
   readonly peer: PublishedPeer;
   readonly maxConnectedClusters: MaxConnectedClusters;
   readonly zstd: Compression;
@@ -92,6 +93,8 @@ export function startPeer(options: PeerOptions): Peer {
       etcd: options.etcd,
       prefix: dataPrefix(name, family, options.layout),
       canaryKey: options.hasCanaries ? canaryKey(name, family, options.layout) : undefined,
+      // Cilium's keys are leased: when its writer dies they go, and what they stand for need not.
+      holdDeletes: options.lastHeartbeatAt && { lastHeartbeatAt: options.lastHeartbeatAt },
       inherited: successorOf?.names(family),
       log: options.log.child({ peer: name, family }),
       signal: stop.signal,

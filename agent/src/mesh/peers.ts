@@ -21,9 +21,9 @@ import type { ServiceV2 } from '../services/choice.ts';
 import { createClusters } from './clusters.ts';
 import { type Direct, startDirect } from './direct.ts';
 import { startJudgedSource } from './judged-source.ts';
-import { limitLists } from './list-gate.ts';
 import { type Peer, type PublishedPeer, startPeer } from './peer.ts';
 import type { Progress } from './progress.ts';
+import type { AcceptedSource } from './remote.ts';
 import type { StoreMemory } from './store-memory.ts';
 import type { MeshSink, RemoteState } from './types.ts';
 
@@ -37,6 +37,8 @@ export interface PeersOptions {
   readonly memory: StoreMemory;
   readonly zstd: Compression;
   readonly sink: MeshSink;
+  /** A client as it is to be used here: timed, and with few lists at a time. */
+  readonly watched: (etcd: Etcd) => Etcd;
   readonly progress: Progress;
   readonly onBatch: (peer: string, family: string) => void;
   readonly onSynced: (peer: string, clusterId: number, family: string) => void;
@@ -69,6 +71,8 @@ interface PeerSource {
   readonly etcd: Etcd;
   readonly layout: Layout;
   readonly hasCanaries: boolean;
+  /** Of the cluster itself, where it can be seen: behind a mirror it is the mirror that judges what a silent writer's deletes mean. */
+  readonly lastHeartbeatAt?: () => number | undefined;
 }
 
 /** A connection, as it is reported. */
@@ -175,7 +179,8 @@ export function startPeers(options: PeersOptions): Peers {
 
   // ---- clusters that are read without a mirror
 
-  function acceptDirect(name: string, config: ClusterConfig, source: Etcd): string | undefined {
+  function acceptDirect(name: string, config: ClusterConfig, source: AcceptedSource): string | undefined {
+    const { etcd: etcdOfPeer, lastHeartbeatAt } = source;
     const holder = peersById.get(config.id);
     if (holder !== undefined && holder.name !== name)
       return `cluster ${name} has cluster id ${config.id}, which cluster ${holder.name} has already`;
@@ -187,7 +192,7 @@ export function startPeers(options: PeersOptions): Peers {
     log.info({ peer: name, clusterId: config.id, layout }, 'cluster is in the mesh: read from its own etcd');
     succeed(
       { name, id: config.id, families: agentFamilies(config) },
-      { etcd: limitLists(source), layout, hasCanaries: syncedCanaries === true },
+      { etcd: options.watched(etcdOfPeer), layout, hasCanaries: syncedCanaries === true, lastHeartbeatAt },
     );
     options.onClusters();
     return undefined;

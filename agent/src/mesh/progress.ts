@@ -15,10 +15,7 @@ export interface Arrival {
   readonly action: RowAction;
   /** When it was received, on the monotonic clock. */
   readonly receivedMs: number;
-  /**
-   * When it changed at its source, on the wall clock there. Undefined if the source does not say: deletes and rows of plain
-   * Cilium carry no time. Identities cannot; they count from receipt.
-   */
+  /** When it changed at its source, on the wall clock there. Undefined if that is not said: by deletes, identities, slices, plain Cilium. */
   readonly changedMs: number | undefined;
 }
 
@@ -44,6 +41,8 @@ export interface Progress {
   unsynced(): string[];
   isSynced(): boolean;
   takeChanges(): MeshChanges;
+  /** Changes that `takeChanges` has not taken yet. */
+  waiting(): readonly Arrival[];
 }
 
 /** Enough for a minute of changes; more are not timed. */
@@ -86,7 +85,7 @@ export function createProgress(clock: Clock): Progress {
     arrived(peer, family, action, changedAt) {
       if (arrivals.length >= MOST_ARRIVALS) return;
       const stamped = changedAt === undefined ? Number.NaN : Date.parse(changedAt);
-      const changedMs = family === 'identities' ? clock.wallMs() : Number.isNaN(stamped) ? undefined : stamped;
+      const changedMs = Number.isNaN(stamped) ? undefined : stamped;
       arrivals.push({ peer, family, action, receivedMs: clock.nowMs(), changedMs });
     },
     all: () => [...followed.values()].map(({ peer, family, state }) => ({ peer, family, ...state() })),
@@ -96,6 +95,7 @@ export function createProgress(clock: Clock): Progress {
         return entry === undefined ? [] : [`${entry.family} of ${entry.peer}`];
       }),
     isSynced: () => unsynced.size === 0,
+    waiting: () => arrivals,
     takeChanges() {
       const families = [...touched].flatMap((key) => {
         const entry = followed.get(key);

@@ -27,11 +27,18 @@ export interface RemoteOptions {
   readonly config: RemoteConfig;
   readonly own: LocalClusterFacts;
   /** The cluster may be followed as it says. Returns why not, if it may not. Called again when its config changes. */
-  readonly accept: (config: ClusterConfig, etcd: Etcd) => string | undefined;
+  readonly accept: (config: ClusterConfig, source: AcceptedSource) => string | undefined;
   /** What `status` says may have changed. */
   readonly onChange: () => void;
   readonly clock: Clock;
   readonly log: Log;
+}
+
+/** Where an accepted cluster is read. */
+export interface AcceptedSource {
+  readonly etcd: Etcd;
+  /** When its heartbeat was received last, monotonic; undefined: never. */
+  readonly lastHeartbeatAt: () => number | undefined;
 }
 
 export interface RemoteStatus {
@@ -66,7 +73,9 @@ export function startRemote(options: RemoteOptions): Remote {
   const log = options.log.child({ peer: name });
   const stop = new AbortController();
   let state: State = { name: 'connecting' };
-  let beatAt: number | undefined;
+  let lastBeatAt: number | undefined;
+  /** From when on silence is counted: the last beat, or the last time that the silence was acted on. */
+  let silentSince: number | undefined;
   let quorumErrors = 0;
   let lastReason = 'not connected yet';
 
@@ -96,7 +105,9 @@ export function startRemote(options: RemoteOptions): Remote {
     signal: stop.signal,
     sink: {
       apply({ upserts }) {
-        if (upserts.length > 0) beatAt = clock.nowMs();
+        if (upserts.length === 0) return;
+        lastBeatAt = clock.nowMs();
+        silentSince = lastBeatAt;
       },
       synced() {
         if (state.name === 'connecting') setState({ name: 'shaking-hands', refused: undefined });
@@ -122,7 +133,7 @@ export function startRemote(options: RemoteOptions): Remote {
     const decoded = decodeClusterConfig(text);
     if (!decoded.ok) return decoded.reason;
     const valid = validatePeerConfig(name, decoded.value, own);
-    return valid.ok ? options.accept(valid.value, etcd) : valid.reason;
+    return valid.ok ? options.accept(valid.value, { etcd, lastHeartbeatAt: () => lastBeatAt }) : valid.reason;
   }
 
   async function pass(): Promise<void> {
@@ -147,9 +158,9 @@ export function startRemote(options: RemoteOptions): Remote {
 
   /** A heart that has beaten and stopped: behind the connection there may be nobody who keeps that etcd. */
   function watchHeartbeat(): void {
-    if (beatAt === undefined || clock.nowMs() - beatAt <= SILENT_AFTER_MS) return;
+    if (silentSince === undefined || clock.nowMs() - silentSince <= SILENT_AFTER_MS) return;
     quorumErrors++;
-    beatAt = clock.nowMs();
+    silentSince = clock.nowMs();
     lastReason = `its heartbeat has been silent for ${SILENT_AFTER_MS / 1000} s`;
     log.warn({ reason: lastReason }, 'connecting anew');
     etcd.reconnect(lastReason);

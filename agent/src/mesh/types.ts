@@ -1,7 +1,7 @@
 /** What the mesh tells to others, and what others may ask of it. */
 import type { EndpointRecord, LocalService, LocalSlice, NodeRecord } from '@clustermesh/contract';
 import type { PeerSink } from './peer.ts';
-import type { FamilyProgress, MeshChanges } from './progress.ts';
+import type { Arrival, FamilyProgress, MeshChanges } from './progress.ts';
 
 export interface MeshSink extends PeerSink {
   service(name: string, service: LocalService | undefined): void;
@@ -46,6 +46,8 @@ export interface Mesh extends MeshView {
   /** One entry per (cluster, family), the own cluster under its own name. */
   progress(): FamilyProgress[];
   takeChanges(): MeshChanges;
+  /** Changes of peers that `takeChanges` has not taken yet. */
+  waiting(): readonly Arrival[];
   remotes(): RemoteState[];
   /** Every source known has synced; `missing` names those that have not. */
   isComplete(): boolean;
