@@ -92,6 +92,16 @@ const peersSchema = z.strictObject({
   retryMs: z.number().int().min(100).default(30_000),
 });
 
+const ratesSchema = z.strictObject({
+  /**
+   * Keys a second that are written of one peer, and of this cluster itself: one in turmoil must leave this etcd to the others.
+   * (Cilium's etcd.qps is 20 by default: at that, the restart of 10 000 pods is eight minutes of writing.)
+   */
+  keysPerSecond: z.number().int().min(1).default(5_000),
+  /** The same until all that is there at the beginning has been written once (as Cilium's etcd.bootstrapQps). */
+  bootstrapKeysPerSecond: z.number().int().min(1).default(50_000),
+});
+
 const electionSchema = z.strictObject({
   /** How long a replica that died without a word is waited for before another one writes in its place. */
   ttlSeconds: z.number().int().min(1).max(60).default(10),
@@ -148,6 +158,7 @@ export const configSchema = z.strictObject({
   timers: timersSchema.prefault({}),
   export: exportSchema.prefault({}),
   peers: peersSchema.prefault({}),
+  rates: ratesSchema.prefault({}),
   /** Of the replicas that share one etcd, one writes. */
   election: electionSchema.prefault({}),
 });

@@ -93,7 +93,8 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
   const records = startPeerRecords({ ...common, log: log.child({ subsystem: 'peer-records' }) });
 
   const begin = (leadership: Leadership, termSignal: AbortSignal) => {
-    const shared = { right: { fence: bootstrap.fence, leadership }, zstd, log, signal: termSignal, clock };
+    const right = { fence: bootstrap.fence, leadership };
+    const shared = { right, rate: config.rates, zstd, log, signal: termSignal, clock };
     const exporter = startExporter({
       ...shared,
       etcd,

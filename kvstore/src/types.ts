@@ -384,7 +384,10 @@ export interface LeasedMode {
 /** Keys put or deleted a second. */
 export interface WriteRate {
   readonly keysPerSecond: number;
-  /** Until everything has been written once, and again after another etcd has taken the place of this one. Default: unlimited. */
+  /**
+   * Until all owned prefixes are `ready` and have been written once, and again after another etcd has taken the place of this one.
+   * Default: unlimited.
+   */
   readonly bootstrapKeysPerSecond?: number | undefined;
 }
 

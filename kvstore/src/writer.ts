@@ -60,7 +60,7 @@ export function startWriter(options: WriterOptions): Writer {
   let inFlight = 0;
   let lastFlushAt: number | undefined;
   let lastError: string | undefined;
-  /** Everything has been written once to the etcd that answers now. */
+  /** All that was declared complete has been written once to the etcd that answers now. */
   let bootstrapped = false;
   const rate = new RateLimit(clock);
   const pool =
@@ -390,7 +390,7 @@ export function startWriter(options: WriterOptions): Writer {
       await drain();
       await writeCanaries(thisPass);
       await pool?.trim();
-      bootstrapped = true;
+      bootstrapped ||= owned.every((prefix) => readyPrefixes.has(prefix));
       lastFlushAt = clock.nowMs();
       lastError = undefined;
     } catch (error) {

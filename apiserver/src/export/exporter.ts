@@ -16,7 +16,7 @@ import {
   WIRE_FAMILIES,
   type WireFamily,
 } from '@clustermesh/contract';
-import { type Etcd, startWriter, type Writer, type WriterStatus } from '@clustermesh/kvstore';
+import { type Etcd, startWriter, type WriteRate, type Writer, type WriterStatus } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
 import { isGlobalNamespace, type ManifestSnapshot } from '../sources/manifests/snapshot.ts';
 import type { NodesSnapshot } from '../sources/nodes/node-table.ts';
@@ -42,6 +42,7 @@ export interface ExporterOptions {
   readonly sliceExport: SliceExport;
   readonly zstd: Compression;
   readonly right: WriteRight;
+  readonly rate: WriteRate;
   readonly heartbeatMs: number;
   readonly log: Log;
   readonly signal: AbortSignal;
@@ -75,7 +76,7 @@ export function startExporter(options: ExporterOptions): Exporter {
   const clock = options.clock ?? systemClock;
   const log = options.log.child({ subsystem: 'export' });
   const prefix = (family: WireFamily) => dataPrefix(cluster.name, family, 'state');
-  const shared = { etcd, ...options.right, log, clock, signal, backoff: BACKOFF };
+  const shared = { etcd, ...options.right, rate: options.rate, log, clock, signal, backoff: BACKOFF };
   const local = startWriter({ ...shared, owned: LOCAL_FAMILIES.map(localPrefix) });
   const state = startWriter({ ...shared, owned: WIRE_FAMILIES.map(prefix) });
   const heartbeat = startWriter({

@@ -13,7 +13,7 @@ import {
   type PeerStatus,
   rfc3339,
 } from '@clustermesh/contract';
-import type { Etcd } from '@clustermesh/kvstore';
+import type { Etcd, WriteRate } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
 import type { KvstoreMetrics } from '../kvstore-metrics.ts';
 import { oncePending } from '../once-pending.ts';
@@ -39,6 +39,7 @@ export interface MirrorOptions {
   readonly peersDir: string;
   readonly agents: AgentView & { synced(): boolean };
   readonly right: WriteRight;
+  readonly rate: WriteRate;
   readonly limits: PeerLimits & { readonly retryMs: number };
   readonly zstd: Compression;
   readonly metrics?: KvstoreMetrics | undefined;
@@ -89,8 +90,8 @@ export function startMirror(options: MirrorOptions): Mirror {
     if (tookMs !== undefined || !hasPassed || unusable.size > 0) return;
     if ([...running.values()].every((peer) => peer.status().ready)) tookMs = clock.nowMs() - startedAt;
   };
-  const { right, limits, zstd, metrics } = options;
-  const shared = { own, local, ids, right, limits, zstd, metrics, clock, onChange };
+  const { right, rate, limits, zstd, metrics } = options;
+  const shared = { own, local, ids, right, rate, limits, zstd, metrics, clock, onChange };
   const again = oncePending({ clock, signal, trigger: () => runner.trigger() });
 
   /** One peer's unusable file must not keep the others from being mirrored. */

@@ -28,7 +28,7 @@ import {
   WIRE_FAMILIES,
   type WireFamily,
 } from '@clustermesh/contract';
-import { type Etcd, observedEtcd, openEtcd, startReflector, startWriter } from '@clustermesh/kvstore';
+import { type Etcd, observedEtcd, openEtcd, startReflector, startWriter, type WriteRate } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner } from '@clustermesh/runtime';
 import type { KvstoreMetrics } from '../kvstore-metrics.ts';
 import { oncePending } from '../once-pending.ts';
@@ -54,6 +54,7 @@ export interface PeerOptions {
   /** Pod CIDRs that are not this peer's. */
   readonly taken: () => readonly TakenCidr[];
   readonly right: WriteRight;
+  readonly rate: WriteRate;
   readonly limits: PeerLimits & { readonly retryMs: number };
   readonly zstd: Compression;
   readonly metrics?: KvstoreMetrics | undefined;
@@ -103,6 +104,8 @@ const HANDSHAKE_CHECK_MS = 10_000;
 /** Two of Cilium's heartbeat intervals: a slower peer is not writing any more, although its etcd answers. */
 const SILENT_AFTER_MS = 120_000;
 const BACKOFF = { minMs: 100, maxMs: 2_000 };
+/** One key; but it is listed without a slash, and what else begins like it is a stranger's to choose. */
+const HEARTBEAT_LIMITS = { maxKeys: 16, maxBytes: 65_536, retryMs: 10_000 };
 /** Every peer's copy is listed this often to find foreign changes: of many peers, that is most of what this etcd has to read. */
 const AUDIT_MS = 300_000;
 
@@ -164,6 +167,7 @@ export function startPeer(options: PeerOptions): Peer {
     etcd: local,
     owned: WIRE_FAMILIES.map((family) => dataPrefix(name, family, 'cache')),
     ...options.right,
+    rate: options.rate,
     log,
     clock,
     signal,
@@ -175,6 +179,7 @@ export function startPeer(options: PeerOptions): Peer {
   const heartbeat = startReflector({
     etcd: remote,
     prefix: HEARTBEAT_KEY,
+    limits: HEARTBEAT_LIMITS,
     log,
     clock,
     signal,

@@ -25,10 +25,17 @@ export interface TestCluster {
   /** With other advertised endpoints, for example; resolves when it answers. */
   startApiserver(advertise?: readonly string[]): Promise<void>;
   killApiserver(): Promise<void>;
+  /** Of the apiserver that runs. */
+  pid(): number | undefined;
   close(): Promise<void>;
 }
 
-export async function startTestCluster(name: string, id: number): Promise<TestCluster> {
+/** `config`: further sections of apiserver.yaml. */
+export async function startTestCluster(
+  name: string,
+  id: number,
+  config: Readonly<Record<string, unknown>> = {},
+): Promise<TestCluster> {
   const dir = mkdtempSync(join(tmpdir(), `cm-${name}-`));
   const pkiDir = join(dir, 'pki');
   await ensureClusterPki({ dir: pkiDir, cluster: name });
@@ -60,6 +67,7 @@ export async function startTestCluster(name: string, id: number): Promise<TestCl
     etcd,
     redis,
     log: () => output,
+    pid: () => child?.pid,
     onLog: (listener) => {
       listeners.add(listener);
       return () => listeners.delete(listener);
@@ -90,6 +98,7 @@ export async function startTestCluster(name: string, id: number): Promise<TestCl
           admin: { socket, listen: { host: '127.0.0.1', port: adminPort } },
           http: { port: 0 },
           timers: { nodeGraceMs: 0, drainWaitMs: 200 },
+          ...config,
         }),
       );
       const main = join(repoRoot(), 'apiserver/src/main.ts');
