@@ -3,7 +3,7 @@
  *
  *   connecting ──heartbeat listed──► shaking-hands ──config accepted──► mirroring
  *                                       │    ▲                            │
- *                                       │    └── asked again every second │ config looked at again every 10 s
+ *                                       │    └── asked again every second │ config watched, and looked at every 10 s
  *                                       ▼                                 ▼
  *                                    (refused: why)                   replaced: the peer has another cluster id now;
  *                                                                     the supervisor drains and begins anew
@@ -38,6 +38,7 @@ import { NodeIps, type TakenCidr } from './addresses.ts';
 import type { ClusterIds } from './cluster-ids.ts';
 import { startFamilies } from './families.ts';
 import { type FamilyMirror, startFamilyMirror } from './family.ts';
+import { watchKey } from './key-watch.ts';
 import type { PeerLimits } from './quota.ts';
 import { type AcceptedConfig, acceptConfig } from './validate.ts';
 
@@ -199,6 +200,12 @@ export function startPeer(options: PeerOptions): Peer {
         onChange();
       },
     },
+  });
+
+  // The config is looked at every 10 s all the same: a watch is never the only carrier of a fact.
+  const configWatch = watchKey({
+    ...{ etcd: remote, key: clusterConfigKey(name), clock, signal },
+    onChange: () => runner.trigger(),
   });
 
   const again = oncePending({ clock, signal, trigger: () => runner.trigger() });
@@ -406,7 +413,7 @@ export function startPeer(options: PeerOptions): Peer {
     async close() {
       stop.abort();
       stopListening();
-      await Promise.all([runner.ended, heartbeat.done, writer.done, families.ended()]);
+      await Promise.all([runner.ended, heartbeat.done, configWatch, writer.done, families.ended()]);
       await remote.close();
     },
   };

@@ -1,0 +1,34 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { startEtcd } from '@clustermesh/kvstore/testing';
+import { systemClock, waitFor } from '@clustermesh/runtime';
+import { watchKey } from './key-watch.ts';
+
+test('every change of the key is told, also one while the etcd was away; its neighbours are not', async () => {
+  await using server = await startEtcd();
+  const etcd = server.client();
+  const stop = new AbortController();
+  let told = 0;
+  const ended = watchKey({
+    ...{ etcd, key: 'config/us', clock: systemClock, signal: stop.signal },
+    onChange: () => {
+      told++;
+    },
+  });
+  const tellsAfter = async (what: string, act: () => Promise<unknown>) => {
+    const before = told;
+    await act();
+    await waitFor(() => told > before, { what, timeoutMs: 30_000, intervalMs: 10 });
+  };
+  await waitFor(() => told === 1, { what: 'the beginning', timeoutMs: 30_000, intervalMs: 10 });
+  await tellsAfter('a put', () => etcd.put('config/us', '1'));
+  await tellsAfter('a delete', () => etcd.delete('config/us'));
+  const before = told;
+  await etcd.put('config/us2', '1');
+  await tellsAfter('the next change', () => etcd.put('config/us', '2'));
+  assert.equal(told, before + 1);
+  await tellsAfter('an etcd that comes back', () => server.restart());
+  await tellsAfter('a change after that', () => server.client().put('config/us', '3'));
+  stop.abort();
+  await ended;
+});
