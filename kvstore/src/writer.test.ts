@@ -421,6 +421,21 @@ describe('writer', { timeout: 60_000 }, () => {
     await second.stop();
   });
 
+  it('a key that changes while its transaction waits for the rate is written as it is wanted then', async () => {
+    const { writer, stop } = write(etcd, ['late/'], { rate: { keysPerSecond: 100, bootstrapKeysPerSecond: 100 } });
+    // Batches of ten: the second one is made up, and waits.
+    for (let i = 0; i < 20; i++) writer.set(`late/${i}`, 'old');
+    await eventually('the first batch', async () => (await etcd.count('late/')) === 10);
+    writer.delete('late/12');
+    writer.set('late/13', 'new');
+    await writer.flush();
+    const there = await contents(etcd, 'late/');
+    assert.equal(there['late/12'], undefined);
+    assert.equal(there['late/13'], 'new');
+    assert.equal(Object.keys(there).length, 19);
+    await stop();
+  });
+
   it('keeps to its rate once everything has been written, and bootstraps faster', async () => {
     const rate = { keysPerSecond: 200 };
     const { writer, stop } = write(etcd, ['rate/'], { rate });

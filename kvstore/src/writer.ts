@@ -344,8 +344,9 @@ export function startWriter(options: WriterOptions): Writer {
       return;
     } else applied.set(key, value);
     const wanted = desired.get(key);
-    // Changed while it was being written, and back again: what changed otherwise is dirty and stays so.
+    // Changed since the transaction was made up, perhaps before it was sent.
     if (wanted === value || (wanted !== undefined && value?.equals(wanted) === true)) dirty.delete(key);
+    else dirty.add(key);
   }
 
   /** One key spoils its whole transaction: halves it until the culprit is alone. */
