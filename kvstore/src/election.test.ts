@@ -110,7 +110,7 @@ describe('election', { timeout: 60_000 }, () => {
 
   it('is campaigned for again after a wipe, and a fence of before holds no more, whatever the revisions', async () => {
     await using wiped = await startEtcd();
-    const { election, stop } = candidate(wiped.client(), 'election/wipe', 'a');
+    const { election, stop } = candidate(wiped.client(), 'election/wipe', 'a', { ttlSeconds: 600 });
     await eventually('the leader', () => election.isLeading());
     const fence = election.fence()!;
     await wiped.wipe();
@@ -122,7 +122,7 @@ describe('election', { timeout: 60_000 }, () => {
 
   it('waits for an etcd that is not ready for writers', async () => {
     const ready = [{ key: 'bootstrapped', value: '1' }];
-    const { election, stop } = candidate(etcd, 'election/fenced', 'a', { fence: () => ready });
+    const { election, stop } = candidate(etcd, 'election/fenced', 'a', { fence: () => ready, ttlSeconds: 600 });
     await eventually('the reason', () => /not ready/.test(election.status().reason ?? ''));
     assert.equal(await etcd.get('election/fenced'), undefined);
     await etcd.put('bootstrapped', '1');

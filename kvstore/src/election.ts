@@ -49,6 +49,7 @@ export interface Election extends Leadership {
 
 const DEFAULT_TTL_SECONDS = 15;
 const RESIGN_TIMEOUT_MS = 1_000;
+const NOT_READY_POLL_MS = 200;
 
 interface Candidate {
   readonly replica: string;
@@ -115,7 +116,10 @@ export function startElection(options: ElectionOptions): Election {
     isUndecided = false;
     if (result.succeeded) return setState({ name: 'leading', createRevision: result.header.revision, value });
     const [there] = result.gets;
-    if (there === undefined) return setState({ name: 'waiting', reason: 'this etcd is not ready for writers yet' });
+    if (there === undefined) {
+      setState({ name: 'waiting', reason: 'this etcd is not ready for writers yet' });
+      return lookAgainSoon();
+    }
     const holder = readCandidate(there);
     if (holder.session === self.session && there.lease === lease.id) {
       lastValue = there.value.toString();
@@ -125,6 +129,11 @@ export function startElection(options: ElectionOptions): Election {
     // This replica's process before this one, or this process's lease before this one.
     await removeTerm({ key, createRevision: there.createRevision });
     runner.trigger();
+  }
+
+  /** What is missing comes by another hand, and neither a failure's growing delay nor the next regular look should be waited for. */
+  function lookAgainSoon(): void {
+    void clock.sleep(NOT_READY_POLL_MS, signal).then(() => runner.trigger());
   }
 
   /** Only the term that was seen: whoever has won meanwhile stays. */
@@ -139,7 +148,10 @@ export function startElection(options: ElectionOptions): Election {
       } catch (error) {
         // "requested lease not found": the keepalive grants another.
         if (error instanceof MeshError && error.code === 'not-found') await lease?.renew().catch(() => {});
-        throw error;
+        // The fence says that this etcd is not one to write to yet.
+        if (!(error instanceof MeshError) || error.code !== 'conflict') throw error;
+        if (state.name !== 'leading') setState({ name: 'waiting', reason: error.message });
+        lookAgainSoon();
       }
     },
     minIntervalMs: 10,
@@ -153,7 +165,12 @@ export function startElection(options: ElectionOptions): Election {
       if (state.name !== 'leading') setState({ name: 'waiting', reason: messageOf(error) });
     },
   });
-  const stopListening = etcd.onEvent((event) => event.type === 'connected' && runner.retryNow());
+  const stopListening = etcd.onEvent((event) => {
+    if (event.type !== 'connected') return;
+    // It may be another etcd, in which nobody leads.
+    runner.trigger();
+    runner.retryNow();
+  });
   const reflector = startReflector({
     etcd,
     prefix: key,
