@@ -59,22 +59,20 @@ describe('election', { timeout: 60_000 }, () => {
     const key = 'election/undecided';
     const first = candidate(etcd, key, 'a', { ttlSeconds: 600 });
     await eventually('the first leader', () => first.election.isLeading());
-    let isHeld = false;
-    // etcd has decided, but the answer does not arrive.
+    // etcd has decided, but the answer that it is won does not arrive.
     const slow = new Proxy(etcd, {
       get: (target, name) =>
         name !== 'txn'
           ? Reflect.get(target, name)
           : async (...[txn, call]: Parameters<Etcd['txn']>) => {
               const result = await target.txn(txn, call);
-              if (isHeld && call?.signal !== undefined)
+              if (result.succeeded && call?.signal !== undefined)
                 await once(call.signal, 'abort').then(() => Promise.reject(new Error('no answer')));
               return result;
             },
     });
     const second = candidate(slow, key, 'b', { ttlSeconds: 600 });
     await eventually('the follower', () => second.election.status().state === 'following');
-    isHeld = true;
     await first.stop();
     await eventually('the campaign to be decided', async () => (await etcd.get(key))?.value.includes('"b"'));
     assert.equal(second.election.status().state, 'following');
