@@ -63,6 +63,7 @@ await runDaemon(log, async (signal) => {
     peers: directory,
     users: plane.bootstrap,
     mirror: plane.mirror,
+    agents: plane.agents,
     mayRun: plane.runsTerm,
     otherLeader: plane.otherLeader,
     log,

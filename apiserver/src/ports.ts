@@ -19,6 +19,8 @@ export interface PeerConfig {
   readonly keyFile: string;
   /** What was agreed at connect; undefined for a file that was not written by us. */
   readonly agreed?: AgreedPeer | undefined;
+  /** Its services are not to be used here any more; what is open goes on. */
+  readonly draining?: boolean | undefined;
 }
 
 /** A peer's data is data from a stranger: it is held against this. */
@@ -41,6 +43,8 @@ export interface PeerDirectory {
     readonly keyPem: string;
     readonly agreed: AgreedPeer;
   }): Promise<void>;
+  /** Marks a peer as draining, until it is written again. False: there is no such peer. */
+  drain(peer: string): Promise<boolean>;
   remove(peer: string): Promise<void>;
 }
 

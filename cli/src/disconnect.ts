@@ -7,12 +7,16 @@ import { follow, isLost, type Side, whenPossible } from './side.ts';
 import { createStepLines } from './step-lines.ts';
 import type { Terminal } from './terminal.ts';
 
+type Method = 'StartDrain' | 'StartDisconnect';
+
 export interface DisconnectOptions {
   readonly source: Side;
   /** Undefined: only the source is told, about `peer`. */
   readonly destination?: Side | undefined;
   /** The destination's cluster name. */
   readonly peer: string;
+  /** First traffic is moved away, on both sides. */
+  readonly drain?: boolean;
   readonly timeoutMs: number;
   readonly terminal: Terminal;
   readonly signal: AbortSignal;
@@ -26,20 +30,18 @@ export async function disconnect(options: DisconnectOptions): Promise<void> {
   const signal = AbortSignal.any([options.signal, AbortSignal.timeout(options.timeoutMs)]);
   terminal.out(`disconnecting ${source.name} and ${peer}`);
 
-  const run = async (side: Side, from: string): Promise<OperationEvent | undefined> => {
+  const run = async (method: Method, side: Side, from: string): Promise<OperationEvent | undefined> => {
     const lines = createStepLines({
       side: side.name,
       terminal,
       now,
       onChange: () => terminal.progress(`${side.name}: ${lines.current()}`),
     });
-    const reference = await whenPossible(side, { signal, terminal }, () =>
-      side.call('StartDisconnect', { peer: from }),
-    );
+    const reference = await whenPossible(side, { signal, terminal }, () => side.call(method, { peer: from }));
     if (reference === undefined) return undefined;
     return follow(side, reference.id, { signal, terminal, onEvent: lines.onEvent });
   };
-  const other = async (): Promise<OperationEvent | 'unreachable' | undefined> => {
+  const other = async (method: Method): Promise<OperationEvent | 'unreachable' | undefined> => {
     if (destination === undefined) return 'unreachable';
     try {
       // Asked first: only a peer that never answered counts as dead, not one that goes away in the middle.
@@ -51,26 +53,33 @@ export async function disconnect(options: DisconnectOptions): Promise<void> {
       );
       return 'unreachable';
     }
-    return run(destination, source.name);
+    return run(method, destination, source.name);
   };
 
-  const [own, its] = await Promise.all([run(source, peer), other()]);
-  terminal.progress('');
-  for (const [event, side] of [
-    [own, source],
-    [its, destination],
-  ] as const) {
-    if (event === 'unreachable') continue;
-    if (event === undefined) {
-      if (options.signal.aborted) throw new MeshError({ code: 'cancelled', message: 'interrupted' });
-      throw new OutOfTime({
-        message: `disconnecting ${source.name} and ${peer}: not done within ${formatDuration(options.timeoutMs)}`,
-        hint: 'what was started goes on; run the same command again to follow it',
-      });
+  /** On both sides at once; throws when one has failed or the time is over. Says whether the peer took part. */
+  const both = async (method: Method): Promise<boolean> => {
+    const [own, its] = await Promise.all([run(method, source, peer), other(method)]);
+    terminal.progress('');
+    for (const [event, side] of [
+      [own, source],
+      [its, destination],
+    ] as const) {
+      if (event === 'unreachable') continue;
+      if (event === undefined) {
+        if (options.signal.aborted) throw new MeshError({ code: 'cancelled', message: 'interrupted' });
+        throw new OutOfTime({
+          message: `disconnecting ${source.name} and ${peer}: not done within ${formatDuration(options.timeoutMs)}`,
+          hint: 'what was started goes on; run the same command again to follow it',
+        });
+      }
+      if (event.state === 'failed' && side !== undefined) throw failureOf(event, side);
     }
-    if (event.state === 'failed' && side !== undefined) throw failureOf(event, side);
-  }
+    return its !== 'unreachable';
+  };
+  // Not before both have moved their traffic away: the one that parts first takes the way back from the other's.
+  if (options.drain === true) await both('StartDrain');
+  const wasBoth = await both('StartDisconnect');
   terminal.out(
-    `disconnected ${its === 'unreachable' ? `${source.name} from ${peer}` : `${source.name} and ${peer}`} in ${formatDuration(now() - startedAt)}`,
+    `disconnected ${!wasBoth ? `${source.name} from ${peer}` : `${source.name} and ${peer}`} in ${formatDuration(now() - startedAt)}`,
   );
 }

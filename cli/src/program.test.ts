@@ -111,6 +111,10 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
       scripted.calls.push(`disconnect ${peer}`);
       return { id: `disconnect-${peer}-1` };
     },
+    StartDrain: async ({ peer }) => {
+      scripted.calls.push(`drain ${peer}`);
+      return { id: `disconnect-${peer}-0` };
+    },
     SupplyCertificate: async ({ peer, certificatePem }) => {
       const error = scripted.supplyError;
       scripted.supplyError = undefined;
@@ -589,6 +593,19 @@ describe('the clustermesh command', () => {
     assert.match(joined.out, /^eu has joined us, applied on every node of eu \(0\) after /m);
     assert.deepEqual(eu.calls, ['join cm1.x.y.z']);
     assert.ok(!(joined.out + joined.err).includes('cm1.'), 'the token is not repeated');
+  });
+
+  it('moves traffic away on both sides before either parts, when asked to', async () => {
+    script(eu, {});
+    script(us, {});
+    assert.equal((await run(['disconnect', ...pair(), '--drain'])).code, 0);
+    assert.deepEqual(
+      [eu.calls, us.calls],
+      [
+        ['drain us', 'disconnect us'],
+        ['drain eu', 'disconnect eu'],
+      ],
+    );
   });
 
   it('prints the status for machines', async () => {

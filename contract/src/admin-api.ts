@@ -166,6 +166,7 @@ export interface AdminMethods {
   };
   SupplyCertificate: { request: { peer: string; certificatePem: string }; response: Record<string, never> };
   StartDisconnect: { request: { peer: string }; response: { id: string } };
+  StartDrain: { request: { peer: string }; response: { id: string } };
   WatchOperation: { request: { id: string }; response: OperationEvent; stream: true };
   Diagnose: { request: { peer: string }; response: { diagnoses: readonly Diagnosis[] } };
   ListOperations: { request: Record<string, never>; response: { operations: readonly OperationInfo[] } };

@@ -25,6 +25,7 @@ export const ADMIN_METHOD_ROLES: Readonly<Record<keyof AdminMethods, readonly Ad
   StartConnect: ACT,
   SupplyCertificate: ACT,
   StartDisconnect: ACT,
+  StartDrain: ACT,
   RetryOperation: ACT,
   CancelOperation: ACT,
   CreateInvite: ACT,

@@ -117,6 +117,12 @@ export const peerStatusSchema = z.looseObject({
 });
 export type PeerStatus = z.infer<typeof peerStatusSchema>;
 
+/** An agent that has not named the family has not even listed it: revision 0 of an empty family counts only when it did. */
+export function hasApplied(agent: AgentStatus, peer: string, family: string, revision: number): boolean {
+  const applied = agent.applied[peer]?.[family];
+  return applied !== undefined && applied >= revision;
+}
+
 export const decodeLocalService = (text: string): Decoded<LocalService> =>
   decodeJson('local service', text, localServiceSchema);
 export const decodeLocalSlice = (text: string): Decoded<LocalSlice> =>

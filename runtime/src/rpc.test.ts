@@ -74,6 +74,7 @@ const handlers: Handlers<AdminMethods> = {
   GetFacts: async () => assert.fail('not called'),
   Preflight: async () => assert.fail('not called'),
   CreateInvite: async () => assert.fail('not called'),
+  StartDrain: async () => assert.fail('not called'),
   Join: async () => assert.fail('not called'),
   RedeemInvite: async () => assert.fail('not called'),
   CompleteInvite: async () => assert.fail('not called'),

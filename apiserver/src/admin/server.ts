@@ -53,6 +53,7 @@ export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {
       return {};
     },
     StartDisconnect: async ({ peer }) => ({ id: await operations.startDisconnect(peer) }),
+    StartDrain: async ({ peer }) => ({ id: await operations.startDrain(peer) }),
     ListOperations: async () => ({ operations: await operations.list() }),
     RetryOperation: async ({ id }) => ({ id: await operations.retry(id) }),
     CancelOperation: async ({ id }) => {

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import type { AgentStatus, PeerStatus } from '@clustermesh/contract';
-import { composeStatus, hasApplied, type StatusFacts } from './status.ts';
+import { type AgentStatus, hasApplied, type PeerStatus } from '@clustermesh/contract';
+import { composeStatus, type StatusFacts } from './status.ts';
 
 const agent = (node: string, applied: AgentStatus['applied'], problems: string[] = []): AgentStatus => ({
   node,

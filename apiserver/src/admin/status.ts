@@ -5,6 +5,7 @@ import {
   type ClusterInfo,
   type ClusterStatus,
   type FamilyStatus,
+  hasApplied,
   type NodeInfo,
   type PeerInfo,
   type PeerStatus,
@@ -77,12 +78,6 @@ function peerInfo(peer: PeerStatus, agents: readonly AgentStatus[]): PeerInfo {
 
 /** Agents take nothing from the other families, which are mirrored for other readers. */
 const isApplied = (family: string) => (AGENT_FAMILIES as readonly string[]).includes(family);
-
-/** An agent that has not named the family has not even listed it: revision 0 of an empty family counts only when it did. */
-export function hasApplied(agent: AgentStatus, peer: string, family: string, revision: number): boolean {
-  const applied = agent.applied[peer]?.[family];
-  return applied !== undefined && applied >= revision;
-}
 
 function nodeInfos(expected: readonly string[], agents: readonly AgentStatus[]): NodeInfo[] {
   const alive = new Map(agents.map((agent) => [agent.node, agent]));

@@ -9,6 +9,19 @@ import type { FamilyMirror, FamilyOptions } from './family.ts';
 import { type PeerLimits, Quota } from './quota.ts';
 import type { AcceptedConfig } from './validate.ts';
 
+/** What traffic follows: withdrawn from a peer that is being drained, while addresses and identities stay for what is open. */
+export const TRAFFIC_FAMILIES = [
+  'services',
+  'serviceexports',
+  'endpointslices',
+] as const satisfies readonly WireFamily[];
+
+/** What is followed of a peer that is being drained. */
+export function withoutTraffic(accepted: AcceptedConfig): AcceptedConfig {
+  const isTraffic = (family: WireFamily) => (TRAFFIC_FAMILIES as readonly WireFamily[]).includes(family);
+  return { ...accepted, families: accepted.families.filter((family) => !isTraffic(family)) };
+}
+
 export interface FamiliesOptions {
   readonly cluster: string;
   readonly makeFamily: (

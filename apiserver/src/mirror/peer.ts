@@ -36,7 +36,7 @@ import type { PeerConfig } from '../ports.ts';
 import type { WriteRight } from '../write-right.ts';
 import { NodeIps, type TakenCidr } from './addresses.ts';
 import type { ClusterIds } from './cluster-ids.ts';
-import { startFamilies } from './families.ts';
+import { startFamilies, TRAFFIC_FAMILIES, withoutTraffic } from './families.ts';
 import { type FamilyMirror, startFamilyMirror } from './family.ts';
 import { watchKey } from './key-watch.ts';
 import type { PeerLimits } from './quota.ts';
@@ -215,7 +215,8 @@ export function startPeer(options: PeerOptions): Peer {
       const kv = await remote.get(clusterConfigKey(name), { signal });
       if (kv === undefined) return { refused: `cluster ${name} has not published its cluster config yet` };
       const result = acceptConfig(name, kv.value.toString('utf8'), own, config.agreed?.id);
-      return result.ok ? { accepted: result.value } : { refused: result.reason };
+      if (!result.ok) return { refused: result.reason };
+      return { accepted: config.draining === true ? withoutTraffic(result.value) : result.value };
     } catch (error) {
       // A peer lets others read its own config only (§1.12).
       const isDenied = error instanceof MeshError && error.code === 'etcd-permission';
@@ -357,6 +358,8 @@ export function startPeer(options: PeerOptions): Peer {
     if (state.name === 'mirroring' && state.complaint !== undefined) return state.complaint;
     if (state.name === 'replaced')
       return `cluster ${name} changed its id from ${state.from} to ${state.to}; its data is being drained`;
+    if (config.draining === true)
+      return `${name} is being drained: its services are not used here; clustermesh connect takes it back, disconnect ends it`;
     const halted = families.halted();
     if (halted !== undefined) return `${halted}: not followed any further, what is here stays`;
     if (localError !== '') return localError;
@@ -399,6 +402,11 @@ export function startPeer(options: PeerOptions): Peer {
       const mirrors: readonly (readonly [WireFamily, FamilyMirror | undefined])[] =
         state.name === 'mirroring' ? [...families.current()] : FAMILIES.map((family) => [family, undefined]);
       const byFamily = Object.fromEntries(mirrors.map(([family, mirror]) => [family, familyStatus(family, mirror)]));
+      if (config.draining === true && state.name === 'mirroring') {
+        const isWithdrawn = writer.status().pending === 0;
+        for (const family of TRAFFIC_FAMILIES)
+          byFamily[family] = { ...familyStatus(family, undefined), synced: isWithdrawn };
+      }
       return {
         cluster: name,
         clusterId: state.name === 'mirroring' ? state.id : (ids.idOf(name) ?? config.agreed?.id ?? 0),

@@ -10,12 +10,13 @@ import {
   type OperationInfo,
 } from '@clustermesh/contract';
 
-export type OperationKind = 'connect' | 'disconnect';
+export type OperationKind = 'connect' | 'disconnect' | 'drain';
 
 /** In the order in which they run. */
 export const STEPS = {
   connect: ['authorize-peer', 'install-credentials', 'await-sync'],
   disconnect: ['remove-config', 'revoke-peer', 'await-drained'],
+  drain: ['withdraw-services', 'await-moved'],
 } as const satisfies Record<OperationKind, readonly string[]>;
 
 export type StepName = (typeof STEPS)[OperationKind][number];
@@ -42,7 +43,11 @@ export interface DisconnectJobData extends JobDataBase {
   readonly kind: 'disconnect';
 }
 
-export type JobData = ConnectJobData | DisconnectJobData;
+export interface DrainJobData extends JobDataBase {
+  readonly kind: 'drain';
+}
+
+export type JobData = ConnectJobData | DisconnectJobData | DrainJobData;
 
 export interface StepResult {
   /** What was done, for the operator. */
@@ -78,7 +83,8 @@ export function decodeFailure(text: string): StepFailure {
 
 /** Operation ids begin with their kind. */
 export function kindOf(operation: string): OperationKind {
-  return operation.startsWith('disconnect-') ? 'disconnect' : 'connect';
+  const kind = operation.slice(0, operation.indexOf('-'));
+  return kind === 'disconnect' || kind === 'drain' ? kind : 'connect';
 }
 
 /** Colons are not allowed in BullMQ's job ids, and operation ids contain none. */

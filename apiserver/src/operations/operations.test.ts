@@ -77,6 +77,7 @@ async function startSide(name: string, id: number): Promise<Side> {
     peers,
     users: directory,
     mirror,
+    agents: { agents: () => [] },
     log: silentLog() as Log,
     timers: { certificateWaitMs: 20_000, syncWaitMs: 20_000, drainWaitMs: 5000, pollMs: 20, probeTimeoutMs: 1000 },
     lockMs: 1000,
@@ -362,7 +363,7 @@ describe('operations', () => {
     const id = await eu.operations.startDisconnect('us');
     await assert.rejects(
       eu.operations.startConnect(us.info, csr),
-      rejection('locked', /a disconnect from us is running/),
+      rejection('locked', /a disconnect of us is running/),
     );
     eu.lingering.clear();
     await follow(eu, id);

@@ -10,7 +10,7 @@ import {
   type OperationInfo,
 } from '@clustermesh/contract';
 import { type Clock, type Log, systemClock } from '@clustermesh/runtime';
-import type { MirrorView, PeerDirectory, UserDirectory } from '../ports.ts';
+import type { AgentView, MirrorView, PeerDirectory, UserDirectory } from '../ports.ts';
 import { checkPeer, type OwnCluster } from '../preflight/agreement.ts';
 import {
   eventsBetween,
@@ -34,6 +34,7 @@ export interface OperationsOptions {
   readonly peers: PeerDirectory;
   readonly users: UserDirectory;
   readonly mirror: MirrorView;
+  readonly agents: AgentView;
   readonly log: Log;
   readonly clock?: Clock | undefined;
   readonly timers?: Partial<StepTimers> | undefined;
@@ -52,6 +53,8 @@ export interface Operations {
   /** Returns the operation's id; the same while an equal one runs. */
   startConnect(peer: ClusterInfo, peerCsrPem: string, direction?: ConnectDirection): Promise<string>;
   supplyCertificate(peer: string, certificatePem: string): Promise<void>;
+  /** Moves this cluster's traffic away from a peer that is to be disconnected. */
+  startDrain(peer: string): Promise<string>;
   startDisconnect(peer: string): Promise<string>;
   /** Ends after an event with state done or failed. While Redis is away it says so and waits. */
   watch(id: string, signal: AbortSignal): AsyncGenerator<OperationEvent, void, void>;
@@ -111,11 +114,11 @@ export function startOperations(options: OperationsOptions): Operations {
     for (const running of await queue.running()) {
       if (running.peer !== wanted.peer) continue;
       if (sameRequest(running, wanted)) return running.operation;
-      if (running.kind === 'disconnect') {
+      if (running.kind === 'disconnect' || wanted.kind === 'drain') {
         throw new MeshError({
           code: 'locked',
-          message: `connecting ${wanted.peer}: a disconnect from ${wanted.peer} is running`,
-          hint: 'wait until it has ended, then connect again',
+          message: `starting the ${wanted.kind} of ${wanted.peer}: a ${running.kind} of ${wanted.peer} is running`,
+          hint: 'wait until it has ended, then try again',
           retryable: true,
         });
       }
@@ -225,6 +228,7 @@ export function startOperations(options: OperationsOptions): Operations {
       pending.supply(peer, certificatePem);
     },
 
+    startDrain: (peer) => inTurn(() => start({ kind: 'drain', operation: newId('drain', checkedName(peer)), peer })),
     startDisconnect: (peer) => inTurn(() => start(disconnectJob(peer))),
 
     list: async () => (await queue.list()).map(operationInfo),

@@ -6,7 +6,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync } fr
 import { join } from 'node:path';
 import { clusterNameProblem, MeshError, messageOf, parseCidr } from '@clustermesh/contract';
 import { atomicWrite, type Log, removeAbandonedWrites } from '@clustermesh/runtime';
-import { parse, stringify } from 'yaml';
+import { parse, parseDocument, stringify } from 'yaml';
 import { z } from 'zod';
 import type { PeerConfig, PeerDirectory } from '../ports.ts';
 
@@ -27,6 +27,7 @@ const fileSchema = z.looseObject({
         .string()
         .refine((text) => text === '' || parseCidr(text) !== undefined, 'is no CIDR')
         .default(''),
+      draining: z.boolean().optional(),
     })
     .optional(),
 });
@@ -117,6 +118,18 @@ export function createPeerDirectory({ dir, ownName, log }: PeerDirectoryOptions)
       atomicWrite(paths.config, text, 0o600);
     },
 
+    drain: async (peer) => {
+      checkName(peer, ownName);
+      const { config } = files(peer);
+      if (!existsSync(config)) return false;
+      const document = parseDocument(readFileSync(config, 'utf8'));
+      // A file that was not written by us has no agreement: 0 says so.
+      if (document.getIn(['x-clustermesh', 'id']) === undefined) document.setIn(['x-clustermesh', 'id'], 0);
+      document.setIn(['x-clustermesh', 'draining'], true);
+      atomicWrite(config, document.toString(), 0o600);
+      return true;
+    },
+
     remove: async (peer) => {
       checkName(peer, ownName);
       const paths = files(peer);
@@ -144,6 +157,7 @@ export function parsePeerFile(name: string, text: string): PeerConfig {
     certFile: file['cert-file'],
     keyFile: file['key-file'],
     agreed: ours === undefined ? undefined : { id: ours.id, podCidr: ours.podCIDR },
+    ...(ours?.draining === true ? { draining: true } : {}),
   };
 }
 

@@ -2,10 +2,11 @@
  * The steps of connect and disconnect. Each may be run again at any point after being killed at any point, and finds out by
  * looking what is left to do.
  */
-import { MeshError } from '@clustermesh/contract';
+import { hasApplied, MeshError } from '@clustermesh/contract';
 import { isIssuedBy, issuePeerCertificate, remoteUser, revokePeerCertificates } from '@clustermesh/pki';
 import { type Clock, systemClock } from '@clustermesh/runtime';
-import type { MirrorView, PeerDirectory, UserDirectory } from '../ports.ts';
+import { TRAFFIC_FAMILIES } from '../mirror/families.ts';
+import type { AgentView, MirrorView, PeerDirectory, UserDirectory } from '../ports.ts';
 import { checkPeer, type OwnCluster } from '../preflight/agreement.ts';
 import { knownPeers } from '../preflight/known-peers.ts';
 import { probeEndpoints } from '../preflight/probe.ts';
@@ -20,6 +21,8 @@ export interface StepTimers {
   readonly syncWaitMs: number;
   /** How long await-drained waits; a foreign reader may hold it for 3 min (wire-contract §4.4). Default 5 min. */
   readonly drainWaitMs: number;
+  /** How long a drain waits for a peer that does not answer. Default 5 s. */
+  readonly awayMs: number;
   /** How often a waiting step looks again. Default 100 ms. */
   readonly pollMs: number;
   readonly probeTimeoutMs: number;
@@ -29,6 +32,7 @@ export const DEFAULT_TIMERS: StepTimers = {
   certificateWaitMs: 300_000,
   syncWaitMs: 120_000,
   drainWaitMs: 300_000,
+  awayMs: 5_000,
   pollMs: 100,
   probeTimeoutMs: 4000,
 };
@@ -39,6 +43,7 @@ export interface StepPorts {
   readonly peers: PeerDirectory;
   readonly users: UserDirectory;
   readonly mirror: MirrorView;
+  readonly agents: AgentView;
   readonly pending: PendingStore;
   readonly timers: StepTimers;
   readonly clock?: Clock | undefined;
@@ -52,6 +57,7 @@ const stopped = () => new MeshError({ code: 'cancelled', message: 'the step was 
 export async function runStep(ports: StepPorts, run: StepRun): Promise<StepResult> {
   if (run.data.kind === 'connect')
     return CONNECT_STEPS[run.step as keyof typeof CONNECT_STEPS](ports, { ...run, data: run.data });
+  if (run.data.kind === 'drain') return DRAIN_STEPS[run.step as keyof typeof DRAIN_STEPS](ports, run);
   return DISCONNECT_STEPS[run.step as keyof typeof DISCONNECT_STEPS](ports, run);
 }
 
@@ -65,6 +71,11 @@ const DISCONNECT_STEPS = {
   'remove-config': removeConfig,
   'revoke-peer': revokePeer,
   'await-drained': awaitDrained,
+} satisfies Partial<Record<StepName, Step<JobData>>>;
+
+const DRAIN_STEPS = {
+  'withdraw-services': withdrawServices,
+  'await-moved': awaitMoved,
 } satisfies Partial<Record<StepName, Step<JobData>>>;
 
 /** Lets the peer in: checks who it is, that it can be reached, signs its request, makes its etcd user. */
@@ -175,6 +186,46 @@ async function awaitSync(
   ports.pending.clear(peer);
   const counts = Object.entries(status.families).map(([family, state]) => `${state.count} ${family}`);
   return { message: `the data of ${peer} is here: ${counts.join(', ')}` };
+}
+
+/** The mark is in the peer's file, so that it outlives this process; the mirror acts on it (mirror/families.ts). */
+async function withdrawServices(ports: StepPorts, { data }: StepRun): Promise<StepResult> {
+  if (!(await ports.peers.drain(data.peer)))
+    return { message: `${data.peer} is not read by this cluster: nothing to withdraw` };
+  ports.mirror.refresh();
+  return { message: `the services of ${data.peer} are not used here any more; open connections go on` };
+}
+
+async function awaitMoved(ports: StepPorts, { data, report, signal }: StepRun): Promise<StepResult> {
+  if (!(await ports.peers.list()).some((peer) => peer.name === data.peer)) return { message: 'nothing to wait for' };
+  let waiting = '';
+  let awaySince: number | undefined;
+  const clock = ports.clock ?? systemClock;
+  const moved = await until(ports, signal, ports.timers.drainWaitMs, () => {
+    const seen = ports.mirror.peers().find((candidate) => candidate.cluster === data.peer);
+    // It connects anew for the changed file; one that stays away has nothing that could be moved in order.
+    awaySince = seen?.connected === true ? undefined : (awaySince ?? clock.nowMs());
+    if (awaySince !== undefined && clock.nowMs() - awaySince > ports.timers.awayMs) return 'away';
+    const left = TRAFFIC_FAMILIES.filter(
+      (family) => !(seen?.families[family]?.synced && seen.families[family].count === 0),
+    );
+    const behind = ports.agents
+      .agents()
+      .filter((agent) => !hasApplied(agent, data.peer, 'services', seen?.families['services']?.revision ?? 0));
+    waiting = left.length > 0 ? left.join(', ') : behind.map((agent) => agent.node).join(', ');
+    report(`waiting for ${waiting}`);
+    return left.length === 0 && behind.length === 0 ? 'moved' : undefined;
+  });
+  if (moved === undefined) {
+    throw new MeshError({
+      code: 'timeout',
+      message: `draining ${data.peer}: after ${ports.timers.drainWaitMs / 1000} s still waiting for ${waiting}`,
+      hint: 'look at clustermesh status; a disconnect without --drain does not wait',
+      retryable: false,
+    });
+  }
+  if (moved === 'away') return { message: `${data.peer} does not answer: what it has here goes with the disconnect` };
+  return { message: `no node of this cluster sends to services of ${data.peer} any more` };
 }
 
 /** What the first two steps of a connect do, undone. Idempotent. */

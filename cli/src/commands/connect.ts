@@ -51,14 +51,23 @@ export function addConnect({ add, terminal, places, signal }: CommandKit): void 
     });
 }
 
+interface DisconnectGiven {
+  readonly context: string;
+  readonly destinationContext?: string;
+  readonly peer?: string;
+  readonly drain?: boolean;
+  readonly timeout: string;
+}
+
 export function addDisconnect({ add, terminal, places, signal }: CommandKit): void {
   add('disconnect', 'end the connection of two clusters; a peer that is dead holds nothing up')
     .requiredOption('--context <context>', 'one cluster')
     .addOption(new Option('--destination-context <context>', 'the other cluster').conflicts('peer'))
     .option('--peer <cluster>', 'cluster name of a peer that is gone for good: only --context is told')
+    .option('--drain', 'first move traffic away on both sides, and wait until every node has applied that')
     .option('--timeout <duration>', 'give up following after this time; the clusters go on', '5m')
     .addHelpText('after', `\n${EXIT_CODES_HELP}`)
-    .action(async (given: { context: string; destinationContext?: string; peer?: string; timeout: string }) => {
+    .action(async (given: DisconnectGiven) => {
       const timeoutMs = parseDuration(given.timeout);
       const other = given.destinationContext;
       if (other === undefined && given.peer === undefined) {
@@ -71,7 +80,8 @@ export function addDisconnect({ add, terminal, places, signal }: CommandKit): vo
       const names = other === undefined ? [given.context] : [given.context, other];
       await withSides(names, places, ([source, destination]) => {
         const peer = destination?.name ?? given.peer!;
-        return disconnect({ source: source!, destination, peer, timeoutMs, terminal, signal });
+        const drain = given.drain === true;
+        return disconnect({ source: source!, destination, peer, drain, timeoutMs, terminal, signal });
       });
     });
 }
