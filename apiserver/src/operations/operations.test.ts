@@ -343,15 +343,16 @@ describe('operations', () => {
   it('that Redis has forgotten say so, and can be started again', async () => {
     const csr = await us.operations.prepareConnect('eu');
     const id = await eu.operations.startConnect(us.info, csr);
-    const following = follow(eu, id);
+    // Before it can happen: a rejection that nobody waits for yet ends the process.
+    const refused = assert.rejects(follow(eu, id), (error: MeshError) => {
+      assert.match(error.hint ?? '', /Redis has lost its data: start the operation again/);
+      return rejection('not-found', /following operation connect-us-/)(error);
+    });
     await waitFor(() => eu.users.has('us'), { what: 'authorisation', timeoutMs: 5000 });
     const redis = new Redis(eu.redis.path);
     await redis.flushall();
     redis.disconnect();
-    await assert.rejects(following, (error: MeshError) => {
-      assert.match(error.hint ?? '', /Redis has lost its data: start the operation again/);
-      return rejection('not-found', /following operation connect-us-/)(error);
-    });
+    await refused;
     const again = await connect(eu, us);
     assert.equal(last(again.a).state, 'done');
   });
