@@ -1,4 +1,5 @@
 export * from './clock.ts';
+export * from './cluster-files.ts';
 export * from './config.ts';
 export * from './daemon.ts';
 export * from './files.ts';

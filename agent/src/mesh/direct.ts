@@ -8,8 +8,7 @@
 
 import { statSync } from 'node:fs';
 import { type ClusterConfig, type LocalClusterFacts, messageOf } from '@clustermesh/contract';
-import { type Clock, type Log, startRunner, watchDir } from '@clustermesh/runtime';
-import { readConfigDir } from './config-dir.ts';
+import { type Clock, type ClusterFiles, type Log, readClusterFiles, startRunner, watchDir } from '@clustermesh/runtime';
 import { type AcceptedSource, type Remote, type RemoteStatus, startRemote } from './remote.ts';
 
 export interface DirectOptions {
@@ -45,7 +44,7 @@ export function startDirect(options: DirectOptions): Direct {
   const stop = new AbortController();
   const remotes = new Map<string, Remote>();
   const goneSince = new Map<string, number>();
-  let unusable: ReadonlyMap<string, string> = new Map();
+  let unusable: ClusterFiles['unusable'] = new Map();
   let isRead = false;
   let dirProblem: string | undefined;
   let watched: { readonly inode: number; readonly end: AbortController } | undefined;
@@ -77,12 +76,12 @@ export function startDirect(options: DirectOptions): Direct {
 
   async function pass(): Promise<void> {
     arm();
-    const content = readConfigDir(dir, own.name);
-    for (const [name, reason] of content.unusable)
-      if (unusable.get(name) !== reason) log.error({ cluster: name, reason }, 'cluster file is not usable');
+    const content = readClusterFiles(dir, own.name);
+    for (const [name, { text, reason }] of content.unusable)
+      if (unusable.get(name)?.text !== text) log.error({ cluster: name, reason }, 'cluster file is not usable');
     unusable = content.unusable;
     for (const [name, remote] of [...remotes]) {
-      if (content.remotes.has(name) || unusable.has(name)) {
+      if (content.clusters.has(name) || unusable.has(name)) {
         goneSince.delete(name);
         continue;
       }
@@ -93,7 +92,7 @@ export function startDirect(options: DirectOptions): Direct {
       options.release(name);
       await remote.close();
     }
-    for (const [name, config] of content.remotes) {
+    for (const [name, config] of content.clusters) {
       if (remotes.get(name)?.config.text === config.text) continue;
       log.info({ cluster: name, endpoints: config.endpoints }, 'cluster file: reading that cluster directly');
       const accept = (published: ClusterConfig, source: AcceptedSource) => options.accept(name, published, source);
@@ -123,7 +122,7 @@ export function startDirect(options: DirectOptions): Direct {
     pending() {
       const pending = new Map<string, string>();
       if (!isRead) pending.set('(directory)', dirProblem ?? 'not read yet');
-      for (const [name, reason] of unusable) if (!remotes.has(name)) pending.set(name, reason);
+      for (const [name, { reason }] of unusable) if (!remotes.has(name)) pending.set(name, reason);
       for (const [name, remote] of remotes) {
         const { accepted, problem } = remote.status();
         if (!accepted) pending.set(name, problem ?? 'its handshake is under way');
@@ -132,7 +131,7 @@ export function startDirect(options: DirectOptions): Direct {
     },
     problems() {
       const problems = dirProblem === undefined ? [] : [dirProblem];
-      for (const [name, reason] of unusable) problems.push(`cluster ${name}: its file is not usable: ${reason}`);
+      for (const [name, { reason }] of unusable) problems.push(`cluster ${name}: its file is not usable: ${reason}`);
       for (const [name, remote] of remotes) {
         const { problem } = remote.status();
         if (problem !== undefined) problems.push(`cluster ${name}, read directly: ${problem}`);

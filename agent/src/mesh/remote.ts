@@ -20,11 +20,10 @@ import {
   validatePeerConfig,
 } from '@clustermesh/contract';
 import { type Etcd, openEtcd, startReflector } from '@clustermesh/kvstore';
-import { type Clock, type Log, startRunner } from '@clustermesh/runtime';
-import type { RemoteConfig } from './config-dir.ts';
+import { type Clock, type ClusterFile, type Log, startRunner } from '@clustermesh/runtime';
 
 export interface RemoteOptions {
-  readonly config: RemoteConfig;
+  readonly config: ClusterFile;
   readonly own: LocalClusterFacts;
   /** The cluster may be followed as it says. Returns why not, if it may not. Called again when its config changes. */
   readonly accept: (config: ClusterConfig, source: AcceptedSource) => string | undefined;
@@ -50,7 +49,7 @@ export interface RemoteStatus {
 }
 
 export interface Remote {
-  readonly config: RemoteConfig;
+  readonly config: ClusterFile;
   readonly etcd: Etcd;
   status(): RemoteStatus;
   /** The connection ends; whoever followed it must have been stopped. */

@@ -138,13 +138,15 @@ describe('the config directory', () => {
     await directory.write(us);
     writeFileSync(join(dir, 'ap'), 'endpoints: []\n');
     writeFileSync(join(dir, 'sa'), 'endpoints: [\n');
+    writeFileSync(join(dir, 'us2'), 'endpoints: [http://127.0.0.1:2379]\n');
     for (let pass = 0; pass < 3; pass++) {
       assert.deepEqual(
         (await directory.list()).map((peer) => peer.name),
         ['us'],
       );
     }
-    assert.equal(warnings.length, 2, warnings.join('\n'));
+    assert.equal(warnings.length, 3, warnings.join('\n'));
+    assert.match(warnings[2] ?? '', /peers are read over TLS only/);
     assert.match(warnings[0] ?? '', /endpoints: .*; trusted-ca-file: /);
   });
 

@@ -2,35 +2,19 @@
  * The config directory of wire-contract §5.1: one YAML file per peer, named as the cluster, its certificates beside it. It is
  * the durable truth of who is peered, and laid out so that a Cilium agent could read it too.
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { clusterNameProblem, MeshError, messageOf, parseCidr } from '@clustermesh/contract';
-import { atomicWrite, type Log, removeAbandonedWrites } from '@clustermesh/runtime';
-import { parse, parseDocument, stringify } from 'yaml';
-import { z } from 'zod';
+import { clusterNameProblem, MeshError } from '@clustermesh/contract';
+import {
+  atomicWrite,
+  type ClusterFile,
+  type Log,
+  parseClusterFile,
+  readClusterFiles,
+  removeAbandonedWrites,
+} from '@clustermesh/runtime';
+import { parseDocument, stringify } from 'yaml';
 import type { PeerConfig, PeerDirectory } from '../ports.ts';
-
-/** Foreign keys are allowed: the file is etcd's client configuration, which has more options than we use. */
-const fileSchema = z.looseObject({
-  endpoints: z.array(z.string().min(1)).min(1),
-  'trusted-ca-file': z.string().min(1),
-  'cert-file': z.string().min(1),
-  'key-file': z.string().min(1),
-  'cilium-host-aliases': z
-    .array(z.looseObject({ hostname: z.string().min(1), ips: z.array(z.string().min(1)) }))
-    .default([]),
-  /** Ours; Cilium's reader ignores it. */
-  'x-clustermesh': z
-    .looseObject({
-      id: z.number().int(),
-      podCIDR: z
-        .string()
-        .refine((text) => text === '' || parseCidr(text) !== undefined, 'is no CIDR')
-        .default(''),
-      draining: z.boolean().optional(),
-    })
-    .optional(),
-});
 
 export interface PeerDirectoryOptions {
   readonly dir: string;
@@ -52,23 +36,10 @@ export function createPeerDirectory({ dir, ownName, log }: PeerDirectoryOptions)
   /** Files that were complained about, with the content that was wrong: once per content, not once per pass. */
   const complained = new Map<string, string>();
 
-  function read(name: string): PeerConfig | undefined {
-    const path = join(dir, name);
-    if (!statSync(path).isFile()) return undefined;
-    const text = readFileSync(path, 'utf8');
-    if (!text.includes('endpoints:')) return undefined;
-    try {
-      const problem = clusterNameProblem(name);
-      if (problem !== undefined) throw new Error(problem);
-      const peer = parsePeerFile(name, text);
-      complained.delete(name);
-      return peer;
-    } catch (error) {
-      if (complained.get(name) !== text)
-        log.error({ file: path, reason: messageOf(error) }, 'peer file ignored: it is not valid');
-      complained.set(name, text);
-      return undefined;
-    }
+  function complain(file: string, text: string, reason: string): void {
+    if (complained.get(file) !== text)
+      log.error({ file: join(dir, file), reason }, 'peer file ignored: it is not valid');
+    complained.set(file, text);
   }
 
   const checkPresent = (attempted: string) => {
@@ -83,19 +54,15 @@ export function createPeerDirectory({ dir, ownName, log }: PeerDirectoryOptions)
   return {
     list: async () => {
       checkPresent('listing the peers');
-      const names = readdirSync(dir).filter((name) => !name.startsWith('..') && name !== ownName);
-      return names
-        .sort()
-        .map((name) => {
-          try {
-            return read(name);
-          } catch (error) {
-            // Removed between the listing and the reading.
-            if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
-            throw error;
-          }
-        })
-        .filter((peer) => peer !== undefined);
+      const { clusters, unusable } = readClusterFiles(dir, ownName);
+      for (const [name, file] of [...complained])
+        if (!unusable.has(name) && clusters.get(name)?.text !== file) complained.delete(name);
+      for (const [name, { text, reason }] of unusable) complain(name, text, reason);
+      return [...clusters.values()].flatMap((file) => {
+        if (isOverTls(file)) return [toPeer(file)];
+        complain(file.name, file.text, WITHOUT_TLS);
+        return [];
+      });
     },
 
     write: async (peer) => {
@@ -141,25 +108,19 @@ export function createPeerDirectory({ dir, ownName, log }: PeerDirectoryOptions)
 
 /** Reads one file of the directory; throws what is wrong with it. */
 export function parsePeerFile(name: string, text: string): PeerConfig {
-  const parsed = fileSchema.safeParse(parse(text));
-  if (!parsed.success) {
-    throw new Error(
-      parsed.error.issues.map((issue) => `${issue.path.join('.') || '(file)'}: ${issue.message}`).join('; '),
-    );
-  }
-  const file = parsed.data;
-  const ours = file['x-clustermesh'];
-  return {
-    name,
-    endpoints: file.endpoints,
-    hostAliases: file['cilium-host-aliases'],
-    caFile: file['trusted-ca-file'],
-    certFile: file['cert-file'],
-    keyFile: file['key-file'],
-    agreed: ours === undefined ? undefined : { id: ours.id, podCidr: ours.podCIDR },
-    ...(ours?.draining === true ? { draining: true } : {}),
-  };
+  const file = parseClusterFile(name, text);
+  if (!isOverTls(file)) throw new Error(WITHOUT_TLS);
+  return toPeer(file);
 }
+
+const WITHOUT_TLS = 'trusted-ca-file, cert-file and key-file are needed: peers are read over TLS only';
+
+type TlsFile = ClusterFile & Pick<PeerConfig, 'caFile' | 'certFile' | 'keyFile'>;
+
+const isOverTls = (file: ClusterFile): file is TlsFile =>
+  file.caFile !== undefined && file.certFile !== undefined && file.keyFile !== undefined;
+
+const toPeer = ({ text: _, ...peer }: TlsFile): PeerConfig => peer;
 
 /** Names become paths here, so nothing but a cluster name may pass. */
 function checkName(peer: string, ownName: string): void {
