@@ -127,6 +127,8 @@ const schema = z
         endpointAddTimeoutMs: milliseconds.default(20_000),
         /** Least time between two publications of the agent's status. */
         statusIntervalMs: milliseconds.default(500),
+        /** A watch of a cluster's family that shows no sign of life for longer is named in the status. */
+        staleAfterMs: milliseconds.default(60_000),
         /** How long the agent's status stays in etcd when the agent is gone. */
         leaseSeconds: z.number().int().min(1).default(30),
       })

@@ -41,6 +41,8 @@ export interface FamilyState {
   readonly lastQuarantineReason: string | undefined;
   /** Times that following it broke off and was begun again. */
   readonly interruptions: number;
+  /** When its etcd last showed on this family's watch that it lives, monotonic; undefined before the first time. */
+  readonly lastProofMs: number | undefined;
   /** Rows that etcd has no more, kept because their writer fell silent. */
   readonly held: number;
 }
@@ -130,6 +132,7 @@ export function startFamily<T>(options: FamilyOptions<T>): Family {
       quarantined: quarantine.size,
       lastQuarantineReason: quarantine.size > 0 ? lastQuarantineReason : undefined,
       interruptions: reflector.status().reconnects,
+      lastProofMs: reflector.status().lastProofOfLifeAt,
       held: reflector.status().held,
     }),
     names: () => names,

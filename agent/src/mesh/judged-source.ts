@@ -15,6 +15,8 @@ export interface JudgedSource {
   revision(): number;
   /** Times that following it broke off and was begun again. */
   interruptions(): number;
+  /** When etcd last showed on this watch that it lives, monotonic. */
+  lastProofMs(): number | undefined;
   /** What the first list did not have, though the kernel has it, was removed while this agent was away. */
   trustsAbsence(): boolean;
   /** The connection of the last complete list. */
@@ -89,6 +91,7 @@ export function startJudgedSource(options: {
     isCurrent: () => listedEpoch === etcd.epoch,
     revision: () => revision,
     interruptions: () => reflector.status().reconnects,
+    lastProofMs: () => reflector.status().lastProofOfLifeAt,
     trustsAbsence: () => trust === true,
     connection: () => connection,
   };

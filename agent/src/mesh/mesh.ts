@@ -37,6 +37,8 @@ export interface MeshOptions {
   readonly memory: StoreMemory;
   readonly zstd: Compression;
   readonly sink: MeshSink;
+  /** A family whose watch shows no sign of life for longer is named in the problems. */
+  readonly staleAfterMs: number;
   /** Times the requests to etcds. */
   readonly observe: Observe;
   readonly clock: Clock;
@@ -105,6 +107,18 @@ export function startMesh(options: MeshOptions): Mesh {
     signal,
   });
 
+  /** Families whose watches show nothing, though all may be well with the connection: another's big answers are in their way. */
+  function staleProblems(): string[] {
+    const stale = new Map<string, string[]>();
+    for (const { peer, family, lastProofMs } of progress.all())
+      if (lastProofMs !== undefined && clock.nowMs() - lastProofMs > options.staleAfterMs)
+        stale.set(peer, [...(stale.get(peer) ?? []), family]);
+    return [...stale].map(
+      ([peer, families]) =>
+        `no sign of life of ${families.join(', ')} of ${peer} for more than ${options.staleAfterMs / 1000} s: what is known of them may be old`,
+    );
+  }
+
   return {
     isSettled(clusterId, family) {
       if (clusterId === own.id) return cluster.services.state().synced && cluster.endpointslices.state().synced;
@@ -126,7 +140,7 @@ export function startMesh(options: MeshOptions): Mesh {
       ...peers.missing(),
     ],
     problems() {
-      const problems = peers.problems();
+      const problems = [...peers.problems(), ...staleProblems()];
       if (nodes.heldCount() > 0)
         problems.push(
           `${nodes.heldCount()} rows of other nodes are kept as they were before etcd was rebuilt; their agents have not written again yet`,

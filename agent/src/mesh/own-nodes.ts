@@ -71,6 +71,7 @@ export function startOwnNodes(options: {
       current: source.isCurrent(),
       revision: source.revision(),
       interruptions: source.interruptions(),
+      lastProofMs: source.lastProofMs(),
       held: 0,
       count: nodes.count(),
       quarantined: nodes.quarantined().size,

@@ -8,6 +8,7 @@ export function createMetrics(ports: {
   readonly registry: Registry;
   readonly sync: Sync;
   readonly progress: () => readonly FamilyProgress[];
+  readonly nowMs: () => number;
   readonly restoredCount: () => number;
   readonly outgrownServices: () => ReadonlyMap<string, readonly string[]>;
   readonly endpoints: () => readonly { readonly state: string }[];
@@ -85,6 +86,15 @@ export function createMetrics(ports: {
   gauge('family_quarantined', 'Objects that were refused, per cluster and family.', ['cluster', 'family'], (metric) => {
     for (const { peer, family, quarantined } of ports.progress()) metric.set({ cluster: peer, family }, quarantined);
   });
+  gauge(
+    'family_age_seconds',
+    'Seconds since the etcd that a family is read from last showed on its watch that it lives.',
+    ['cluster', 'family'],
+    (metric) => {
+      for (const { peer, family, lastProofMs } of ports.progress())
+        if (lastProofMs !== undefined) metric.set({ cluster: peer, family }, (ports.nowMs() - lastProofMs) / 1000);
+    },
+  );
   gauge(
     'family_applied_revision',
     'etcd revision up to which a family is in the kernel.',

@@ -31,7 +31,7 @@ import {
   nodeKey,
   serviceKey,
 } from '@clustermesh/contract';
-import type { Etcd } from '@clustermesh/kvstore';
+import type { Etcd, EtcdOptions } from '@clustermesh/kvstore';
 import { type EtcdServer, startEtcd } from '@clustermesh/kvstore/testing';
 import { openZstd, silentLog, systemClock, type WaitOptions, waitFor } from '@clustermesh/runtime';
 import { type Agent, startAgent } from '../agent.ts';
@@ -63,6 +63,9 @@ export interface TestNode {
 export interface NodeOptions {
   readonly configDir?: string;
   readonly serviceV2?: ServiceV2;
+  /** How it reaches its etcd. */
+  readonly etcd?: Partial<EtcdOptions>;
+  readonly staleAfterMs?: number;
   /** In place of the fake kernel's table. */
   readonly services?: MapOps<ServiceRow>;
 }
@@ -128,7 +131,7 @@ export async function startCluster(): Promise<TestCluster> {
   const directory = mkdtempSync(join(tmpdir(), 'cm-agent-'));
 
   const put = (key: string, value: string) => etcd.put(key, value);
-  const config = (name: NodeName, { configDir, serviceV2 }: NodeOptions): AgentConfig =>
+  const config = (name: NodeName, { configDir, serviceV2, staleAfterMs }: NodeOptions): AgentConfig =>
     parseAgentConfig({
       cluster: { name: CLUSTER, id: 1 },
       node: {
@@ -144,12 +147,12 @@ export async function startCluster(): Promise<TestCluster> {
       socket: join(directory, `${name}.sock`),
       stateDir: join(directory, name),
       datapath: { bpffs: '/unused', cgroup: '/unused' },
-      timers: { endpointAddTimeoutMs: 1_000, statusIntervalMs: 20 },
+      timers: { endpointAddTimeoutMs: 1_000, statusIntervalMs: 20, staleAfterMs },
     });
 
   async function node(name: NodeName, options: NodeOptions = {}): Promise<TestNode> {
     const kernel = createFakeKernel();
-    let client = server.client();
+    let client = server.client(options.etcd);
     const start = () =>
       startAgent({
         config: config(name, options),
@@ -171,7 +174,7 @@ export async function startCluster(): Promise<TestCluster> {
         await Promise.all([client.close(), created.agent.close()]);
       },
       async start() {
-        client = server.client();
+        client = server.client(options.etcd);
         created.agent = await start();
       },
       backends: () => kernel.services.rows.get(FRONTEND)?.backends.map((backend) => backend.ip),
