@@ -119,6 +119,7 @@ test('a peer that has not been heard out in a family contributes nothing of it y
   await cluster.writePeer({ ...US, without: ['services'] });
   const node = await cluster.node('n1');
   await eventually("the peer's addresses", () => node.kernel.ipcache.rows.has('10.2.1.5/32'));
+  await eventually('the local backend', () => node.backends()?.length === 1);
   assert.deepEqual(node.backends(), [LOCAL_BACKEND]);
   assert.equal(node.agent.status().applied, false);
   await cluster.etcd.put(canaryKey('us', 'services', 'cache'), 'now');

@@ -63,7 +63,7 @@ describe('endpoint slices of a peer', { timeout: 180_000 }, () => {
       'slices to be missing alone',
       () => node.agent.notReady() === 'not heard yet: endpointslices of us',
     );
-    assert.deepEqual(node.backends(), [LOCAL_BACKEND]);
+    await backendsAre(node, 'the local backend alone', LOCAL_BACKEND);
     await cluster.etcd.put(canaryKey('us', 'endpointslices', 'cache'), 'now');
     await backendsAre(node, 'the backends', LOCAL_BACKEND, ...US.pods);
     await applied(node);
