@@ -24,6 +24,7 @@ import { createMetrics, MESH_METRICS, OWN_METRICS } from './metrics.ts';
 import { createPeerDirectory, startOperations } from './operations/index.ts';
 import { knownPeers } from './preflight/known-peers.ts';
 import { runPreflight } from './preflight/preflight.ts';
+import { startRenewal } from './renewal.ts';
 
 const log = createLog('clustermesh-apiserver');
 const configFile = configArgument('clustermesh-apiserver');
@@ -126,6 +127,7 @@ await runDaemon(log, async (signal) => {
     listen === undefined
       ? undefined
       : await listenForAdmin({ rpc: admin, listen, pkiDir, usersFile: config.usersFile, log, signal });
+  const renewal = startRenewal({ pkiDir, cluster: cluster.name, isLeading: plane.isLeading, log, signal });
   createMetrics(registry, cluster.name, plane);
   const http = await serveHttp({
     ...config.http,
@@ -139,6 +141,7 @@ await runDaemon(log, async (signal) => {
     admin.close,
     http.close,
     operations.close,
+    () => renewal.ended,
     plane.close,
     async () => lock.release(),
   ];

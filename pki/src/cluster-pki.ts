@@ -1,5 +1,5 @@
 /** The PKI directory of one cluster: decisions are pure (`whyIssue`), writing is at the end. */
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { BlockList, isIP } from 'node:net';
 import { join } from 'node:path';
 import { MeshError, messageOf } from '@clustermesh/contract';
@@ -44,12 +44,26 @@ interface Wanted {
   readonly issue: (ca: CertificateAuthority) => Promise<KeyAndCertificate>;
 }
 
-/** Makes the directory complete: issues what is missing or no longer right, and touches nothing else. */
+/**
+ * Makes the directory complete: issues what is missing, due, or no longer right, and touches nothing else. What it holds already
+ * (nodes below `nodes/`, names of the server) need not be named again.
+ */
 export async function ensureClusterPki(options: ClusterPkiOptions): Promise<ClusterPki> {
-  const nodes = (options.nodes ?? []).map((node) =>
-    typeof node === 'string' ? { name: node, dir: join(options.dir, 'nodes', node) } : node,
-  );
   refuseForeign(options.dir, options.cluster);
+  const nodesDir = join(options.dir, 'nodes');
+  const known = existsSync(nodesDir) ? readdirSync(nodesDir) : [];
+  const named = (options.nodes ?? []).map((node) =>
+    typeof node === 'string' ? { name: node, dir: join(nodesDir, node) } : node,
+  );
+  const nodes = [
+    ...named,
+    ...known
+      .filter((name) => !named.some((node) => node.dir === join(nodesDir, name)))
+      .map((name) => ({ name, dir: join(nodesDir, name) })),
+  ];
+  const covered = coveredNames(options.dir);
+  const serverDnsExtra = [...new Set([...covered.dnsNames, ...(options.serverDnsNames ?? [])])];
+  const serverIpExtra = [...new Set([...covered.ips, ...(options.serverIps ?? [])])];
   privateDir(options.dir);
   for (const node of nodes) privateDir(node.dir);
 
@@ -75,13 +89,13 @@ export async function ensureClusterPki(options: ClusterPkiOptions): Promise<Clus
   const server: Wanted = {
     file: join(options.dir, 'server'),
     commonName: SERVER_COMMON_NAME,
-    dnsNames: [...serverDnsNames(), ...(options.serverDnsNames ?? [])],
-    ips: [...SERVER_IPS, ...(options.serverIps ?? [])],
+    dnsNames: [...serverDnsNames(), ...serverDnsExtra],
+    ips: [...SERVER_IPS, ...serverIpExtra],
     issue: (signer) =>
       issueServer({
         ca: signer,
-        dnsNames: options.serverDnsNames ?? [],
-        ips: options.serverIps ?? [],
+        dnsNames: serverDnsExtra,
+        ips: serverIpExtra,
         ...(options.now === undefined ? {} : { now: options.now }),
       }),
   };
@@ -112,6 +126,16 @@ export async function ensureClusterPki(options: ClusterPkiOptions): Promise<Clus
     issued.push({ file: crlFile(options.dir), reason: crlProblem });
   }
   return { ca: authority, issued };
+}
+
+/** The names that the server certificate has, for the next one. */
+function coveredNames(dir: string): { readonly dnsNames: readonly string[]; readonly ips: readonly string[] } {
+  const pair = readPair(dir, 'server');
+  try {
+    return pair === undefined ? { dnsNames: [], ips: [] } : certificateFacts(pair.certPem);
+  } catch {
+    return { dnsNames: [], ips: [] }; // torn: issued again with what is named now
+  }
 }
 
 /** A directory of another cluster is not made over: with its CA, that cluster would lose every certificate that it ever issued. */
@@ -145,6 +169,7 @@ export function whyIssue(
     if (!isKeyOf(pair.certPem, pair.keyPem)) return 'certificate and key do not belong together';
     const facts = certificateFacts(pair.certPem);
     if (facts.commonName !== wanted.commonName) return `common name is ${facts.commonName}`;
+    if (facts.notBefore > now) return `valid only from ${facts.notBefore.toISOString()}: issued under a wrong clock`;
     if (facts.notAfter <= now) return `expired at ${facts.notAfter.toISOString()}`;
     if (isRenewalDue(facts, now.getTime())) return `due for renewal, it expires at ${facts.notAfter.toISOString()}`;
     const missing = [

@@ -3,7 +3,7 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, it } from 'node:test';
-import { certificatesIn, isIssuedBy } from './certificate.ts';
+import { certificateFacts, certificatesIn, isIssuedBy } from './certificate.ts';
 import { ensureClusterPki } from './cluster-pki.ts';
 import { readCrl } from './crl.ts';
 import { loadCa, loadCaBundle } from './files.ts';
@@ -108,6 +108,15 @@ describe('a CA on disk', () => {
     assert.equal(file('ca.key'), key);
   });
 
+  it('keeps the names of the server and renews the nodes it has, without being told again', async () => {
+    await ensureClusterPki({ dir, cluster: 'eu', serverIps: ['192.0.2.7'], serverDnsNames: ['eu.example'] });
+    const later = new Date(Date.now() + 0.7 * 1095 * DAY_MS);
+    const { issued } = await ensureClusterPki({ dir, cluster: 'eu', now: later });
+    assert.ok(issued.some(({ file: path }) => path === join(dir, 'nodes/n1/node.crt')));
+    const facts = certificateFacts(file('server.crt'));
+    assert.ok(facts.ips.includes('192.0.2.7') && facts.dnsNames.includes('eu.example'));
+  });
+
   it('renews leaves that are due by itself, and no others', async () => {
     const server = file('server.crt');
     const almost = new Date(Date.now() + 0.6 * 1095 * DAY_MS);
@@ -117,5 +126,9 @@ describe('a CA on disk', () => {
     assert.equal(issued.length, 5);
     for (const { reason } of issued) assert.match(reason, /^due for renewal, it expires at/);
     assert.notEqual(file('server.crt'), server);
+    // Under a clock that is right again, what was issued in the future is of no use, and is issued again.
+    const again = await ensure();
+    assert.equal(again.issued.length, 5);
+    for (const { reason } of again.issued) assert.match(reason, /issued under a wrong clock/);
   });
 });
