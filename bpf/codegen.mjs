@@ -166,8 +166,12 @@ function describe(s, shape) {
   return `${s.bigEndian ? 'be' : 'u'}${s.bytes * 8}`;
 }
 
+/** BPF_MAP_TYPE_ARRAY and _PERCPU_ARRAY: what stands where depends on how many there are. */
+const ARRAYS = new Set([2, 6]);
+
 const fingerprint = (map) =>
   createHash('sha256')
+    .update(ARRAYS.has(map.type) ? `${map.maxEntries}/` : '')
     .update(`${map.type}/${map.flags}/${describe(map.key, map.shape)}/${describe(map.value, map.shape)}`)
     .digest('hex')
     .slice(0, 16);

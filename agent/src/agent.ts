@@ -85,9 +85,17 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     podCidr: node.ipv6.podCIDR,
   };
   const desired: Desired = createDesired({
-    own: { clusterId: cluster.id, nodeIp: node.ip, gatewayIp: node.gatewayIP, podCidr: node.podCIDR, ipv6: ownIpv6 },
+    own: {
+      cluster: cluster.name,
+      clusterId: cluster.id,
+      nodeIp: node.ip,
+      gatewayIp: node.gatewayIP,
+      podCidr: node.podCIDR,
+      ipv6: ownIpv6,
+    },
     view,
     serviceV2: config.clustermesh.serviceV2,
+    isDirect: (name) => (config.datapath.routing.clusters[name] ?? config.datapath.routing.mode) === 'direct',
     onChanged: () => sync?.trigger(),
   });
   await takeOver({ tables, datapath, desired });

@@ -110,6 +110,20 @@ const schema = z
           burst: z.number().int().min(1).max(100_000).default(1_000),
         })
         .prefault({}),
+      /**
+       * Devices on which other hosts are reached. What arrives there for pods without encapsulation is refused, unless its source
+       * belongs to a cluster that is reached directly, or to none. Needed for `direct`.
+       */
+      uplinks: z.array(z.string().min(1).max(15)).default([]),
+      /** How pods of other nodes are reached; both sides must be set alike. */
+      routing: z
+        .strictObject({
+          /** `tunnel`: VXLAN. `direct`: by the host's routes; those to nodes on its links are made, others are left to the network. */
+          mode: z.enum(['tunnel', 'direct']).default('tunnel'),
+          /** Clusters for which another mode holds, by name; this one included. */
+          clusters: z.record(z.string(), z.enum(['tunnel', 'direct'])).default({}),
+        })
+        .prefault({}),
       /** Rows per map; holds when a map is first made. */
       mapSizes: z.record(z.string(), z.number().int().positive()).optional(),
     }),
@@ -135,6 +149,10 @@ const schema = z
       .prefault({}),
   })
   .superRefine((config, context) => {
+    const { routing, uplinks } = config.datapath;
+    const isAnyDirect = [routing.mode, ...Object.values(routing.clusters)].includes('direct');
+    if (isAnyDirect && uplinks.length === 0)
+      context.addIssue({ code: 'custom', path: ['datapath', 'uplinks'], message: 'is needed for direct routing' });
     const max: MaxConnectedClusters = config.cluster.maxConnectedClusters;
     const nameProblem = clusterNameProblem(config.cluster.name);
     if (nameProblem !== undefined)

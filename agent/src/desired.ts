@@ -13,7 +13,7 @@ import {
   parseCidr,
 } from '@clustermesh/contract';
 import type { IpcacheRow, NodeRow, ServiceRow } from './datapath/types.ts';
-import { type ClaimsProjection, createClaims } from './ipcache/claims.ts';
+import { type Claim, type ClaimsProjection, createClaims } from './ipcache/claims.ts';
 import { createNodeIds } from './ipcache/node-ids.ts';
 import {
   localEndpointClaims,
@@ -32,6 +32,7 @@ import { createServicesProjection } from './services/projection.ts';
 
 export interface DesiredOptions {
   readonly own: {
+    readonly cluster: string;
     readonly clusterId: number;
     readonly nodeIp: string;
     readonly gatewayIp: string;
@@ -41,6 +42,8 @@ export interface DesiredOptions {
       | undefined;
   };
   readonly view: MeshView;
+  /** Clusters (the own included) whose pods are reached by routes instead of the tunnel. Default: none. */
+  readonly isDirect?: (cluster: string) => boolean;
   /** Which of the two forms in which peers publish backends is taken, where there are both. */
   readonly serviceV2: ServiceV2;
   /** Asked for after changes: a pass is wanted. */
@@ -167,6 +170,15 @@ export function createDesired(options: DesiredOptions): Desired {
     return ip;
   }
 
+  const isDirect = options.isDirect ?? (() => false);
+  /** What lies behind a node of that cluster is reached as is configured for it. */
+  function routed(cluster: string, claims: Claim<IpcacheRow>[]): Claim<IpcacheRow>[] {
+    if (!isDirect(cluster)) return claims;
+    return claims.map((claim) =>
+      claim.row.tunnelEndpoint === null ? claim : { ...claim, row: { ...claim.row, direct: true as const } },
+    );
+  }
+
   /** One string for all addresses of a peer. */
   const sourcesOfIps = new Map<string, string>();
   function sourceOfIps({ name }: { readonly name: string }): string {
@@ -198,7 +210,10 @@ export function createDesired(options: DesiredOptions): Desired {
         else podNets.set(name, nets);
         ipcache.rulesChanged();
       }
-      ipcache.setClaims(`node/${name}`, record === undefined ? [] : localNodeClaims(record, own.clusterId));
+      ipcache.setClaims(
+        `node/${name}`,
+        record === undefined ? [] : routed(own.cluster, localNodeClaims(record, own.clusterId, isDirect(own.cluster))),
+      );
       nodes.setClaims(
         `node/${name}`,
         nodeClaims([record?.internalIp, record?.ipv6?.internalIp], own.clusterId, RANK.localNode),
@@ -208,18 +223,21 @@ export function createDesired(options: DesiredOptions): Desired {
       const claims =
         endpoint === undefined || record === undefined
           ? []
-          : localEndpointClaims(endpoint, record.internalIp, own.clusterId);
+          : routed(own.cluster, localEndpointClaims(endpoint, record.internalIp, own.clusterId));
       ipcache.setClaims(`node/${node}/${id}`, claims);
     },
     peerNode(peer, name, node) {
-      ipcache.setClaims(`peer/${peer.name}/node/${name}`, node === undefined ? [] : remoteNodeClaims(node, peer.id));
+      ipcache.setClaims(
+        `peer/${peer.name}/node/${name}`,
+        node === undefined ? [] : routed(peer.name, remoteNodeClaims(node, peer.id, isDirect(peer.name))),
+      );
       const underlay = node === undefined ? [] : [nodeInternalIp(node), nodeInternalIp(node, 6)];
       nodes.setClaims(`peer/${peer.name}/${name}`, nodeClaims(underlay, peer.id, RANK.remoteNode));
     },
     peerService: (peer, name, service) => services.setRemote(peer.name, peer.id, name, service),
     peerSlice: (peer, name, slice) => services.setRemoteSlice(peer.name, peer.id, name, slice),
     peerIp(peer, name, entry) {
-      const claims = entry === undefined ? [] : remoteIpClaims(entry, peer.id, shared);
+      const claims = entry === undefined ? [] : routed(peer.name, remoteIpClaims(entry, peer.id, shared));
       // A host's name says its one row; two prefixes may be two texts of one.
       if (name.includes('/')) ipcache.setClaims(`peer/${peer.name}/ip/${name}`, claims);
       else ipcache.setClaim(sourceOfIps(peer), hostCidr(canonicalIp(name) ?? name), claims[0]);

@@ -98,6 +98,7 @@ const sameAddress = (a: IpcacheRow, b: IpcacheRow): boolean =>
   a.identity === b.identity &&
   a.clusterId === b.clusterId &&
   a.tunnelEndpoint === b.tunnelEndpoint &&
+  a.direct === b.direct &&
   a.encryptKey === b.encryptKey;
 
 const sameBackend = (a: Backend, b: Backend | undefined): boolean =>

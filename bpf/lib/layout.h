@@ -32,10 +32,13 @@ struct cm_prefix {
 #define CM_IPV4_PREFIX 96
 _Static_assert(sizeof(struct cm_prefix) == 20, "cm_prefix");
 
+/* cm_remote.flags: by the host's routes, not through the tunnel */
+#define CM_REMOTE_DIRECT 1
+
 /* value of cm_ipcache and cm_ipcache_lpm: who has an address, and behind which node */
 struct cm_remote {
 	__u32 identity;
-	struct cm_addr tunnel; /* node to encapsulate to; none: not through the tunnel */
+	struct cm_addr node; /* behind which it is; none: behind none, or this one */
 	__u16 cluster_id;
 	__u8 encrypt_key;
 	__u8 flags;
@@ -78,7 +81,8 @@ struct cm_service {
 };
 _Static_assert(sizeof(struct cm_service) == 20, "cm_service");
 
-/* Slots lie in blocks: one row of cm_slots with all that this kernel's 512 bytes for it can hold. */
+/* Slots lie in blocks: one row of cm_slots with all that this kernel's 512 bytes for it can hold.
+ */
 #define CM_BLOCK_SLOTS 110
 
 struct cm_block_key {
@@ -104,7 +108,8 @@ struct cm_member_key {
 };
 _Static_assert(sizeof(struct cm_member_key) == 8, "cm_member_key");
 
-/* Per packet, a client is its address; for sockets, its network namespace: see affinity_of_netns() */
+/* Per packet, a client is its address; for sockets, its network namespace: see affinity_of_netns()
+ */
 struct cm_affinity_key {
 	struct cm_addr client;
 	__u32 service_id;

@@ -4,6 +4,7 @@
 #define CM_POD_H
 
 #include "answer.h"
+#include "direct.h"
 #include "parse.h"
 #include "tunnel.h"
 #include "verdict.h"
@@ -108,8 +109,9 @@ static __always_inline __u32 route_to(const struct cm_addr *daddr, struct route 
 }
 
 /*
- * Finds where the packet goes, accounts it to its flow and asks the policies of both ends. Functions
- * of their own, as what they need would not fit on the stack beside that of load balancing.
+ * Finds where the packet goes, accounts it to its flow and asks the policies of both ends.
+ * Functions of their own, as what they need would not fit on the stack beside that of load
+ * balancing.
  */
 static __noinline int track_from_pod(const struct packet *p, const struct cm_endpoint *src,
 				     const struct ct_service *via, struct route *to,
@@ -194,6 +196,7 @@ static __always_inline enum cm_reason forward(struct __sk_buff *skb, struct pack
 					      struct cm_decision *d, const struct cm_endpoint *src,
 					      const struct route *to)
 {
+	const struct cm_remote *remote = to->remote;
 	int err;
 
 	if (to->endpoint) {
@@ -207,8 +210,10 @@ static __always_inline enum cm_reason forward(struct __sk_buff *skb, struct pack
 		err = answer_icmp(skb, p, ICMP_NO_HOST, 0);
 		return err ? err : to_endpoint(skb, d, src, CM_R_NO_ENDPOINT);
 	}
-	if (to->remote && !addr_is_none(&to->remote->tunnel) && !is_own_host(&to->remote->tunnel))
-		return through_tunnel(skb, p, d, src, &to->remote->tunnel);
+	if (remote && is_tunnelled(remote) && !is_own_host(&remote->node))
+		return through_tunnel(skb, p, d, src, &remote->node);
+	if (remote && (remote->flags & CM_REMOTE_DIRECT) && !route_directly(skb, p, d))
+		return CM_R_TO_NETWORK;
 	return to_stack(d, CM_R_TO_STACK);
 }
 

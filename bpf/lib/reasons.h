@@ -23,6 +23,9 @@ enum cm_reason {
 	CM_R_SOCK_TRANSLATED = 6, /* connect/sendmsg given a backend */
 	CM_R_ND = 7,		  /* neighbour or listener discovery, left to the host's stack */
 
+	CM_R_TO_NETWORK = 8,   /* to another node by the host's routes */
+	CM_R_FROM_NETWORK = 9, /* arrived plain, and not for a pod: left to the host's stack */
+
 	CM_R_IPCACHE_MISMATCH = 32,   /* VNI and ipcache disagree about the source: VNI believed */
 	CM_R_SERVICE_TRANSLATED = 33, /* per-packet load balancing */
 	CM_R_REPLY_TRANSLATED = 34,   /* reply given the service's address back */
@@ -49,10 +52,11 @@ enum cm_reason {
 	CM_R_NO_ANSWER = 142,	 /* to be answered, but it may not be: see may_answer() */
 	CM_R_EXT_HEADER = 143,	 /* IPv6 routing header, or more extension headers than we follow */
 	CM_R_FRAGMENT_LOST = 144, /* a later fragment of a datagram whose first we did not see */
-	CM_R_LINK_LOCAL =
-		145,	     /* from or to an IPv6 link-local address, where nothing is behind it */
-	CM_R_ROGUE_ND = 146, /* discovery from afar (hop limit), or what only a router says */
-	CM_R_ICMP_LIMITED = 147, /* to be answered, but its sender has had enough ICMP errors */
+	CM_R_LINK_LOCAL = 145,	  /* IPv6 link-local source, where nothing is behind it */
+	CM_R_ROGUE_ND = 146,	  /* discovery from afar (hop limit), or what only a router says */
+	CM_R_ICMP_LIMITED = 147,  /* to be answered, but its sender has had enough ICMP errors */
+
+	CM_R_NOT_ENCAPSULATED = 148, /* plain, from an address that is reached by the tunnel */
 
 	CM_R_INGRESS_DENIED = 160,    /* no policy of the receiving pod allows it */
 	CM_R_EGRESS_DENIED = 161,     /* no policy of the sending pod allows it */
@@ -68,14 +72,16 @@ enum cm_direction {
 	CM_DIR_TO_POD = 1,
 	CM_DIR_OVERLAY = 2,
 	CM_DIR_SOCK = 3,
+	CM_DIR_FROM_NETWORK = 4,
 
-	CM_DIR_MAX = 4,
+	CM_DIR_MAX = 8, /* room for more: the counters' places depend on it */
 };
 
 enum cm_action {
 	CM_ACT_DROP = 0,
 	CM_ACT_STACK = 1,    /* TC_ACT_OK */
 	CM_ACT_ENDPOINT = 2, /* bpf_redirect_peer into the pod behind `target` */
+	CM_ACT_NETWORK = 4,  /* bpf_redirect to the uplink `target`, next hop's MACs on the frame */
 	CM_ACT_TUNNEL = 3,   /* bpf_redirect to the VXLAN device, tunnel key set */
 };
 

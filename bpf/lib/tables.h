@@ -46,6 +46,12 @@ static __always_inline struct cm_remote *ipcache_lookup(const struct cm_addr *ad
 	return host ? host : bpf_map_lookup_elem(&cm_ipcache_lpm, &key);
 }
 
+/* Is this address reached by encapsulating? */
+static __always_inline int is_tunnelled(const struct cm_remote *r)
+{
+	return !(r->flags & CM_REMOTE_DIRECT) && !addr_is_none(&r->node);
+}
+
 static __always_inline struct cm_endpoint *endpoint_lookup(const struct cm_addr *addr)
 {
 	return bpf_map_lookup_elem(&cm_endpoints, addr);

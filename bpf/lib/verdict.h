@@ -136,6 +136,7 @@ static __noinline int carry_out(struct __sk_buff *skb, const struct hook *hook,
 	case CM_ACT_ENDPOINT:
 		return bpf_redirect_peer(d->target, 0);
 	case CM_ACT_TUNNEL:
+	case CM_ACT_NETWORK:
 		return bpf_redirect(d->target, 0);
 	case CM_ACT_STACK:
 		return TC_ACT_OK;

@@ -4,6 +4,7 @@
  * skb->cb ([0] VNI, [1] to [4] remote node) and skb->mark (ifindex). The decision is left in
  * cm_decisions.
  */
+#include "../lib/netdev.h"
 #include "../lib/overlay.h"
 #include "../lib/pod.h"
 
@@ -39,6 +40,17 @@ int cm_test_to_pod(struct __sk_buff *skb)
 
 	d.reason = to_pod(skb, &d);
 	return carry_out(skb, &hook, &d, CM_DIR_TO_POD, bytes);
+}
+
+SEC("tc")
+int cm_test_from_network(struct __sk_buff *skb)
+{
+	const struct hook hook = made_up_hook(skb);
+	struct cm_decision d = {};
+	__u32 bytes = skb->len;
+
+	d.reason = from_network(skb, &hook, &d);
+	return carry_out(skb, &hook, &d, CM_DIR_FROM_NETWORK, bytes);
 }
 
 SEC("tc")

@@ -54,6 +54,10 @@ export function attachOverlay(loaded: Loaded, vxlanIfindex: number): void {
   libbpf.attachTc(vxlanIfindex, 'ingress', loaded.programFd('cm_overlay'));
 }
 
+export function attachUplink(loaded: Loaded, ifindex: number): void {
+  libbpf.attachTc(ifindex, 'ingress', loaded.programFd('cm_from_network'));
+}
+
 /** Egress first: by the time the pod can send, what comes back is already seen. */
 export function attachPod(loaded: Loaded, ifindex: number): void {
   libbpf.attachTc(ifindex, 'egress', loaded.programFd('cm_to_pod'));

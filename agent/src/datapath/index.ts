@@ -18,6 +18,7 @@ import * as libbpf from './libbpf.ts';
 import { ensureVxlan, interfaceIndex, underlayMtuOf } from './links.ts';
 import { isPinned, loadPrograms } from './loader.ts';
 import { requireFeatures } from './probe.ts';
+import { withRoutes } from './routes.ts';
 import { toCidr, toFamily } from './rows.ts';
 import { openServices } from './services.ts';
 import { endpointTable, ipcacheTable, nodeTable } from './tables.ts';
@@ -59,8 +60,9 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
   requireFeatures(log, release());
   const pinDir = pinDirOf(config);
   const vxlanIfindex = await ensureVxlan(config.vxlanDevice);
+  const underlayMtu = config.underlayMtu ?? (await underlayMtuOf(config.nodeIp));
   const loaded = loadPrograms({
-    objects: ['sock', 'pod', 'overlay'],
+    objects: ['sock', 'pod', 'overlay', 'netdev'],
     pinDir,
     mapSizes: config.mapSizes,
     settings: {
@@ -68,7 +70,7 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
       ipv6: toFamily(config.ipv6),
       vxlanIfindex,
       identityShift: config.identityShift,
-      underlayMtu: config.underlayMtu ?? (await underlayMtuOf(config.nodeIp)),
+      underlayMtu,
     },
   });
   const { maps } = loaded;
@@ -80,6 +82,7 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
     const endpoints = { ...rowsOfEndpoints, list: listEndpoints };
     attach.attachSocketPrograms(loaded, config.cgroup, pinDir);
     attach.attachOverlay(loaded, vxlanIfindex);
+    for (const uplink of config.uplinks ?? []) attach.attachUplink(loaded, interfaceIndex(uplink));
     const replaced = await reattachPods();
     log.info({ pinDir, vxlanIfindex, replaced }, 'datapath is open');
 
@@ -119,7 +122,13 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
       if (failed?.error !== undefined) throw failed.error;
     }
 
-    const ipcache = ipcacheTable(maps.cm_ipcache, maps.cm_ipcache_lpm);
+    const ipcache = await withRoutes(ipcacheTable(maps.cm_ipcache, maps.cm_ipcache_lpm), {
+      vxlanDevice: config.vxlanDevice,
+      underlayMtu,
+      gatewayIp: config.gatewayIp,
+      gatewayIp6: config.ipv6?.gatewayIp,
+      log,
+    });
     const nodes = nodeTable(maps.cm_nodes);
     const rows = async <Row extends object>(ops: { list(): Promise<Map<string, Row>> }) => [
       ...(await ops.list()).values(),

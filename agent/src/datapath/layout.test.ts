@@ -34,8 +34,8 @@ const be16 = (port: number): number => ((port & 0xff) << 8) | (port >> 8);
 
 const addr = 'fd00:1:2:3:4:5:6:7';
 const addrSeen = { word: [0x010000fd, 0x03000200, 0x05000400, 0x07000600] };
-const remote = { identity: 0x01020304, tunnel: '172.31.2.11', clusterId: 511, encryptKey: 3, flags: 4 };
-const remoteSeen = { identity: 0x01020304, tunnel: wordsOf('172.31.2.11'), cluster_id: 511, encrypt_key: 3, flags: 4 };
+const remote = { identity: 0x01020304, node: '172.31.2.11', clusterId: 511, encryptKey: 3, flags: 4 };
+const remoteSeen = { identity: 0x01020304, node: wordsOf('172.31.2.11'), cluster_id: 511, encrypt_key: 3, flags: 4 };
 
 const rows: [MapName, unknown, unknown, object | number, object | number][] = [
   ['cm_ipcache', addr, remote, addrSeen, remoteSeen],
@@ -199,7 +199,7 @@ it('counters of all CPUs are summed', () => {
     value.writeBigUInt64LE(1000n, cpu * 16 + 8);
   }
   const key = Buffer.alloc(4);
-  key.writeUInt32LE(135 * 4 + 2); // unknown-node, overlay
+  key.writeUInt32LE(135 * 8 + 2); // unknown-node, overlay
   assert.equal(libbpf.mapUpdate(loaded.maps.cm_drops.fd, key, value), 0);
   assert.deepEqual(dumpDrops(loaded.maps), [
     {

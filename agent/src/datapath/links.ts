@@ -9,9 +9,10 @@ const exec = promisify(execFile);
 /** IANA's VXLAN port is 4789; Cilium's, and so ours, is 8472. */
 export const VXLAN_PORT = 8472;
 
-async function ip(args: string[]): Promise<string> {
+/** iproute2's `ip` with these arguments; what it prints. */
+export async function ip(args: readonly string[]): Promise<string> {
   try {
-    const { stdout } = await exec('ip', args);
+    const { stdout } = await exec('ip', [...args]);
     return stdout;
   } catch (error) {
     const { stderr, message } = error as Error & { stderr?: string };
@@ -46,8 +47,8 @@ export async function ensureVxlan(name: string): Promise<number> {
       hint: `Remove it (ip link del ${name}) or name another device (datapath.vxlanDevice).`,
     });
   }
-  // No IPv6 link-local chatter into the tunnel.
-  await ip(['link', 'set', 'dev', name, 'addrgenmode', 'none', 'up']);
+  // No IPv6 link-local chatter into the tunnel, and nobody to ask there: routes into it have no next hop.
+  await ip(['link', 'set', 'dev', name, 'addrgenmode', 'none', 'arp', 'off', 'up']);
   return interfaceIndex(name);
 }
 

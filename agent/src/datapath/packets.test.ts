@@ -13,6 +13,7 @@ import {
   assertOutcome,
   B,
   C,
+  D,
   GATEWAY,
   NODE,
   OK,
@@ -29,6 +30,7 @@ import {
 let lab: PacketLab;
 const fromPod: PacketLab['fromPod'] = (...args) => lab.fromPod(...args);
 const toPod: PacketLab['toPod'] = (...args) => lab.toPod(...args);
+const fromNetwork: PacketLab['fromNetwork'] = (...args) => lab.fromNetwork(...args);
 const overlay: PacketLab['overlay'] = (...args) => lab.overlay(...args);
 
 before(async () => {
@@ -245,6 +247,49 @@ describe('per-packet load balancing', () => {
     assertOutcome(o, REDIRECT, 'ENDPOINT', 'NO_ENDPOINT');
     const ours = { saddr: A.ip, daddr: '10.96.0.20', protocol: 6, sport: 4001, dport: 80 };
     assertFrame(o.out, { icmp: { type: 3, code: 1, id: 0, quote: ours } });
+  });
+});
+
+describe('what arrives without encapsulation', () => {
+  it('goes to the pod with the identity of its source, from a cluster that is reached directly and from the world', () => {
+    for (const [saddr, identity] of [
+      [D.ip, D.identity],
+      ['192.0.2.1', 2],
+    ] as const) {
+      const o = fromNetwork(tcp(saddr, 4000, A.ip, 80));
+      assertOutcome(o, REDIRECT, 'ENDPOINT', 'TO_ENDPOINT');
+      assert.deepEqual([o.decision.target, o.decision.identity], [A.ifindex, identity]);
+      assertFrame(o.out, { dstMac: A.mac, srcMac: A.hostMac });
+    }
+  });
+
+  it('is dropped with the source of a pod that is reached by the tunnel, whatever else it is', () => {
+    const odd = build({ saddr: C.ip, daddr: A.ip, protocol: 50, payload: 'x'.repeat(12) });
+    for (const packet of [tcp(C.ip, 4000, A.ip, 80), tcp('10.3.4.5', 1, A.ip, 80), odd]) {
+      assertOutcome(fromNetwork(packet), SHOT, 'DROP', 'NOT_ENCAPSULATED');
+    }
+  });
+
+  it('is dropped with the source of one of ours', () => {
+    for (const saddr of [B.ip, '10.1.1.200', GATEWAY, NODE]) {
+      assertOutcome(fromNetwork(tcp(saddr, 1, A.ip, 80)), SHOT, 'DROP', 'SPOOFED_SOURCE');
+    }
+  });
+
+  it('is the affair of the host where it is not for a pod', () => {
+    for (const daddr of [NODE, GATEWAY, '10.1.1.99', '192.0.2.1']) {
+      assertOutcome(fromNetwork(tcp(C.ip, 1, daddr, 80)), OK, 'STACK', 'FROM_NETWORK');
+    }
+  });
+
+  it("gives a translated flow's reply the service's address back", async () => {
+    const frontend = { ip: '10.96.0.10', port: 53, protocol: 'UDP' } as const;
+    await lab.services.update([{ frontend, backends: [{ ip: D.ip, clusterId: 4, port: 5353 }], flags: 0 }]);
+    const there = fromPod(udp(A.ip, 4000, '10.96.0.10', 53));
+    // No route and no neighbour here: what cannot be routed by us is left to the host, translated.
+    assertOutcome(there, OK, 'STACK', 'TO_STACK');
+    assertFrame(there.out, { daddr: D.ip });
+    assertFrame(fromNetwork(udp(D.ip, 5353, A.ip, 4000, 'answer')).out, { saddr: '10.96.0.10' });
   });
 });
 

@@ -77,20 +77,24 @@ export function toFamily(of?: { nodeIp?: string | undefined; gatewayIp: string; 
   };
 }
 
+/** CM_REMOTE_DIRECT of bpf/lib/layout.h. */
+const REMOTE_DIRECT = 1;
+
 export const toRemote = (row: IpcacheRow): CmRemote => ({
   identity: row.identity,
-  tunnel: row.tunnelEndpoint === null ? NO_ADDRESS : toAddr(row.tunnelEndpoint),
+  node: row.tunnelEndpoint === null ? NO_ADDRESS : toAddr(row.tunnelEndpoint),
   clusterId: row.clusterId,
   encryptKey: row.encryptKey,
-  flags: 0,
+  flags: row.direct ? REMOTE_DIRECT : 0,
 });
 
 export const fromRemote = (prefix: string, value: CmRemote): IpcacheRow => ({
   prefix,
   identity: value.identity,
   clusterId: value.clusterId,
-  tunnelEndpoint: value.tunnel === NO_ADDRESS ? null : value.tunnel,
+  tunnelEndpoint: value.node === NO_ADDRESS ? null : value.node,
   encryptKey: value.encryptKey,
+  ...(value.flags & REMOTE_DIRECT ? { direct: true as const } : {}),
 });
 
 export function toMac(text: string): Uint8Array {

@@ -29,6 +29,8 @@ export interface DatapathConfig {
   cgroup: string;
   /** Collect-metadata VXLAN device; made if absent. */
   vxlanDevice: string;
+  /** Devices on which other hosts are reached: what comes in there for pods without encapsulation is looked at. Default: none. */
+  uplinks?: readonly string[];
   /** Rows a map may hold, by map name; applies when the map is first made (a pinned map keeps its size). */
   mapSizes?: Record<string, number>;
 }
@@ -60,8 +62,10 @@ export interface IpcacheRow {
   prefix: string;
   identity: number;
   clusterId: number;
-  /** Node address to encapsulate to; null: not through the tunnel. */
+  /** The node that it lies behind, which it is encapsulated to; null: behind none, or this one. */
   tunnelEndpoint: string | null;
+  /** Reached by the host's routes instead of the tunnel. Absent: no. */
+  direct?: true;
   encryptKey: number;
 }
 

@@ -45,7 +45,7 @@ const usNode: MeshNode = makeNode({
   labels: {},
 });
 
-function rig(ipv6?: DesiredOptions['own']['ipv6']) {
+function rig(ipv6?: DesiredOptions['own']['ipv6'], direct: readonly string[] = []) {
   const settled = new Set<string>();
   const gone = new Set<number>();
   const settledNodes = new Set<string>();
@@ -56,7 +56,7 @@ function rig(ipv6?: DesiredOptions['own']['ipv6']) {
     delete: (key: string) => void map.delete(key),
   });
   const desired = createDesired({
-    own: { clusterId: 1, nodeIp: '172.31.1.11', gatewayIp: '10.1.1.1', podCidr: '10.1.1.0/24', ipv6 },
+    own: { cluster: 'eu', clusterId: 1, nodeIp: '172.31.1.11', gatewayIp: '10.1.1.1', podCidr: '10.1.1.0/24', ipv6 },
     view: {
       isSettled: (id, family) => settled.has(`${id}/${family}`),
       areSlicesHeard: () => false,
@@ -65,6 +65,7 @@ function rig(ipv6?: DesiredOptions['own']['ipv6']) {
     },
     serviceV2: 'prefer-legacy',
     onChanged: () => {},
+    isDirect: (cluster) => direct.includes(cluster),
   });
   const flush = () => desired.flush({ ipcache: sink(ipcache), nodes: sink(nodes), services: sink(new Map()) });
   flush();
@@ -273,6 +274,17 @@ test('dual stack: every address has its row, in one spelling; tunnels end at the
   for (const ip of ['FD00:2:1:0::5', 'fd00:1:1::66', 'fd00:1:2::66']) r.desired.peerIp(US, ip, undefined);
   r.flush();
   assert.deepEqual(shown(r.ipcache), start);
+});
+
+test('a mixed mesh: one peer is reached directly, the other by the tunnel, and what lies behind no node by neither', () => {
+  const r = rig(undefined, ['us']);
+  r.desired.peerNode(US, 'p1', usNode);
+  r.desired.peerIp(US, '10.2.1.5', entry('10.2.1.5'));
+  r.desired.peerIp(AP, '10.3.1.5', entry('10.3.1.5'));
+  r.flush();
+  const direct = [...r.ipcache.values()].filter((row) => row.direct).map((row) => row.prefix);
+  assert.deepEqual(direct.sort(), ['10.2.1.0/24', '10.2.1.1/32', '10.2.1.5/32']);
+  assert.equal(r.ipcache.get('10.3.1.5/32')?.tunnelEndpoint, '172.31.2.11');
 });
 
 test('a pod CIDR given by one of its addresses is programmed as its network', () => {

@@ -19,6 +19,7 @@ import {
   hostCidr,
   type IpEntry,
   ipEntryName,
+  isIpv4,
   type MeshNode,
   type NodeRecord,
   nodeInternalIp,
@@ -101,22 +102,30 @@ export function localEndpointClaims(endpoint: EndpointRecord, nodeIp: string, cl
 }
 
 /** Another node of this cluster. */
-export function localNodeClaims(node: NodeRecord, clusterId: number): IpcacheClaim[] {
+export function localNodeClaims(node: NodeRecord, clusterId: number, isDirect = false): IpcacheClaim[] {
   return nodeClaims({
     internalIps: [node.internalIp, node.ipv6?.internalIp ?? ''],
     innerIps: [node.gatewayIp, node.ipv6?.gatewayIp ?? ''],
     podCidrs: [node.podCidr, node.ipv6?.podCidr ?? ''],
     clusterId,
     rank: RANK.localNode,
+    isDirect,
   });
 }
 
-export function remoteNodeClaims(node: MeshNode, clusterId: number): IpcacheClaim[] {
+export function remoteNodeClaims(node: MeshNode, clusterId: number, isDirect = false): IpcacheClaim[] {
   const internalIps = [nodeInternalIp(node) ?? '', nodeInternalIp(node, 6) ?? ''];
   const innerIps = node.IPAddresses.filter((address) => address.Type === 'CiliumInternalIP').map(
     (address) => address.IP,
   );
-  return nodeClaims({ internalIps, innerIps, podCidrs: nodePodCidrs(node), clusterId, rank: RANK.remoteNode });
+  return nodeClaims({
+    internalIps,
+    innerIps,
+    podCidrs: nodePodCidrs(node),
+    clusterId,
+    rank: RANK.remoteNode,
+    isDirect,
+  });
 }
 
 interface NodeFacts {
@@ -127,19 +136,29 @@ interface NodeFacts {
   readonly podCidrs: readonly string[];
   readonly clusterId: number;
   readonly rank: number;
+  /** Without the tunnel, the next hop is of the family of what is sent there. */
+  readonly isDirect: boolean;
 }
 
-function nodeClaims({ internalIps, innerIps, podCidrs, clusterId, rank }: NodeFacts): IpcacheClaim[] {
+function nodeClaims({ internalIps, innerIps, podCidrs, clusterId, rank, isDirect }: NodeFacts): IpcacheClaim[] {
   const underlay = internalIps.flatMap((ip) => canonicalIp(ip) ?? []);
-  const [tunnelEndpoint] = underlay;
-  if (tunnelEndpoint === undefined) return [];
+  const [first] = underlay;
+  if (first === undefined) return [];
+  const behind = (ip: string): string =>
+    (isDirect ? underlay.find((node) => isIpv4(node) === isIpv4(ip)) : undefined) ?? first;
   const identity = RESERVED_IDENTITY.remoteNode;
   const inner = innerIps.flatMap((ip) => canonicalIp(ip) ?? []).filter((ip) => !underlay.includes(ip));
   const nets = podCidrs.flatMap((text) => canonicalCidr(parseCidr(text) ?? { ip: '', length: 0 }) ?? []);
   return [
     ...underlay.map((ip) => claim(hostCidr(ip), rank, { identity, clusterId, tunnelEndpoint: null })),
-    ...inner.map((ip) => claim(hostCidr(ip), rank, { identity, clusterId, tunnelEndpoint })),
-    ...nets.map((net) => claim(net, rank, { identity: RESERVED_IDENTITY.unmanaged, clusterId, tunnelEndpoint })),
+    ...inner.map((ip) => claim(hostCidr(ip), rank, { identity, clusterId, tunnelEndpoint: behind(ip) })),
+    ...nets.map((net) =>
+      claim(net, rank, {
+        identity: RESERVED_IDENTITY.unmanaged,
+        clusterId,
+        tunnelEndpoint: behind(net.slice(0, net.indexOf('/'))),
+      }),
+    ),
   ];
 }
 

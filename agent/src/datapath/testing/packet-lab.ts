@@ -5,6 +5,7 @@
  *   pods 10.1.1.0/24, fd00:1:1::/64, gateways .1, ::1
  *     pod a 10.1.1.5  fd00:1:1::5  ifindex 21           pod c 10.2.1.7  fd00:2:1::7
  *     pod b 10.1.1.6  fd00:1:1::6  ifindex 22         prefixes 10.3.0.0/16, fd00:3::/32 behind 172.31.2.12
+ *                                                     pod d 10.4.1.7 (cluster 4) behind 172.31.4.11, without the tunnel
  *                                                     pod w 10.2.1.9  fd00:2:1::9 behind fd31::2:11
  *   services: see SERVICES; 10.96.0.x and fd96::x alike
  */
@@ -48,6 +49,8 @@ export const B: LabPod = {
 export const C = { ip: '10.2.1.7', ip6: 'fd00:2:1::7', identity: (2 << 16) + 7, node: '172.31.2.11' };
 /** A pod behind the same node, by its IPv6 underlay address. */
 export const W = { ip: '10.2.1.9', ip6: 'fd00:2:1::9', identity: (2 << 16) + 9, node: 'fd31::2:11' };
+/** A pod of a cluster that is reached directly. */
+export const D = { ip: '10.4.1.7', identity: (4 << 16) + 7, node: '172.31.4.11' };
 export const NODE = '172.31.1.11';
 export const NODE6 = 'fd31::1:11';
 export const GATEWAY = '10.1.1.1';
@@ -57,7 +60,12 @@ export const OK = 0;
 export const SHOT = 2;
 export const REDIRECT = 7;
 
-export type Program = 'cm_test_from_pod' | 'cm_test_to_pod' | 'cm_test_overlay' | 'cm_test_stale_row';
+export type Program =
+  | 'cm_test_from_pod'
+  | 'cm_test_to_pod'
+  | 'cm_test_overlay'
+  | 'cm_test_from_network'
+  | 'cm_test_stale_row';
 
 export interface Outcome {
   verdict: number;
@@ -130,6 +138,7 @@ export interface PacketLab {
   run(program: Program, packet: Buffer, hook: MadeUp): Outcome;
   fromPod(frame: Frame | Buffer, pod?: LabPod, hook?: MadeUp): Outcome;
   toPod(frame: Frame | Buffer): Outcome;
+  fromNetwork(frame: Frame | Buffer): Outcome;
   overlay(frame: Frame | Buffer, vni?: number, remote?: string): Outcome;
   counted(reason: string, direction: string): number;
   /** No flows, no fragments, and the services that the picture names. */
@@ -177,6 +186,7 @@ async function fill({ maps }: Loaded): Promise<void> {
     { ...remote, prefix: 'fd00:3::/32', identity: 2, tunnelEndpoint: '172.31.2.12' },
     { ...remote, prefix: '10.3.9.9/32', identity: C.identity, tunnelEndpoint: C.node },
     { ...remote, prefix: 'fd00:3::9:9/128', identity: C.identity, tunnelEndpoint: C.node },
+    { prefix: `${D.ip}/32`, identity: D.identity, tunnelEndpoint: D.node, direct: true, clusterId: 4, encryptKey: 0 },
     { ...remote, prefix: '0.0.0.0/0', identity: 2, tunnelEndpoint: null, clusterId: 0 },
     { ...remote, prefix: '::/0', identity: 2, tunnelEndpoint: null, clusterId: 0 },
   ]);
@@ -213,6 +223,7 @@ export async function openPacketLab(): Promise<PacketLab> {
     run,
     fromPod: (frame, pod = A, hook = {}) => run('cm_test_from_pod', bytesOf(frame), { ifindex: pod.ifindex, ...hook }),
     toPod: (frame) => run('cm_test_to_pod', bytesOf(frame), { ifindex: A.ifindex }),
+    fromNetwork: (frame) => run('cm_test_from_network', bytesOf(frame), {}),
     overlay: (frame, vni = C.identity, remote = C.node) =>
       run('cm_test_overlay', bytesOf(frame), { vni, remote, ifindex: VXLAN }),
     counted(reason, direction) {

@@ -5,7 +5,7 @@
  *    ├─ a 10.1.1.5  fd00:1:1::5                ├─ c 10.2.1.5  fd00:2:1::5
  *    └─ b 10.1.1.6  fd00:1:1::6                └─ d 10.2.1.6  fd00:2:1::6, by IPv6 over the IPv6 underlay
  */
-import type { DatapathConfig, EndpointRow, ServiceRow } from '../types.ts';
+import type { DatapathConfig, EndpointRow, IpcacheRow, ServiceRow } from '../types.ts';
 import { type Remote, startRemote } from './remote.ts';
 import { openSandbox, type Sandbox, sh, shIn } from './sandbox.ts';
 
@@ -40,7 +40,14 @@ export interface TwoNodes {
   setServices(rows: ServiceRow[]): Promise<void>;
   /** Starts the node's datapath process anew (the old one must have ended). */
   restart(node: Node): Promise<void>;
+  /** From now on, pods of the other node with these numbers (all: and whatever lies in its pod CIDRs) are reached without the tunnel. */
+  setDirect(directly: Directly): Promise<void>;
   close(): Promise<void>;
+}
+
+interface Directly {
+  readonly pods: readonly number[];
+  readonly all?: boolean;
 }
 
 const GATE = '169.254.1.1';
@@ -75,6 +82,7 @@ function buildNode(sandbox: Sandbox, name: NodeName, n: number): Omit<Node, 'pod
     bpffs: sandbox.bpffs,
     cgroup,
     vxlanDevice: 'cm_vxlan',
+    uplinks: ['eth0'],
   };
   sh('ip', '-n', netns, 'addr', 'add', `${config.gatewayIp}/32`, 'dev', 'lo');
   sh('ip', '-n', netns, 'addr', 'add', `${config.ipv6!.gatewayIp}/128`, 'dev', 'lo');
@@ -155,20 +163,29 @@ export async function openTwoNodes(prefix?: string): Promise<TwoNodes> {
   }
 
   /** Everything about the other node that the agents would learn through the mesh. */
-  async function introduce(node: Node, other: Node): Promise<void> {
+  async function introduce(node: Node, other: Node, direct: Directly = { pods: [] }): Promise<void> {
     const { clusterId, config } = other;
     const remote = { clusterId, tunnelEndpoint: config.nodeIp, encryptKey: 0 };
     const addresses = [config.nodeIp, config.ipv6!.nodeIp!];
     const nodes = addresses.map((ip) => ({ ip, clusterId, nodeId: clusterId }));
     await node.datapath.call('update', { table: 'nodes', rows: nodes });
-    const rows = other.pods.flatMap(({ endpoint, endpoint6 }, i) => [
-      { ...remote, prefix: `${endpoint.ip}/32`, identity: endpoint.identity },
-      { ...remote, prefix: `${endpoint6.ip}/128`, identity: endpoint.identity, tunnelEndpoint: addresses[i % 2]! },
-    ]);
-    rows.push(
-      { ...remote, prefix: config.podCidr, identity: 2 },
-      { ...remote, prefix: config.ipv6!.podCidr, identity: 2 },
-    );
+    const rows: IpcacheRow[] = other.pods.flatMap(({ endpoint, endpoint6 }, i) => {
+      const row = {
+        ...remote,
+        identity: endpoint.identity,
+        ...(direct.pods.includes(i) ? { direct: true as const } : {}),
+      };
+      return [
+        { ...row, prefix: `${endpoint.ip}/32` },
+        { ...row, prefix: `${endpoint6.ip}/128`, tunnelEndpoint: addresses[i % 2]! },
+      ];
+    });
+    const gateways = [`${config.gatewayIp}/32`, `${config.ipv6!.gatewayIp}/128`];
+    rows.push(...gateways.map((prefix) => ({ ...remote, prefix, identity: 6 })));
+    [config.podCidr, config.ipv6!.podCidr].forEach((prefix, family) => {
+      const net = { ...remote, prefix, identity: 2 };
+      rows.push(direct.all ? { ...net, direct: true, tunnelEndpoint: addresses[family]! } : net);
+    });
     await node.datapath.call('update', { table: 'ipcache', rows });
   }
 
@@ -196,6 +213,10 @@ export async function openTwoNodes(prefix?: string): Promise<TwoNodes> {
       },
       async restart(node) {
         node.datapath = await start(startDatapath(node));
+      },
+      async setDirect(directly) {
+        await introduce(n1, n2, directly);
+        await introduce(n2, n1, directly);
       },
       close,
     };
