@@ -21,7 +21,7 @@ import { createInviting } from './join/inviting.ts';
 import { createJoining } from './join/joining.ts';
 import { createKvstoreMetrics } from './kvstore-metrics.ts';
 import { createMetrics, MESH_METRICS, OWN_METRICS } from './metrics.ts';
-import { createPeerDirectory, startOperations } from './operations/index.ts';
+import { createPeerDirectory, housekeeping, startOperations, startSchedule } from './operations/index.ts';
 import { knownPeers } from './preflight/known-peers.ts';
 import { runPreflight } from './preflight/preflight.ts';
 import { startRenewal } from './renewal.ts';
@@ -87,6 +87,12 @@ await runDaemon(log, async (signal) => {
     fence: plane.bootstrap.fence,
     log,
   });
+  const schedule = startSchedule({
+    redisPath: config.redis.path,
+    mayRun: plane.runsTerm,
+    log,
+    tasks: housekeeping({ invites, operations }),
+  });
   const admin = await startAdmin({
     socket: config.admin.socket,
     clusterName: cluster.name,
@@ -140,6 +146,7 @@ await runDaemon(log, async (signal) => {
     async () => network?.close(),
     admin.close,
     http.close,
+    schedule.close,
     operations.close,
     () => renewal.ended,
     plane.close,

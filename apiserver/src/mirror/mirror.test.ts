@@ -209,7 +209,7 @@ test('a bad object is quarantined with its reason, its last good version stays, 
   await eu.eventually('the count', async () => (await recordOf(eu, 'us'))?.families['ip']?.quarantined === 2);
 });
 
-test('what lies outside the agreed pod CIDR is quarantined, and what is at a node waits for that node', async (t) => {
+test('F21 what lies outside the agreed pod CIDR is quarantined, and what is at a node waits for that node', async (t) => {
   const { eu, us } = await mesh(t);
   await us.publishNode('n9', 9, []);
   await us.admin.put(

@@ -1,2 +1,4 @@
+export { housekeeping } from './housekeeping.ts';
 export { type Operations, type OperationsOptions, startOperations } from './operations.ts';
 export { createPeerDirectory, parsePeerFile } from './peer-directory.ts';
+export { startSchedule } from './schedule.ts';

@@ -63,10 +63,14 @@ export interface Operations {
   retry(id: string): Promise<string>;
   /** Ends an operation. What a connect of a new peer had begun is taken back by a disconnect. */
   cancel(id: string): Promise<void>;
+  /** Clears keys that were made for a connect which nobody went on with; returns the peers. */
+  sweepPending(): readonly string[];
   redisReachable(): Promise<boolean>;
   close(): Promise<void>;
 }
 
+/** Far longer than any operation waits for a certificate. */
+const PENDING_KEPT_MS = 24 * 3_600_000;
 /** A watcher looks this often even if nothing tells it to: another process may run the steps. */
 const WATCH_INTERVAL_MS = 500;
 
@@ -253,6 +257,7 @@ export function startOperations(options: OperationsOptions): Operations {
       }),
 
     watch,
+    sweepPending: () => pending.sweep(PENDING_KEPT_MS),
     redisReachable: () => queue.ping(),
     close: () => queue.close(),
   };

@@ -5,7 +5,7 @@
  *   <stateDir>/pending/<peer>/client.key   0600
  *   <stateDir>/pending/<peer>/client.crt
  */
-import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { clusterNameProblem, MeshError } from '@clustermesh/contract';
 import { certificateFacts, createCsr, createKeyAndCsr, isKeyOf, remoteUser } from '@clustermesh/pki';
@@ -26,6 +26,8 @@ export interface PendingStore {
   /** Undefined until both halves are there. */
   credentials(peer: string): PendingCredentials | undefined;
   clear(peer: string): void;
+  /** Clears what has not been touched for so long; returns the peers. */
+  sweep(olderThanMs: number): readonly string[];
 }
 
 export function createPendingStore(options: { readonly stateDir: string; readonly cluster: string }): PendingStore {
@@ -87,6 +89,17 @@ export function createPendingStore(options: { readonly stateDir: string; readonl
       const paths = files(peer);
       if (!existsSync(paths.key) || !existsSync(paths.cert)) return undefined;
       return { keyPem: readFileSync(paths.key, 'utf8'), certPem: readFileSync(paths.cert, 'utf8') };
+    },
+    sweep: (olderThanMs) => {
+      const root = join(options.stateDir, 'pending');
+      if (!existsSync(root)) return [];
+      return readdirSync(root).filter((peer) => {
+        const dir = join(root, peer);
+        // A file that is written anew touches its directory.
+        if (Date.now() - statSync(dir).mtimeMs < olderThanMs) return false;
+        rmSync(dir, { recursive: true, force: true });
+        return true;
+      });
     },
     clear: (peer) => rmSync(files(peer).dir, { recursive: true, force: true }),
   };

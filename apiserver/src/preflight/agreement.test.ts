@@ -48,7 +48,7 @@ describe('a peer', () => {
     ['with an impossible name', { name: '../etc' }, [], /cluster name "\.\.\/etc" must consist of/],
     ['without an endpoint', { endpoints: [] }, [], /us advertises no etcd endpoint/],
     [
-      'whose pods have our addresses',
+      'F21 whose pods have our addresses',
       { podCidr: '10.1.128.0/17' },
       [],
       /the pod CIDRs 10\.1\.0\.0\/16 of eu and 10\.1\.128\.0\/17 of us overlap/,
@@ -67,7 +67,7 @@ describe('a peer', () => {
       /a cluster us with id 2 but another CA is connected already/,
     ],
     [
-      "whose pods have a connected cluster's addresses",
+      "F21 whose pods have a connected cluster's addresses",
       {},
       [known({ name: 'ap', id: 3, podCidr: '10.0.0.0/8' })],
       /10\.2\.0\.0\/16 of us overlaps 10\.0\.0\.0\/8 of the connected cluster ap/,

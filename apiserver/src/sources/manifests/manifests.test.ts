@@ -189,7 +189,7 @@ test('how connections are spread is read from service and slice; what cannot be 
   assert.match(source.problems()[0]!, /Service shop\/web: port 99\/SCTP has the targetPort 100: SCTP ports cannot be/);
 });
 
-test('an unknown annotation value is reported and the service is there with the default', async (t) => {
+test('F41 an unknown annotation value is reported and the service is there with the default', async (t) => {
   const { put, start } = fixture(t);
   put('a.yaml', service('web', ', service.cilium.io/affinity: nearby'));
   const source = start();
