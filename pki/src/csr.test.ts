@@ -102,4 +102,13 @@ describe('certificate requests', () => {
     assert.equal(facts.isCa, false);
     assert.deepEqual(facts.dnsNames, []);
   });
+
+  it('are signed by an RSA CA only: an imported one with an EC key is refused with that reason', () => {
+    const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+    const keyPem = privateKey.export({ type: 'pkcs8', format: 'pem' }).toString();
+    assert.throws(() => signCsr({ csrPem: mine.csrPem, ca: { ...ca, keyPem }, expectedCommonName: 'remote-us' }), {
+      code: 'unsupported',
+      message: /of type ec, only RSA keys can be used/,
+    });
+  });
 });
