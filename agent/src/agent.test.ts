@@ -14,10 +14,12 @@ import {
   identityKey,
   ipKey,
   LOCAL_FAMILIES,
+  type LocalPolicy,
   localKey,
   NODES_PREFIX,
   nodeRecordKey,
   nodeSyncedKey,
+  type Requirement,
   serviceKey,
 } from '@clustermesh/contract';
 import { localService, slice } from './services/testing.ts';
@@ -686,4 +688,65 @@ test('F12 watches that show no sign of life: their age is in the metrics, an ala
   assert.deepEqual(node.backends(), ALL_BACKENDS, 'nothing is lost by it');
   link.heal();
   await eventually('signs of life again', async () => alarm() === undefined && (await age()) < 2);
+});
+
+test('a policy reaches the kernel, its endpoint says so, and its refusal of a pod of a peer is by cluster', async () => {
+  await using cluster = await startCluster();
+  const node = await settled(cluster);
+  const labels = (cluster: string) =>
+    `k8s:app=web;k8s:io.cilium.k8s.policy.cluster=${cluster};k8s:io.kubernetes.pod.namespace=default;`;
+  const twin = 131_499;
+  await cluster.etcd.put(identityKey('us', twin, 'cache'), labels('us'));
+  const inCluster = (name: string): Requirement => ({
+    source: 'k8s',
+    key: 'io.cilium.k8s.policy.cluster',
+    operator: 'In',
+    values: [name],
+  });
+  const policy = (peers: string): LocalPolicy => ({
+    kind: 'CiliumNetworkPolicy',
+    namespace: 'default',
+    name: 'web',
+    refused: [],
+    specs: [
+      {
+        subject: [],
+        defaultDeny: { ingress: true, egress: false },
+        rules: [
+          {
+            direction: 'ingress',
+            effect: 'allow',
+            peers: [
+              {
+                kind: 'labels',
+                selector: [{ source: 'any', key: 'app', operator: 'In', values: ['web'] }, inCluster(peers)],
+              },
+              { kind: 'cidr', cidr: '192.0.2.0/24', except: [] },
+              { kind: 'cidr', cidr: '10.2.1.0/25', except: [] },
+            ],
+            layer4: null,
+          },
+        ],
+      },
+    ],
+  });
+  const peersInKernel = () => [...node.kernel.policies.rows.values()].map((row) => row.identity);
+  const put = (peers: string) =>
+    cluster.etcd.put(localKey('policies', 'cnp/default/web'), JSON.stringify(policy(peers)));
+
+  await put('us');
+  await eventually('the row of the pod of us', () => peersInKernel().includes(twin));
+  const range = await eventually('the row of the range', () => node.kernel.ipcache.rows.get('192.0.2.0/24'));
+  assert.ok(peersInKernel().includes(range.identity));
+  assert.equal(node.kernel.ipcache.rows.has('10.2.1.0/25'), false, 'a range inside a pod CIDR would hide the tunnel');
+  const info = node.agent.endpoints()[0]!;
+  assert.deepEqual([info.policy, info.policies, info.state], ['ingress', ['cnp/default/web'], 'ready']);
+
+  await put('eu');
+  await eventually('the row of the pod of us to go', () => !peersInKernel().includes(twin));
+  await cluster.etcd.delete(localKey('policies', 'cnp/default/web'));
+  await eventually('all rows to go', () => node.kernel.policies.rows.size === 0);
+  await eventually('the range to go', () => !node.kernel.ipcache.rows.has('192.0.2.0/24'));
+  assert.equal(node.agent.endpoints()[0]!.policy, 'none');
+  assert.ok(node.agent.endpoints()[0]!.policyRevision > info.policyRevision);
 });

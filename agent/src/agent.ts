@@ -75,6 +75,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
   // Until the mesh is being read, nobody has been heard.
   const view: MeshView = {
     isSettled: (clusterId, family) => mesh?.isSettled(clusterId, family) ?? false,
+    arePoliciesHeard: () => mesh?.arePoliciesHeard() ?? false,
     areSlicesHeard: (clusterId) => mesh?.areSlicesHeard(clusterId) ?? false,
     isGone: (clusterId) => mesh?.isGone(clusterId) ?? false,
     isNodeSettled: (ip) => mesh?.isNodeSettled(ip) ?? false,
@@ -88,12 +89,14 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     own: {
       cluster: cluster.name,
       clusterId: cluster.id,
+      maxConnectedClusters: cluster.maxConnectedClusters,
       nodeIp: node.ip,
       gatewayIp: node.gatewayIP,
       podCidr: node.podCIDR,
       ipv6: ownIpv6,
     },
     view,
+    allowHost: config.policy.allowHost,
     serviceV2: config.clustermesh.serviceV2,
     isDirect: (name) => (config.datapath.routing.clusters[name] ?? config.datapath.routing.mode) === 'direct',
     onChanged: () => sync?.trigger(),
@@ -125,6 +128,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     publisher,
     rows: tables.endpoints,
     ipcache: desired.ownEndpoint,
+    policyOf: desired.policyOf,
     kernelEndpoints: [...(await datapath.endpoints.list()).values()],
     unknown: desired.unknownEndpoint,
     requestPass: () => sync?.trigger(),

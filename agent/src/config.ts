@@ -65,6 +65,12 @@ const schema = z
       zone: z.string().optional(),
       region: z.string().optional(),
     }),
+    policy: z
+      .strictObject({
+        /** Whether the node itself (probes of its pods) may reach a pod whose policies do not say so; a deny rule still denies. */
+        allowHost: z.boolean().default(true),
+      })
+      .prefault({}),
     etcd: z.strictObject({
       /** This cluster's etcd. */
       endpoints: z.array(z.url({ protocol: /^https?$/, error: 'must be an http(s) URL' })).min(1),

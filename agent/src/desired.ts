@@ -4,15 +4,20 @@
  */
 import {
   type Cidr,
+  canonicalCidr,
   canonicalIp,
   cidrContains,
+  clusterOfIdentity,
   hostCidr,
   ipv4ToNumber,
   isIpv4,
+  isReservedIdentity,
+  type MaxConnectedClusters,
   nodeInternalIp,
+  nodePodCidrs,
   parseCidr,
 } from '@clustermesh/contract';
-import type { IpcacheRow, NodeRow, ServiceRow } from './datapath/types.ts';
+import type { EndpointRow, IpcacheRow, NodeRow, ServiceRow } from './datapath/types.ts';
 import { type Claim, type ClaimsProjection, createClaims } from './ipcache/claims.ts';
 import { createNodeIds } from './ipcache/node-ids.ts';
 import {
@@ -26,13 +31,26 @@ import {
   worldClaims,
 } from './ipcache/rows.ts';
 import type { MeshSink, MeshView } from './mesh/types.ts';
+import { isLocalIdentity } from './policy/cidrs.ts';
+import { createPolicyEngine, type EndpointPolicyInfo } from './policy/engine.ts';
+import type { PolicyRow, PolicyStateRow } from './policy/types.ts';
 import type { RowSink } from './reconcile/table.ts';
 import type { ServiceV2 } from './services/choice.ts';
 import { createServicesProjection } from './services/projection.ts';
 
+/** A pod of this node. */
+export interface OwnEndpoint {
+  readonly ips: readonly string[];
+  readonly identity: number;
+  readonly endpointId: number;
+  /** The identity's label string. */
+  readonly labels: string;
+}
+
 export interface DesiredOptions {
   readonly own: {
     readonly cluster: string;
+    readonly maxConnectedClusters: MaxConnectedClusters;
     readonly clusterId: number;
     readonly nodeIp: string;
     readonly gatewayIp: string;
@@ -44,6 +62,8 @@ export interface DesiredOptions {
   readonly view: MeshView;
   /** Clusters (the own included) whose pods are reached by routes instead of the tunnel. Default: none. */
   readonly isDirect?: (cluster: string) => boolean;
+  /** Whether the node itself may reach its pods unless a policy denies it. */
+  readonly allowHost: boolean;
   /** Which of the two forms in which peers publish backends is taken, where there are both. */
   readonly serviceV2: ServiceV2;
   /** Asked for after changes: a pass is wanted. */
@@ -54,19 +74,29 @@ export interface DesiredOptions {
 type KnownNode = Omit<NodeRow, 'nodeId'>;
 
 export interface Desired extends MeshSink {
-  ownEndpoint(id: string, endpoint: { readonly ips: readonly string[]; readonly identity: number } | undefined): void;
+  ownEndpoint(id: string, endpoint: OwnEndpoint | undefined): void;
   /** An endpoint that only the kernel knows: it stays until somebody adds one with its address. */
-  unknownEndpoint(ip: string, identity: number | undefined): void;
+  unknownEndpoint(ip: string, endpoint: Pick<EndpointRow, 'identity' | 'endpointId'> | undefined): void;
+  policyOf(endpointId: number): EndpointPolicyInfo;
+  /** Endpoints of which the kernel lacks a denial. */
+  policyRowsFailed(endpointIds: ReadonlySet<number>, states: RowSink<PolicyStateRow>): void;
+  /** Policy rows that were to go are gone. */
+  policyRowsRemoved(states: RowSink<PolicyStateRow>): void;
   /** What the kernel held when the agent started. */
   restore(rows: {
     readonly ipcache: ReadonlyMap<string, IpcacheRow>;
     readonly services: ReadonlyMap<string, ServiceRow>;
     readonly nodes: ReadonlyMap<string, NodeRow>;
+    readonly policies: ReadonlyMap<string, PolicyRow>;
+    readonly policyStates: ReadonlyMap<string, PolicyStateRow>;
+    readonly endpointIds: Iterable<number>;
   }): void;
   flush(into: {
     readonly ipcache: RowSink<IpcacheRow>;
     readonly services: RowSink<ServiceRow>;
     readonly nodes: RowSink<NodeRow>;
+    readonly policies: RowSink<PolicyRow>;
+    readonly policyStates: RowSink<PolicyStateRow>;
   }): void;
   problems(): string[];
   /** Services of peers whose present backends nobody has told here, by cluster. */
@@ -122,7 +152,7 @@ export function createDesired(options: DesiredOptions): Desired {
   }
 
   function isIpcacheRowSettled(row: IpcacheRow): boolean {
-    if (row.clusterId === 0) return true;
+    if (row.clusterId === 0) return !isLocalIdentity(row.identity) || view.arePoliciesHeard();
     if (row.clusterId === own.clusterId)
       return isNodeAddressSettled(row.tunnelEndpoint ?? row.prefix.slice(0, row.prefix.indexOf('/')));
     // The row does not say which of the two families it came from.
@@ -134,12 +164,62 @@ export function createDesired(options: DesiredOptions): Desired {
   /** Pod CIDRs of this cluster, by node: what lies in them is not a peer's to claim. */
   const podNets = new Map<string, readonly PodNet[]>([['own', ownPodNets]]);
 
+  /** Those of peers, by cluster and node. */
+  const peerNets = new Map<string, readonly PodNet[]>();
+  function setPeerNets(name: string, nets: readonly PodNet[]): void {
+    if (sameNets(nets, peerNets.get(name) ?? [])) return;
+    if (nets.length === 0) peerNets.delete(name);
+    else peerNets.set(name, nets);
+    if (ranges.size > 0) ipcache.rulesChanged();
+  }
+
   function isRefused(row: IpcacheRow): boolean {
-    if (row.clusterId === own.clusterId || row.clusterId === 0) return false;
+    // A range of a policy inside a pod CIDR would hide the way to it, and no pod is ever meant by a range.
+    if (row.clusterId === own.clusterId || (row.clusterId === 0 && !isLocalIdentity(row.identity))) return false;
     const claimed = parseCidr(row.prefix);
     if (claimed === undefined) return true;
-    for (const nets of podNets.values()) for (const net of nets) if (net.contains(claimed)) return true;
-    return false;
+    const isIn = (all: ReadonlyMap<string, readonly PodNet[]>): boolean => {
+      for (const nets of all.values()) for (const net of nets) if (net.contains(claimed)) return true;
+      return false;
+    };
+    return isIn(podNets) || (row.clusterId === 0 && isIn(peerNets));
+  }
+
+  const policies = createPolicyEngine({
+    ownCluster: own.cluster,
+    allowHost: options.allowHost,
+    isReady: () => view.arePoliciesHeard(),
+    isSettled(identity) {
+      const cluster = isReservedIdentity(identity) ? 0 : clusterOfIdentity(identity, own.maxConnectedClusters);
+      if (cluster === 0 || isLocalIdentity(identity)) return true;
+      return view.isSettled(cluster, 'identities') || view.isGone(cluster);
+    },
+  });
+  /** Prefixes that policies name. */
+  const ranges = new Set<string>();
+  const endpointIds = new Map<string, number>();
+  /** The identity that a pod had when it was last told of. */
+  const identityBefore = new Map<string, number>();
+
+  function identityOf(source: string, pod: { readonly identity: number; readonly labels: string } | undefined): void {
+    const before = identityBefore.get(source);
+    if (pod !== undefined) policies.setIdentity(source, pod.identity, pod.labels);
+    if (before !== undefined && before !== pod?.identity) policies.setIdentity(source, before, undefined);
+    if (pod === undefined) identityBefore.delete(source);
+    else identityBefore.set(source, pod.identity);
+  }
+
+  function setRange(text: string, identity: number | undefined): void {
+    const cidr = parseCidr(text);
+    const prefix = cidr && canonicalCidr(cidr);
+    if (prefix === undefined) return;
+    if (identity === undefined) ranges.delete(prefix);
+    else ranges.add(prefix);
+    const row = { prefix, clusterId: 0, tunnelEndpoint: null, encryptKey: 0 };
+    ipcache.setClaims(
+      `policy/${prefix}`,
+      identity === undefined ? [] : [{ key: prefix, rank: RANK.policyRange, row: { ...row, identity } }],
+    );
   }
 
   const ipcache: ClaimsProjection<IpcacheRow> = createClaims({ isSettled: isIpcacheRowSettled, isRefused });
@@ -219,14 +299,18 @@ export function createDesired(options: DesiredOptions): Desired {
         nodeClaims([record?.internalIp, record?.ipv6?.internalIp], own.clusterId, RANK.localNode),
       );
     },
+    namespace: (name, namespace) => policies.setNamespace(name, namespace?.labels),
+    policy: policies.setPolicy,
     nodeEndpoint(node, id, endpoint, record) {
       const claims =
         endpoint === undefined || record === undefined
           ? []
           : routed(own.cluster, localEndpointClaims(endpoint, record.internalIp, own.clusterId));
       ipcache.setClaims(`node/${node}/${id}`, claims);
+      identityOf(`node/${node}/${id}`, endpoint);
     },
     peerNode(peer, name, node) {
+      setPeerNets(`${peer.name}/${name}`, node === undefined ? [] : nodePodCidrs(node).flatMap(podNet));
       ipcache.setClaims(
         `peer/${peer.name}/node/${name}`,
         node === undefined ? [] : routed(peer.name, remoteNodeClaims(node, peer.id, isDirect(peer.name))),
@@ -242,16 +326,29 @@ export function createDesired(options: DesiredOptions): Desired {
       if (name.includes('/')) ipcache.setClaims(`peer/${peer.name}/ip/${name}`, claims);
       else ipcache.setClaim(sourceOfIps(peer), hostCidr(canonicalIp(name) ?? name), claims[0]);
     },
-    unknownEndpoint(ip, identity) {
-      const claims = identity === undefined ? [] : ownEndpointClaims({ ips: [ip], identity }, own.clusterId);
+    peerIdentity: (peer, name, entry) => policies.setIdentity(`peer/${peer.name}`, Number(name), entry?.labels),
+    unknownEndpoint(ip, endpoint) {
+      const claims = endpoint === undefined ? [] : ownEndpointClaims({ ...endpoint, ips: [ip] }, own.clusterId);
       ipcache.setClaims(
         `unknown/${ip}`,
         claims.map((claim) => ({ ...claim, rank: RANK.unknownEndpoint })),
       );
+      if (endpoint !== undefined) policies.setEndpoint(endpoint.endpointId, { labels: undefined });
     },
     ownEndpoint(id, endpoint) {
       ipcache.setClaims(`own/${id}`, endpoint === undefined ? [] : ownEndpointClaims(endpoint, own.clusterId));
+      identityOf(`own/${id}`, endpoint);
+      const before = endpointIds.get(id);
+      if (before !== undefined && before !== endpoint?.endpointId) policies.setEndpoint(before, undefined);
+      if (endpoint === undefined) endpointIds.delete(id);
+      else {
+        endpointIds.set(id, endpoint.endpointId);
+        policies.setEndpoint(endpoint.endpointId, { labels: endpoint.labels });
+      }
     },
+    policyOf: policies.info,
+    policyRowsFailed: policies.setIncomplete,
+    policyRowsRemoved: policies.removed,
     sourcesChanged(clusterId, family) {
       if (family === undefined || family === 'ip' || family === 'nodes') {
         ipcache.sourcesChanged(clusterId);
@@ -259,15 +356,24 @@ export function createDesired(options: DesiredOptions): Desired {
       }
       if (family === undefined || family === 'services' || family === 'endpointslices')
         services.sourcesChanged(clusterId);
+      // Ranges of policies are nobody's: the rows of cluster 0.
+      if (family === undefined || family === 'policies' || family === 'namespaces') ipcache.sourcesChanged(0);
     },
     changed: options.onChanged,
     restore(rows) {
       ipcache.restore(rows.ipcache);
+      policies.restore({
+        rows: rows.policies,
+        states: rows.policyStates,
+        cidrs: [...rows.ipcache.values()].map(({ prefix, identity }) => [prefix, identity] as const),
+        endpoints: rows.endpointIds,
+      });
       services.restore(rows.services);
       nodeIds.restore(rows.nodes.values());
       nodes.restore(new Map([...rows.nodes].map(([key, { ip, clusterId }]) => [key, { ip, clusterId }])));
     },
     flush(into) {
+      policies.flush({ rows: into.policies, states: into.policyStates, cidr: setRange });
       ipcache.flush(into.ipcache);
       nodes.flush({
         set: (key, row) => into.nodes.set(key, { ...row, nodeId: nodeIds.idOf(row.ip) }),
@@ -288,6 +394,7 @@ export function createDesired(options: DesiredOptions): Desired {
       ];
     },
     outgrownServices: services.outgrown,
-    restoredCount: () => ipcache.restoredCount() + nodes.restoredCount() + services.restoredCount(),
+    restoredCount: () =>
+      ipcache.restoredCount() + nodes.restoredCount() + services.restoredCount() + policies.restoredCount(),
   };
 }

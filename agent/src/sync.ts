@@ -14,6 +14,7 @@ import type { Desired } from './desired.ts';
 import type { Programmed } from './endpoints/manager.ts';
 import { endpointOps } from './endpoints/ops.ts';
 import type { Arrival, FamilyProgress, MeshChanges } from './mesh/progress.ts';
+import { type PolicyRow, type PolicyStateRow, samePolicyRow, samePolicyState } from './policy/types.ts';
 import { createReconciler, type Reconciler } from './reconcile/reconciler.ts';
 import { createTable, type Table } from './reconcile/table.ts';
 import { sortBackends } from './services/merge.ts';
@@ -23,11 +24,20 @@ export interface Tables {
   readonly endpoints: Table<EndpointRow>;
   readonly ipcache: Table<IpcacheRow>;
   readonly services: Table<ServiceRow>;
+  readonly policies: Table<PolicyRow>;
+  readonly policyStates: Table<PolicyStateRow>;
 }
 type TableName = keyof Tables;
 
 /** In the order of a pass. */
-export const TABLE_NAMES = ['nodes', 'endpoints', 'ipcache', 'services'] as const satisfies readonly TableName[];
+export const TABLE_NAMES = [
+  'policies',
+  'policyStates',
+  'nodes',
+  'endpoints',
+  'ipcache',
+  'services',
+] as const satisfies readonly TableName[];
 
 /** Which tables a family's rows end in; the others are only held in memory. */
 const TABLES_OF: Readonly<Record<string, readonly TableName[]>> = {
@@ -35,6 +45,9 @@ const TABLES_OF: Readonly<Record<string, readonly TableName[]>> = {
   endpointslices: ['services'],
   nodes: ['nodes', 'ipcache'],
   ip: ['ipcache'],
+  policies: ['policies', 'policyStates', 'ipcache'],
+  namespaces: ['policies', 'policyStates'],
+  identities: ['policies', 'policyStates'],
 };
 
 export interface SyncStats {
@@ -117,6 +130,8 @@ const sameBackends = (a: readonly Backend[], b: readonly Backend[]): boolean =>
 
 export function createTables(): Tables {
   return {
+    policies: createTable({ name: 'policies', equal: samePolicyRow }),
+    policyStates: createTable({ name: 'policy states', equal: samePolicyState }),
     nodes: createTable({ name: 'nodes', equal: sameNode }),
     endpoints: createTable({ name: 'endpoints', equal: sameEndpoint }),
     ipcache: createTable({ name: 'ipcache', equal: sameAddress }),
@@ -141,20 +156,28 @@ export async function takeOver(options: {
   readonly desired: Desired;
 }): Promise<void> {
   const { tables, datapath, desired } = options;
-  const [nodes, ipcache, services] = await Promise.all([
+  const [nodes, ipcache, services, policies, policyStates, endpoints] = await Promise.all([
     datapath.nodes.list(),
     datapath.ipcache.list(),
     datapath.services.list(),
+    datapath.policies.list(),
+    datapath.policyStates.list(),
+    datapath.endpoints.list(),
   ]);
   for (const [key, row] of nodes) tables.nodes.seed(key, row);
   for (const [key, row] of ipcache) tables.ipcache.seed(key, row);
   for (const [key, row] of services) tables.services.seed(key, row);
-  desired.restore({ nodes, ipcache, services });
+  for (const [key, row] of policies) tables.policies.seed(key, row);
+  for (const [key, row] of policyStates) tables.policyStates.seed(key, row);
+  const endpointIds = [...endpoints.values()].map(({ endpointId }) => endpointId);
+  desired.restore({ nodes, ipcache, services, policies, policyStates, endpointIds });
 }
 
 export function startSync(options: SyncOptions): Sync {
   const { tables, desired, clock, log } = options;
   const reconcilers: Readonly<Record<TableName, Reconciler>> = {
+    policies: createReconciler({ table: tables.policies, ops: options.datapath.policies, clock }),
+    policyStates: createReconciler({ table: tables.policyStates, ops: options.datapath.policyStates, clock }),
     nodes: createReconciler({ table: tables.nodes, ops: options.datapath.nodes, clock }),
     endpoints: createReconciler({ table: tables.endpoints, ops: endpointOps(options.datapath), clock }),
     ipcache: createReconciler({ table: tables.ipcache, ops: options.datapath.ipcache, clock }),
@@ -215,6 +238,24 @@ export function startSync(options: SyncOptions): Sync {
     clock,
   });
 
+  async function passOver(name: TableName, part: 'all' | 'updates' | 'removes' = 'all'): Promise<void> {
+    const result = await reconcilers[name].pass(part);
+    failures += result.failed;
+    if (result.failed > 0)
+      log.warn(
+        { table: name, failed: result.failed, example: tables[name].errors()[0]?.error.message },
+        'rows could not be programmed; trying again',
+      );
+    else if (result.updated + result.removed > 0)
+      log.debug({ table: name, updated: result.updated, removed: result.removed }, 'rows programmed');
+  }
+
+  /** Endpoints of which the kernel does not have all that is denied. */
+  function failedDenials(): ReadonlySet<number> {
+    const rows = tables.policies.errors().map(({ key }) => tables.policies.get(key)?.desired);
+    return new Set(rows.flatMap((row) => (row?.deny === true ? [row.endpointId] : [])));
+  }
+
   async function pass(): Promise<void> {
     const startedAt = clock.nowMs();
     take(options.takeChanges());
@@ -223,16 +264,13 @@ export function startSync(options: SyncOptions): Sync {
     mostQueued = Math.max(mostQueued, queued);
     const checked = await check();
     for (const name of TABLE_NAMES) {
-      const result = await reconcilers[name].pass();
-      failures += result.failed;
-      if (result.failed > 0)
-        log.warn(
-          { table: name, failed: result.failed, example: tables[name].errors()[0]?.error.message },
-          'rows could not be programmed; trying again',
-        );
-      else if (result.updated + result.removed > 0)
-        log.debug({ table: name, updated: result.updated, removed: result.removed }, 'rows programmed');
+      // Rules that come are there before they count, and rules that go stay until nothing leads to them.
+      await passOver(name, name === 'policies' ? 'updates' : 'all');
+      if (name === 'policies') desired.policyRowsFailed(failedDenials(), tables.policyStates);
     }
+    await passOver('policies', 'removes');
+    desired.policyRowsRemoved(tables.policyStates);
+    await passOver('policyStates');
     settleApplied();
     passes++;
     lastPassMs = clock.nowMs() - startedAt;

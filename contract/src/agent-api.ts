@@ -25,6 +25,12 @@ export interface EndpointInfo {
   readonly ipv6: string;
   readonly state: 'ready' | 'waiting';
   readonly reason: string;
+  /** Directions in which policies are enforced: `none`, `ingress`, `egress` or `ingress, egress`. */
+  readonly policy: string;
+  /** Changes whenever what is enforced does. */
+  readonly policyRevision: number;
+  /** Policies that select it: `cnp/shop/allow-web`. */
+  readonly policies: readonly string[];
 }
 
 export interface FamilyApplied {

@@ -17,6 +17,7 @@ import { openEvents } from './events.ts';
 import * as libbpf from './libbpf.ts';
 import { ensureVxlan, interfaceIndex, underlayMtuOf } from './links.ts';
 import { isPinned, loadPrograms } from './loader.ts';
+import { policyStateTable, policyTable } from './policy.ts';
 import { requireFeatures } from './probe.ts';
 import { withRoutes } from './routes.ts';
 import { toCidr, toFamily } from './rows.ts';
@@ -148,6 +149,8 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
       services,
       endpoints,
       nodes,
+      policies: policyTable(maps.cm_policy),
+      policyStates: policyStateTable(maps.cm_policy_state),
       attachEndpoint,
       detachEndpoint,
       dump: (map) => dumps[map](),

@@ -184,8 +184,10 @@ function createProgrammer() {
   }
 
   return {
-    engine,
-    flush,
+    async setIncomplete(endpointIds: ReadonlySet<number>): Promise<void> {
+      engine.setIncomplete(endpointIds, sinks.states);
+      await flush();
+    },
     async enforce(policies: readonly LocalPolicy[]): Promise<void> {
       for (const { name } of held) engine.setPolicy(name, undefined);
       for (const policy of policies) engine.setPolicy(policy.name, policy);
@@ -374,12 +376,10 @@ describe('a flow', () => {
 describe('an endpoint whose policies are not complete', () => {
   it('is closed, with a reason of its own, and opens again', async () => {
     await programmer.enforce([]);
-    programmer.engine.setIncomplete(new Set([0]));
-    await programmer.flush();
+    await programmer.setIncomplete(new Set([0]));
     assert.equal(verdictOf(lab.fromPod(tcp(A.ip, 4000, C.ip, 80))), 'POLICY_LOCKED');
     assert.equal(verdictOf(lab.fromPod(tcp(B.ip, 4000, C.ip, 80), B)), 'passes');
-    programmer.engine.setIncomplete(new Set());
-    await programmer.flush();
+    await programmer.setIncomplete(new Set());
     assert.equal(verdictOf(lab.fromPod(tcp(A.ip, 4000, C.ip, 80))), 'passes');
   });
 });

@@ -3,6 +3,7 @@
  * Rows are plain immutable values; each table names its rows by one string key.
  */
 import type { MeshError } from '@clustermesh/contract';
+import type { PolicyRow, PolicyStateRow } from '../policy/types.ts';
 import type { EventSource } from './events.ts';
 
 /** SCTP: to the same port only, since its checksum covers ports and cannot be mended in place. */
@@ -141,6 +142,8 @@ export interface Datapath {
   services: MapOps<ServiceRow>;
   endpoints: MapOps<EndpointRow>;
   nodes: MapOps<NodeRow>;
+  policies: MapOps<PolicyRow>;
+  policyStates: MapOps<PolicyStateRow>;
   /** Write the endpoint's row, then put the programs on its veth (replacing older ones atomically). */
   attachEndpoint(row: EndpointRow): Promise<void>;
   /** Take programs and rows of this veth away; a veth that is already gone is no error. */

@@ -16,8 +16,10 @@ import {
 } from '@clustermesh/contract';
 import type { Clock, Log } from '@clustermesh/runtime';
 import type { EndpointRow } from '../datapath/types.ts';
+import type { OwnEndpoint } from '../desired.ts';
 import type { IdentityAllocator } from '../identity/allocator.ts';
 import { startIdentityKeeper } from '../identity/keeper.ts';
+import type { EndpointPolicyInfo } from '../policy/engine.ts';
 import type { Table } from '../reconcile/table.ts';
 import type { EndpointPublisher } from './publisher.ts';
 import { checkEndpointRequest, type EndpointFacts, type OwnAddresses } from './request.ts';
@@ -33,14 +35,12 @@ export interface EndpointManagerOptions {
   readonly publisher: EndpointPublisher;
   /** Desired rows of the endpoints table, by address. */
   readonly rows: Pick<Table<EndpointRow>, 'set' | 'delete' | 'touch'>;
-  readonly ipcache: (
-    id: string,
-    endpoint: { readonly ips: readonly string[]; readonly identity: number } | undefined,
-  ) => void;
+  readonly ipcache: (id: string, endpoint: OwnEndpoint | undefined) => void;
+  readonly policyOf: (endpointId: number) => EndpointPolicyInfo;
   /** What the kernel held when the agent started. */
   readonly kernelEndpoints: readonly EndpointRow[];
   /** An endpoint of the kernel that the disk does not know. */
-  readonly unknown: (ip: string, identity: number | undefined) => void;
+  readonly unknown: (ip: string, endpoint: Pick<EndpointRow, 'identity' | 'endpointId'> | undefined) => void;
   readonly requestPass: () => void;
   /** Of the rows of one address of an endpoint as they are desired now. */
   readonly programmed: (ip: string) => Programmed;
@@ -115,7 +115,7 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
       }
       rows.set(ip, { ip, interface: endpoint.interface, podMac, hostMac, identity, endpointId });
     }
-    options.ipcache(endpoint.id, { ips, identity });
+    options.ipcache(endpoint.id, { ips, identity, endpointId, labels: endpoint.labels });
     options.requestPass();
   }
 
@@ -152,12 +152,15 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
   function reasonFor(endpoint: StoredEndpoint): string {
     if (endpoint.identity === null) return `no identity yet: ${identities.waitingFor()}`;
     const programmed = programmedOf(endpoint);
-    return programmed === 'done' ? '' : programmed === 'pending' ? 'being programmed' : messageOf(programmed);
+    if (programmed === 'done') return options.policyOf(endpoint.endpointId).locked ?? '';
+    return programmed === 'pending' ? 'being programmed' : messageOf(programmed);
   }
 
   function infoOf(endpoint: StoredEndpoint): EndpointInfo {
     const { id, namespace, pod, labels, ipv4, ipv6 = '' } = endpoint;
     const reason = reasonFor(endpoint);
+    const policy = options.policyOf(endpoint.endpointId);
+    const enforced = [...(policy.ingress ? ['ingress'] : []), ...(policy.egress ? ['egress'] : [])];
     return {
       id,
       namespace,
@@ -169,6 +172,9 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
       ipv6,
       state: reason === '' ? 'ready' : 'waiting',
       reason,
+      policy: enforced.join(', ') || 'none',
+      policyRevision: policy.revision,
+      policies: policy.policies,
     };
   }
 
@@ -271,7 +277,7 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
       if (present?.has(row.interface) === false) continue;
       rows.set(row.ip, row);
       unknown.add(row.ip);
-      options.unknown(row.ip, row.identity);
+      options.unknown(row.ip, row);
     }
   }
 

@@ -56,9 +56,19 @@ function rig(ipv6?: DesiredOptions['own']['ipv6'], direct: readonly string[] = [
     delete: (key: string) => void map.delete(key),
   });
   const desired = createDesired({
-    own: { cluster: 'eu', clusterId: 1, nodeIp: '172.31.1.11', gatewayIp: '10.1.1.1', podCidr: '10.1.1.0/24', ipv6 },
+    own: {
+      cluster: 'eu',
+      maxConnectedClusters: 255,
+      clusterId: 1,
+      nodeIp: '172.31.1.11',
+      gatewayIp: '10.1.1.1',
+      podCidr: '10.1.1.0/24',
+      ipv6,
+    },
+    allowHost: true,
     view: {
       isSettled: (id, family) => settled.has(`${id}/${family}`),
+      arePoliciesHeard: () => true,
       areSlicesHeard: () => false,
       isGone: (id) => gone.has(id),
       isNodeSettled: (ip) => settledNodes.has(ip),
@@ -67,7 +77,14 @@ function rig(ipv6?: DesiredOptions['own']['ipv6'], direct: readonly string[] = [
     onChanged: () => {},
     isDirect: (cluster) => direct.includes(cluster),
   });
-  const flush = () => desired.flush({ ipcache: sink(ipcache), nodes: sink(nodes), services: sink(new Map()) });
+  const flush = () =>
+    desired.flush({
+      ipcache: sink(ipcache),
+      nodes: sink(nodes),
+      services: sink(new Map()),
+      policies: sink(new Map()),
+      policyStates: sink(new Map()),
+    });
   flush();
   return { desired, settled, gone, settledNodes, ipcache, nodes, flush };
 }
@@ -82,7 +99,7 @@ const shown = (rows: ReadonlyMap<string, IpcacheRow>) =>
 test('with nothing known, every lookup still ends in an identity', () => {
   assert.deepEqual(shown(rig().ipcache), {
     '0.0.0.0/0': '2 of 0 via -',
-    '::/0': '2 of 0 via -',
+    '::/0': '10 of 0 via -',
     '172.31.1.11/32': '1 of 1 via -',
     '10.1.1.1/32': '1 of 1 via -',
   });
@@ -91,7 +108,7 @@ test('with nothing known, every lookup still ends in an identity', () => {
 test('own endpoints, other nodes, their endpoints and peers, then all withdrawn again', () => {
   const r = rig();
   const start = shown(r.ipcache);
-  r.desired.ownEndpoint('a', { ips: ['10.1.1.5'], identity: 65_999 });
+  r.desired.ownEndpoint('a', { ips: ['10.1.1.5'], identity: 65_999, endpointId: 1, labels: '' });
   r.desired.node('n2', n2);
   r.desired.nodeEndpoint('n2', 'b', endpoint('b', '10.1.2.5'), n2);
   r.desired.peerNode(US, 'p1', usNode);
@@ -134,7 +151,7 @@ describe('a peer', () => {
           r.desired.peerIp(US, '10.1.2.5', entry('10.1.2.5'));
         },
         () => {
-          r.desired.ownEndpoint('a', { ips: ['10.1.1.5'], identity: 65_999 });
+          r.desired.ownEndpoint('a', { ips: ['10.1.1.5'], identity: 65_999, endpointId: 1, labels: '' });
           r.desired.nodeEndpoint('n2', 'b', endpoint('b', '10.1.2.5'), n2);
         },
       ];
@@ -241,7 +258,7 @@ test('dual stack: every address has its row, in one spelling; tunnels end at the
     ...{ name: 'p1', cluster: 'us', clusterId: 2, internalIp: '172.31.2.11', gatewayIp: '10.2.1.1' },
     ...{ podCidr: '10.2.1.0/24', labels: {}, ipv6: ipv6(2, 1) },
   });
-  r.desired.ownEndpoint('a', { ips: ['10.1.1.5', 'fd00:1:1::5'], identity: 65_999 });
+  r.desired.ownEndpoint('a', { ips: ['10.1.1.5', 'fd00:1:1::5'], identity: 65_999, endpointId: 1, labels: '' });
   r.desired.node('n2', dualN2);
   r.desired.nodeEndpoint('n2', 'b', { ...endpoint('b', '10.1.2.5'), ipv6: 'fd00:1:2::5' }, dualN2);
   r.desired.peerNode(US, 'p1', dualUs);
@@ -311,6 +328,9 @@ describe('restored rows', () => {
       ipcache: held,
       services: new Map(),
       nodes: new Map([['172.31.2.11', { ip: '172.31.2.11', clusterId: 2, nodeId: 42 }]]),
+      policies: new Map(),
+      policyStates: new Map(),
+      endpointIds: [],
     });
     r.flush();
     return r;

@@ -41,6 +41,8 @@ export const RANK = {
   localNode: 3,
   remoteIp: 10,
   remoteNode: 11,
+  /** A range that a policy names. */
+  policyRange: 20,
 } as const;
 
 type IpcacheClaim = Claim<IpcacheRow>;
@@ -61,10 +63,11 @@ const hostOf = (text: string): string | undefined => {
 
 /** One for each family: a row of IPv6 does not speak for IPv4. */
 export function worldClaims(): IpcacheClaim[] {
-  const { world } = RESERVED_IDENTITY;
-  return ['0.0.0.0/0', '::/0'].map((prefix) =>
-    claim(prefix, RANK.world, { identity: world, clusterId: 0, tunnelEndpoint: null }),
-  );
+  const { world, worldIpv6 } = RESERVED_IDENTITY;
+  return [
+    claim('0.0.0.0/0', RANK.world, { identity: world, clusterId: 0, tunnelEndpoint: null }),
+    claim('::/0', RANK.world, { identity: worldIpv6, clusterId: 0, tunnelEndpoint: null }),
+  ];
 }
 
 export interface OwnNode {

@@ -121,11 +121,15 @@ export function startMesh(options: MeshOptions): Mesh {
 
   return {
     isSettled(clusterId, family) {
-      if (clusterId === own.id) return cluster.services.state().synced && cluster.endpointslices.state().synced;
+      if (clusterId === own.id) {
+        if (family === 'identities') return nodes.state().synced && nodes.unsynced().length === 0;
+        return cluster.services.state().synced && cluster.endpointslices.state().synced;
+      }
       const peer = peers.byId(clusterId);
       if (peer === undefined) return false;
       return family === 'services' ? peer.isSynced('services', 'endpointslices') : peer.isSynced(family);
     },
+    arePoliciesHeard: () => cluster.policies.state().synced && cluster.namespaces.state().synced,
     areSlicesHeard: (clusterId) => peers.byId(clusterId)?.areSlicesHeard() ?? false,
     isGone: peers.isGone,
     isNodeSettled: nodes.isSettled,

@@ -25,7 +25,7 @@ export type OwnCluster = Readonly<Record<LocalFamily, Family>>;
 
 export function startOwnCluster(options: {
   readonly etcd: Etcd;
-  readonly sink: Pick<MeshSink, 'service' | 'slice'>;
+  readonly sink: Pick<MeshSink, 'service' | 'slice' | 'namespace' | 'policy'>;
   readonly onBatch: (family: LocalFamily) => void;
   readonly onSynced: (family: LocalFamily) => void;
   readonly log: Log;
@@ -41,9 +41,8 @@ export function startOwnCluster(options: {
   const onRow: { [F in LocalFamily]: (name: string, value: never) => void } = {
     services: (name: string, value: LocalService | undefined) => sink.service(name, value),
     endpointslices: (name: string, value: LocalSlice | undefined) => sink.slice(name, value),
-    // Namespaces and policies are counted and reported; no consumer before the policy maps. The apiserver has already judged which services are global.
-    namespaces: (_name: string, _value: LocalNamespace | undefined) => {},
-    policies: (_name: string, _value: LocalPolicy | undefined) => {},
+    namespaces: (name: string, value: LocalNamespace | undefined) => sink.namespace(name, value),
+    policies: (name: string, value: LocalPolicy | undefined) => sink.policy(name, value),
   };
   return Object.fromEntries(
     LOCAL_FAMILIES.map((family) => [

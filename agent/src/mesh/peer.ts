@@ -13,6 +13,7 @@ import {
   decodeIdentityEntry,
   EXTENSION_FIELD,
   type GlobalService,
+  type IdentityEntry,
   type IpEntry,
   type Layout,
   type MaxConnectedClusters,
@@ -39,6 +40,7 @@ export interface PeerSink {
   peerService(peer: PeerRef, name: string, service: GlobalService | undefined): void;
   peerSlice(peer: PeerRef, name: string, slice: ClusterEndpointSlice | undefined): void;
   peerIp(peer: PeerRef, name: string, entry: IpEntry | undefined): void;
+  peerIdentity(peer: PeerRef, name: string, entry: IdentityEntry | undefined): void;
 }
 
 export interface PeerOptions {
@@ -116,20 +118,16 @@ export function startPeer(options: PeerOptions): Peer {
   const onNode = (row: string, node: MeshNode | undefined) => sink.peerNode(peer, row, node);
   const onService = (row: string, service: GlobalService | undefined) => sink.peerService(peer, row, service);
   const onSlice = (row: string, slice: ClusterEndpointSlice | undefined) => sink.peerSlice(peer, row, slice);
+  const onIdentity = (row: string, entry: IdentityEntry | undefined) => sink.peerIdentity(peer, row, entry);
   const onIp = (row: string, entry: IpEntry | undefined) => sink.peerIp(peer, row, entry);
 
   const start: Record<AgentFamily, () => Family> = {
     nodes: () => follow('nodes', (row, value) => readNode(row, value.toString(), expected), onNode, stamp),
     services: () => follow('services', (row, value) => readService(row, value.toString(), expected), onService, stamp),
     ip: () => follow('ip', (row, value) => readIpEntry(row, value.toString(), expected), onIp, stamp),
-    // Checked, counted and reported; no consumer before policy. A label string has no room for a time.
+    // A label string has no room for a time.
     identities: () =>
-      follow(
-        'identities',
-        (row, value) => decodeIdentityEntry(row, value.toString(), expected),
-        () => {},
-        noStamp,
-      ),
+      follow('identities', (row, value) => decodeIdentityEntry(row, value.toString(), expected), onIdentity, noStamp),
     endpointslices: () =>
       follow('endpointslices', (row, value) => readEndpointSlice(row, value, expected, zstd), onSlice, noStamp),
   };
@@ -137,7 +135,7 @@ export function startPeer(options: PeerOptions): Peer {
     nodes: (row) => onNode(row, undefined),
     services: (row) => onService(row, undefined),
     ip: (row) => onIp(row, undefined),
-    identities: () => {},
+    identities: (row) => onIdentity(row, undefined),
     endpointslices: (row) => onSlice(row, undefined),
   };
 

@@ -1,11 +1,20 @@
 /** What the mesh tells to others, and what others may ask of it. */
-import type { EndpointRecord, LocalService, LocalSlice, NodeRecord } from '@clustermesh/contract';
+import type {
+  EndpointRecord,
+  LocalNamespace,
+  LocalPolicy,
+  LocalService,
+  LocalSlice,
+  NodeRecord,
+} from '@clustermesh/contract';
 import type { PeerSink } from './peer.ts';
 import type { Arrival, FamilyProgress, MeshChanges } from './progress.ts';
 
 export interface MeshSink extends PeerSink {
   service(name: string, service: LocalService | undefined): void;
   slice(name: string, slice: LocalSlice | undefined): void;
+  namespace(name: string, namespace: LocalNamespace | undefined): void;
+  policy(name: string, policy: LocalPolicy | undefined): void;
   /** Another node of this cluster. */
   node(name: string, record: NodeRecord | undefined): void;
   nodeEndpoint(node: string, id: string, endpoint: EndpointRecord | undefined, record: NodeRecord | undefined): void;
@@ -17,8 +26,10 @@ export interface MeshSink extends PeerSink {
 
 /** What has been heard since the start of this process. */
 export interface MeshView {
-  /** Everything that a cluster has to say in this family has been heard. Own cluster: its services and slices. */
-  isSettled(clusterId: number, family: 'services' | 'ip' | 'nodes'): boolean;
+  /** Everything that a cluster has to say in this family has been heard. Own cluster: its services and slices; the pods of its nodes. */
+  isSettled(clusterId: number, family: 'services' | 'ip' | 'nodes' | 'identities'): boolean;
+  /** This cluster's policies and namespaces are known. */
+  arePoliciesHeard(): boolean;
   /** The cluster publishes endpoint slices, and all of them are known. */
   areSlicesHeard(clusterId: number): boolean;
   /** The cluster is known not to be in the mesh. */

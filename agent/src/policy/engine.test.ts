@@ -414,12 +414,10 @@ describe('an endpoint of which the kernel lacks a denial', () => {
   it('is locked until the denial is there', () => {
     const { engine, flush, kernel } = observed();
     flush();
-    engine.setIncomplete(new Set([1]));
-    flush();
+    engine.setIncomplete(new Set([1]), kernel.sinks.states);
     assert.equal(kernel.states.get('1')?.locked, true);
     assert.match(engine.info(1).locked ?? '', /lacks a rule that denies/);
-    engine.setIncomplete(new Set());
-    flush();
+    engine.setIncomplete(new Set(), kernel.sinks.states);
     assert.equal(kernel.states.get('1')?.locked, false);
   });
 });

@@ -66,8 +66,8 @@ export interface PolicyEngine {
   flush(into: PolicySinks): void;
   /** Rows that were to go are gone: flows that lived by them are to be judged again. */
   removed(states: RowSink<PolicyStateRow>): void;
-  /** Endpoints of which the kernel lacks a denial. */
-  setIncomplete(endpointIds: ReadonlySet<number>): void;
+  /** Endpoints of which the kernel lacks a denial: they are locked. */
+  setIncomplete(endpointIds: ReadonlySet<number>, states: RowSink<PolicyStateRow>): void;
   info(endpointId: number): EndpointPolicyInfo;
   restoredCount(): number;
 }
@@ -387,12 +387,14 @@ export function createPolicyEngine(options: PolicyEngineOptions): PolicyEngine {
       }
       losing.clear();
     },
-    setIncomplete(endpointIds) {
+    setIncomplete(endpointIds, sink) {
       const before = incomplete;
       incomplete = endpointIds;
       for (const id of new Set([...before, ...endpointIds])) {
         const subject = subjects.get(id);
-        if (subject !== undefined && before.has(id) !== endpointIds.has(id)) changed.add(subject);
+        if (subject === undefined) continue;
+        const state = setState(id, stateOf(subject), false);
+        if (state !== undefined) sink.set(String(id), state);
       }
     },
     info(endpointId) {

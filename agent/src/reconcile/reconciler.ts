@@ -31,7 +31,10 @@ export interface PassResult {
 }
 
 export interface Reconciler {
-  pass(): Promise<PassResult>;
+  /**
+   * `part`: what comes and what goes may be done apart, where other tables must follow in between.
+   */
+  pass(part?: 'all' | 'updates' | 'removes'): Promise<PassResult>;
   /**
    * Returns how many rows differed. The next pass mends them. May run beside passes if `isScanned`: each row is compared in the
    * moment in which it is read. Otherwise not.
@@ -107,12 +110,12 @@ export function createReconciler<Row>(options: ReconcilerOptions<Row>): Reconcil
 
   return {
     isScanned: ops.scan !== undefined,
-    async pass() {
+    async pass(part = 'all') {
       const updates: Work<Row>[] = [];
       const removes: Work<Row>[] = [];
       for (const key of table.due(clock.nowMs())) {
         const row = table.get(key);
-        if (row === undefined) continue;
+        if (row === undefined || part === (row.desired === undefined ? 'updates' : 'removes')) continue;
         (row.desired === undefined ? removes : updates).push({
           key,
           desired: row.desired,

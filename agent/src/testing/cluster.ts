@@ -131,6 +131,8 @@ export async function startCluster(): Promise<TestCluster> {
   const directory = mkdtempSync(join(tmpdir(), 'cm-agent-'));
 
   const put = (key: string, value: string) => etcd.put(key, value);
+  // Without them every new pod would be locked: whether there are policies would not be known.
+  for (const family of ['namespaces', 'policies'] as const) await put(localCanaryKey(family), 'now');
   const config = (name: NodeName, { configDir, serviceV2, staleAfterMs }: NodeOptions): AgentConfig =>
     parseAgentConfig({
       cluster: { name: CLUSTER, id: 1 },

@@ -11,6 +11,7 @@ import {
   type ServiceRow,
   serviceKey,
 } from '../datapath/types.ts';
+import { type PolicyRow, type PolicyStateRow, policyRowKey } from '../policy/types.ts';
 import { type FakeOps, fakeOps } from '../reconcile/testing.ts';
 
 export interface FakeKernel {
@@ -18,6 +19,8 @@ export interface FakeKernel {
   readonly services: FakeOps<ServiceRow>;
   readonly endpoints: FakeOps<EndpointRow>;
   readonly nodes: FakeOps<NodeRow>;
+  readonly policies: FakeOps<PolicyRow>;
+  readonly policyStates: FakeOps<PolicyStateRow>;
   /** Interfaces of the node; attaching to another one fails. */
   readonly interfaces: Set<string>;
   readonly attached: Set<string>;
@@ -33,6 +36,8 @@ export function createFakeKernel(): FakeKernel {
     services: fakeOps((row) => serviceKey(row.frontend)),
     endpoints: fakeOps((row) => row.ip),
     nodes: fakeOps((row) => row.ip),
+    policies: fakeOps(policyRowKey),
+    policyStates: fakeOps(({ endpointId }) => String(endpointId)),
     interfaces: new Set(['eth0', 'cmp1', 'cmp2', 'cmp3']),
     attached: new Set(),
     history: [],
@@ -45,6 +50,8 @@ export function fakeDatapath(kernel: FakeKernel): Datapath {
     services: kernel.services,
     endpoints: kernel.endpoints,
     nodes: kernel.nodes,
+    policies: kernel.policies,
+    policyStates: kernel.policyStates,
     async attachEndpoint(row) {
       await kernel.attachGate;
       if (!kernel.interfaces.has(row.interface)) {

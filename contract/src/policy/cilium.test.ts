@@ -95,7 +95,6 @@ describe('ports', () => {
         ['ports', 'SCTP', 53, 53],
       ],
     ],
-    ['a name', ports({ port: 'http', protocol: 'TCP' }), [['named', 'TCP', 'http']]],
     [
       'ICMP by name and number',
       {
@@ -143,6 +142,7 @@ describe('default deny', () => {
 describe('what is not supported is never allowed', () => {
   for (const [name, rule, place] of [
     ['layer 7', { toPorts: [{ ports: [{ port: '80' }], rules: { http: [{}] } }] }, 'spec.egress[0].toPorts[0].rules'],
+    ['ports by name', { toPorts: [{ ports: [{ port: 'http' }] }] }, 'spec.egress[0].toPorts[0].ports[0].port'],
     ['DNS names', { toFQDNs: [{ matchName: 'example.org' }] }, 'spec.egress[0].toFQDNs'],
     ['services', { toServices: [{}], toPorts: [{ ports: [{ port: '80' }] }] }, 'spec.egress[0].toServices'],
     ['authentication', { toEntities: ['all'], authentication: { mode: 'required' } }, 'spec.egress[0].authentication'],

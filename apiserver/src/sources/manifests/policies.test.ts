@@ -44,6 +44,12 @@ test('what is not supported is a problem with file, document, policy and place',
   ]);
 });
 
+test('a port by name in a NetworkPolicy allows nothing, and says so', () => {
+  assert.deepEqual(read(FILE.replace('{ port: 80 }', '{ port: http }')).problems.slice(0, 1), [
+    'p.yaml, document 1: NetworkPolicy shop/web: port http: ports by name are not supported yet; it allows nothing',
+  ]);
+});
+
 test('a malformed policy is a problem like any malformed document, and the ones beside it stay', () => {
   const { policies, malformed } = read(FILE.replace('{ port: 80 }', '{ port: 80, endPort: 79 }'));
   assert.match(malformed.join(), /p\.yaml, document 1: NetworkPolicy web: spec\.ingress\.0\.ports\.0: endPort needs/);

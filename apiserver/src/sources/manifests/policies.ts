@@ -2,6 +2,7 @@
 import {
   ciliumSpecs,
   kubernetesSpecs,
+  type Layer4,
   type LocalPolicy,
   type PolicyContext,
   type PolicySpec,
@@ -19,10 +20,14 @@ const isPolicy = (object: LocatedObject): object is LocatedPolicy =>
   object.kind === 'CiliumNetworkPolicy' ||
   object.kind === 'CiliumClusterwideNetworkPolicy';
 
+const namesOf = (entry: Layer4) => (entry.kind === 'named' ? [entry.name] : []);
+
 function specsOf(policy: LocatedPolicy, namespace: string, context: PolicyContext) {
   if (policy.kind !== 'NetworkPolicy') return ciliumSpecs(policy.object, namespace, context);
   const specs: PolicySpec[] = kubernetesSpecs(policy.object.spec, namespace, context);
-  return { specs, refused: [] };
+  const names = specs.flatMap(({ rules }) => rules.flatMap(({ layer4 }) => layer4 ?? [])).flatMap(namesOf);
+  const refused = names.map((name) => `port ${name}: ports by name are not supported yet; it allows nothing`);
+  return { specs, refused };
 }
 
 export function readPolicies(
