@@ -22,6 +22,7 @@ import { createAllocator } from './identity/allocator.ts';
 import { startMesh } from './mesh/mesh.ts';
 import { createStoreMemory } from './mesh/store-memory.ts';
 import type { Mesh, MeshView } from './mesh/types.ts';
+import { startMapPressure } from './status/map-pressure.ts';
 import { createMeshMetrics } from './status/mesh-metrics.ts';
 import { createMetrics } from './status/metrics.ts';
 import { startStatusPublisher } from './status/publisher.ts';
@@ -229,6 +230,13 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
   sync = running;
   running.trigger();
 
+  const pressure = startMapPressure({
+    registry,
+    usage: datapath.usage,
+    clock,
+    log: log.child({ subsystem: 'maps' }),
+    signal,
+  });
   const flows = await startFlowMonitor({
     source: datapath.events,
     lookups: createLookups(datapath, clock),
@@ -317,6 +325,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
       await followed.close();
       await running.ended;
       await flows.ended;
+      await pressure.ended;
       await statusPublisher
         .close()
         .catch((error: unknown) => log.debug({ reason: messageOf(error) }, 'status lease not given back'));
