@@ -51,7 +51,9 @@ export function numberToIpv4(value: number): string {
 export function writeIpAddress(text: string, into: Uint8Array, at = 0): boolean {
   const ipv4 = scanIpv4(text);
   if (ipv4 >= 0) {
-    into.fill(0, at, at + 10).fill(0xff, at + 10, at + 12);
+    for (let i = 0; i < 10; i++) into[at + i] = 0;
+    into[at + 10] = 0xff;
+    into[at + 11] = 0xff;
     for (let i = 0; i < 4; i++) into[at + 12 + i] = ipv4 >>> (24 - 8 * i);
     return true;
   }
@@ -74,12 +76,17 @@ function groupsOf(side: string): number[] {
   });
 }
 
+/** Looked at byte by byte: a kernel table of hundreds of thousands of addresses is read whole every minute. */
+function isV4Mapped(from: Uint8Array, at: number): boolean {
+  if (from[at + 10] !== 0xff || from[at + 11] !== 0xff) return false;
+  for (let i = 0; i < 10; i++) if (from[at + i] !== 0) return false;
+  return true;
+}
+
 /** The text of 16 bytes: dotted for v4-mapped ones, else in the one form of RFC 5952. */
 export function readIpAddress(from: Uint8Array, at = 0): string {
+  if (isV4Mapped(from, at)) return `${from[at + 12]}.${from[at + 13]}.${from[at + 14]}.${from[at + 15]}`;
   const groups = Array.from({ length: 8 }, (_, i) => ((from[at + 2 * i] ?? 0) << 8) | (from[at + 2 * i + 1] ?? 0));
-  if (groups[5] === 0xffff && groups.slice(0, 5).every((group) => group === 0)) {
-    return `${from[at + 12]}.${from[at + 13]}.${from[at + 14]}.${from[at + 15]}`;
-  }
   // The longest run of at least two zeros gives way to '::', the first of equals.
   let run = { start: 0, length: 1 };
   for (let i = 0; i < 8; i++) {

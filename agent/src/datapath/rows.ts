@@ -1,6 +1,15 @@
 /** Rows of the agent to rows of the kernel and back. Pure. */
 import { type CmEndpoint, type CmFamily, type CmPrefix, type CmRemote, cmAddr } from '@clustermesh/bpf';
-import { type Cidr, canonicalIp, isIpv4, MeshError, parseCidr, readIpAddress } from '@clustermesh/contract';
+import {
+  type Cidr,
+  canonicalCidr,
+  canonicalIp,
+  formatCidr,
+  isIpv4,
+  MeshError,
+  parseCidr,
+  readIpAddress,
+} from '@clustermesh/contract';
 import type { Backend, Frontend, IpcacheRow, Protocol } from './types.ts';
 
 /** How an address that there is none of stands in a map: 16 zeros. */
@@ -42,7 +51,7 @@ const baseOf = (ip: string): number => 128 - bitsOf(ip);
 
 export function toPrefix(text: string): CmPrefix {
   const { ip, length } = toCidr(text);
-  if (maskedBy(ip, length) !== ip) {
+  if (canonicalCidr({ ip, length }) !== formatCidr({ ip, length })) {
     throw new MeshError({
       code: 'invalid-argument',
       message: `programming the prefix ${text}: bits are set behind its length`,

@@ -4,18 +4,7 @@ import { MeshError } from '@clustermesh/contract';
 import type { BpfMap } from './bpf-map.ts';
 import * as libbpf from './libbpf.ts';
 import { interfaceIndex } from './links.ts';
-import {
-  fromMac,
-  fromPrefix,
-  fromRemote,
-  hostPrefix,
-  isHost,
-  toAddr,
-  toCidr,
-  toMac,
-  toPrefix,
-  toRemote,
-} from './rows.ts';
+import { fromMac, fromPrefix, fromRemote, hostPrefix, isHost, toAddr, toMac, toPrefix, toRemote } from './rows.ts';
 import type { EndpointRow, IpcacheRow, MapOps, NodeRow, OpResult } from './types.ts';
 
 /** How rows of one kind become kernel rows. `encode` and `encodeKey` throw for what cannot be programmed. */
@@ -140,7 +129,8 @@ export function ipcacheTable(
     name: 'ipcache row',
     map: hosts,
     keyOf,
-    encodeKey: (prefix) => toAddr(toCidr(prefix).ip),
+    // The whole prefix was read when it was routed here.
+    encodeKey: (prefix) => toAddr(prefix.slice(0, prefix.indexOf('/'))),
     encode: toRemote,
     decode: (key, value) => fromRemote(hostPrefix(key), value),
   });
