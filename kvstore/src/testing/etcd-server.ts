@@ -11,6 +11,7 @@ import { freePorts } from './ports.ts';
 import { startProxy, type TcpProxy } from './proxy.ts';
 
 export { type MemorySink, memorySink } from './memory-sink.ts';
+export { freePorts } from './ports.ts';
 export { startProxy, type TcpProxy } from './proxy.ts';
 
 export interface EtcdServerTls {
