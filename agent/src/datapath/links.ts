@@ -1,5 +1,7 @@
 /** The port for network devices: iproute2's ip(8), in the network namespace that the agent was started in. */
-import { execFile } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { text } from 'node:stream/consumers';
 import { promisify } from 'node:util';
 import { MeshError } from '@clustermesh/contract';
 import * as libbpf from './libbpf.ts';
@@ -23,6 +25,43 @@ export async function ip(args: readonly string[]): Promise<string> {
       cause: error,
     });
   }
+}
+
+/**
+ * Many commands of one family in one process of `ip`: one by one they cost a process each, which a mesh of 25 000 pod CIDRs does not
+ * bear. All are tried; returned is why those failed that did, by their place.
+ */
+export async function ipBatch(
+  family: '-4' | '-6',
+  commands: readonly (readonly string[])[],
+): Promise<ReadonlyMap<number, string>> {
+  if (commands.length === 0) return new Map();
+  const child = spawn('ip', [family, '-force', '-batch', '-'], { stdio: ['pipe', 'ignore', 'pipe'] });
+  const said = text(child.stderr);
+  child.stdin.on('error', () => {}); // It ended early: what it said, or did not, tells.
+  child.stdin.end(commands.map((args) => `${args.join(' ')}\n`).join(''));
+  try {
+    await once(child, 'close');
+  } catch (error) {
+    throw MeshError.from(error, `running ip ${family} -batch`, 'kernel');
+  }
+  return batchFailures(await said);
+}
+
+/** What `ip -force -batch -` says of each command that failed, ending with `Command failed -:LINE`. */
+export function batchFailures(said: string): Map<number, string> {
+  const failures = new Map<number, string>();
+  let reasons: string[] = [];
+  for (const line of said.split('\n')) {
+    const failed = /^Command failed -:(\d+)$/.exec(line.trim());
+    if (failed === null) {
+      if (line.trim() !== '') reasons.push(line.trim());
+      continue;
+    }
+    failures.set(Number(failed[1]) - 1, reasons.join(' '));
+    reasons = [];
+  }
+  return failures;
 }
 
 interface LinkDetails {

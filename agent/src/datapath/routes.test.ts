@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { batchFailures } from './links.ts';
 import { routeTo } from './routes.ts';
 import type { IpcacheRow } from './types.ts';
 
@@ -16,8 +17,8 @@ const text = (r: IpcacheRow, o: Partial<typeof options> = {}) => routeTo(r, { ..
 
 test('a pod CIDR of another node has a route, by the tunnel with the size that fits or to the node itself', () => {
   const to = (prefix: string, source: string) => `route replace ${prefix} src ${source} proto 201`;
-  const v4 = `-4 ${to('10.2.1.0/24', '10.1.1.1')}`;
-  const v6 = `-6 ${to('fd00:2:1::/64', 'fd00:1:1::1')}`;
+  const v4 = to('10.2.1.0/24', '10.1.1.1');
+  const v6 = to('fd00:2:1::/64', 'fd00:1:1::1');
   const tunnel = (kind: string, node: string, mtu: number) => `encap ${kind} id 1 dst ${node} dev cm_vxlan mtu ${mtu}`;
   assert.equal(text(row('10.2.1.0/24', '172.31.2.11')), `${v4} ${tunnel('ip', '172.31.2.11', 1450)}`);
   assert.equal(text(row('fd00:2:1::/64', '172.31.2.11')), `${v6} ${tunnel('ip', '172.31.2.11', 1450)}`);
@@ -36,4 +37,21 @@ test('there is none for hosts, for what lies behind no node, and where the famil
     assert.equal(text(row(prefix, node, direct)), undefined, prefix);
   }
   assert.equal(routeTo(row('fd00:2:1::/64', '172.31.2.11'), { ...options, gatewayIp6: undefined }), undefined);
+});
+
+test('of a batch it is known which commands failed, and why', () => {
+  const said = [
+    'RTNETLINK answers: No such process',
+    'Command failed -:1',
+    'Error: Invalid prefsrc address.',
+    'Command failed -:12',
+    '',
+  ];
+  assert.deepEqual(
+    [...batchFailures(said.join('\n'))],
+    [
+      [0, 'RTNETLINK answers: No such process'],
+      [11, 'Error: Invalid prefsrc address.'],
+    ],
+  );
 });

@@ -7,9 +7,9 @@
  *
  * Marked with a protocol number of our own; other routes are left alone.
  */
-import { isIpv4, MeshError, messageOf } from '@clustermesh/contract';
+import { isIpv4, MeshError } from '@clustermesh/contract';
 import type { Log } from '@clustermesh/runtime';
-import { ip } from './links.ts';
+import { ipBatch } from './links.ts';
 import { isHost } from './rows.ts';
 import type { IpcacheRow, MapOps } from './types.ts';
 
@@ -26,15 +26,17 @@ export interface RouteOptions {
   readonly log: Log;
 }
 
-const familyOf = (address: string): string => (isIpv4(address.split('/')[0]!) ? '-4' : '-6');
+const FAMILIES = ['-4', '-6'] as const;
 
-/** Arguments of `ip` that make the route; undefined where there is none to make. */
+const familyOf = (address: string): '-4' | '-6' => (isIpv4(address.split('/')[0]!) ? '-4' : '-6');
+
+/** Arguments of `ip`, behind its family, that make the route; undefined where there is none to make. */
 export function routeTo(row: IpcacheRow, o: Omit<RouteOptions, 'log'>): string[] | undefined {
   const { prefix, tunnelEndpoint: node } = row;
   const family = familyOf(prefix);
   const source = family === '-4' ? o.gatewayIp : o.gatewayIp6;
   if (node === null || isHost(prefix) || source === undefined) return undefined;
-  const route = [family, 'route', 'replace', prefix, 'src', source, 'proto', PROTOCOL];
+  const route = ['route', 'replace', prefix, 'src', source, 'proto', PROTOCOL];
   if (row.direct) return family === familyOf(node) ? [...route, 'via', node] : undefined;
   const isV4 = isIpv4(node);
   const mtu = o.underlayMtu - (isV4 ? 50 : 70);
@@ -42,50 +44,58 @@ export function routeTo(row: IpcacheRow, o: Omit<RouteOptions, 'log'>): string[]
   return [...route, 'encap', isV4 ? 'ip' : 'ip6', 'id', HOST_IDENTITY, 'dst', node, 'dev', o.vxlanDevice, ...size];
 }
 
-const removal = (prefix: string): string[] => [familyOf(prefix), 'route', 'del', prefix, 'proto', PROTOCOL];
+const removal = (prefix: string): string[] => ['route', 'del', prefix, 'proto', PROTOCOL];
 
 /** The ipcache whose prefixes have their routes. Those that are in the kernel already get theirs at once. */
 export async function withRoutes(ipcache: MapOps<IpcacheRow>, options: RouteOptions): Promise<MapOps<IpcacheRow>> {
   const { log } = options;
 
-  async function program(row: IpcacheRow): Promise<void> {
-    const args = routeTo(row, options);
-    if (args === undefined) return;
-    try {
-      await ip(args);
-    } catch (error) {
-      // A node that is no neighbour: its network routes to it, or nobody does. Pods by the tunnel need no route.
-      if (row.direct) log.info({ prefix: row.prefix, reason: messageOf(error) }, 'route left to the network');
-      else throw error;
+  /** The routes of these rows, made anew; why those could not be made that could not, by prefix. */
+  async function program(rows: readonly IpcacheRow[]): Promise<ReadonlyMap<string, MeshError>> {
+    const problems = new Map<string, MeshError>();
+    for (const family of FAMILIES) {
+      const commands: string[][] = [];
+      const makes = new Map<number, IpcacheRow>();
+      for (const row of rows) {
+        if (isHost(row.prefix) || familyOf(row.prefix) !== family) continue;
+        // From one way to the other: `replace` would leave the old beside it.
+        commands.push(removal(row.prefix));
+        const args = routeTo(row, options);
+        if (args === undefined) continue;
+        makes.set(commands.length, row);
+        commands.push(args);
+      }
+      for (const [place, reason] of await ipBatch(family, commands)) {
+        const row = makes.get(place);
+        if (row === undefined) continue; // There was none to remove.
+        const message = `ip ${family} ${commands[place]!.join(' ')}: ${reason}`;
+        // A node that is no neighbour: its network routes to it, or nobody does. Pods by the tunnel need no route.
+        if (row.direct) log.info({ prefix: row.prefix, reason: message }, 'route left to the network');
+        else problems.set(row.prefix, new MeshError({ code: 'kernel', message }));
+      }
     }
+    return problems;
   }
 
-  const remove = (prefix: string): Promise<unknown> =>
-    isHost(prefix) ? Promise.resolve() : ip(removal(prefix)).catch(() => undefined);
-
-  for (const row of (await ipcache.list()).values()) {
-    await program(row).catch((error: unknown) =>
-      log.warn({ prefix: row.prefix, reason: messageOf(error) }, 'route not made'),
-    );
-  }
+  for (const [prefix, { message }] of await program([...(await ipcache.list()).values()]))
+    log.warn({ prefix, reason: message }, 'route not made');
   return {
     ...ipcache,
     async update(rows) {
       const results = await ipcache.update(rows);
-      for (const [i, row] of rows.entries()) {
-        if (results[i]?.error !== undefined || isHost(row.prefix)) continue;
-        try {
-          // From one way to the other: `replace` would leave the old beside it.
-          await remove(row.prefix);
-          await program(row);
-        } catch (error) {
-          results[i] = { key: row.prefix, error: MeshError.from(error, `programming the route to ${row.prefix}`) };
-        }
+      const problems = await program(rows.filter((_, i) => results[i]?.error === undefined));
+      for (const [i, { prefix }] of rows.entries()) {
+        const problem = problems.get(prefix);
+        if (problem !== undefined)
+          results[i] = { key: prefix, error: MeshError.from(problem, `programming the route to ${prefix}`) };
       }
       return results;
     },
     async remove(keys) {
-      for (const key of keys) await remove(key);
+      for (const family of FAMILIES) {
+        const prefixes = keys.filter((key) => !isHost(key) && familyOf(key) === family);
+        await ipBatch(family, prefixes.map(removal));
+      }
       return ipcache.remove(keys);
     },
   };
