@@ -6,7 +6,7 @@
  * One real etcd with mTLS holds clusters × (nodes + identities + endpoints) keys in the cached layout; one real agent (core and
  * datapath, in a network namespace, bpffs and cgroup of its own) follows them into the kernel. Progress on stderr.
  */
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
@@ -15,7 +15,7 @@ import { parseArgs } from 'node:util';
 import { netnsPath, openSandbox } from '@clustermesh/agent/testing/sandbox';
 import { type Figure, percentile, table } from './report.ts';
 import { bundle } from './scale/children.ts';
-import { CHURN, type LoadShape } from './scale/load.ts';
+import { CHURN, type LoadShape, OWN } from './scale/load.ts';
 import { memoryGrowth, type RunResult, runScale } from './scale/run.ts';
 
 const { values: flags } = parseArgs({
@@ -65,6 +65,8 @@ async function inside(place: { readonly bpffs: string; readonly pods: string; re
   };
   if (shape.clusters > 250 || shape.nodes > 100 || shape.endpoints > shape.nodes * 250)
     throw new Error('the address plan of this load ends at 250 clusters, 100 nodes each and 250 endpoints a node');
+  // As on a node: the host has its gateway address, from which its routes to the peers' pods go.
+  execFileSync('ip', ['addr', 'add', `${OWN.gatewayIP}/32`, 'dev', 'lo']);
   await bundle();
   const run = (clusters: number, churnSeconds: number, whole: boolean) => {
     const directory = join(place.dir, `run-${clusters}`);

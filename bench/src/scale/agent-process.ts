@@ -14,7 +14,7 @@ const send = (message: FromAgent) => void process.send!(message);
 
 const config = parseAgentConfig({
   cluster: { name: OWN.name, id: OWN.id },
-  node: { name: OWN.node, ip: OWN.ip, podCIDR: OWN.podCIDR, gatewayIP: '10.255.1.1' },
+  node: { name: OWN.node, ip: OWN.ip, podCIDR: OWN.podCIDR, gatewayIP: OWN.gatewayIP },
   etcd: { endpoints: [settings.endpoint], ...settings.pki },
   socket: '/unused',
   stateDir: settings.stateDir,

@@ -28,7 +28,10 @@ export interface LoadShape {
 /** Changes per second and cluster, as in the scale test. */
 export const CHURN = { nodes: 0.1, identities: 0.2, endpoints: 1 } as const;
 
-export const OWN = { name: 'cluster255', id: 255, node: 'n1', ip: '172.31.255.11', podCIDR: '10.255.1.0/24' } as const;
+export const OWN = {
+  ...{ name: 'cluster255', id: 255, node: 'n1', ip: '172.31.255.11' },
+  ...{ podCIDR: '10.255.1.0/24', gatewayIP: '10.255.1.1' },
+} as const;
 
 export const clusterName = (id: number): string => `cluster${id}`;
 export const keysOf = (shape: LoadShape): number => shape.clusters * (shape.nodes + shape.identities + shape.endpoints);
@@ -161,7 +164,7 @@ export function expectedOf(shape: LoadShape): Expected {
   const expected: Expected = { ipcache: new Map(), nodes: new Map() };
   expected.ipcache.set('0.0.0.0/0', ipcacheText(2, 0, null));
   expected.ipcache.set(`${OWN.ip}/32`, ipcacheText(1, OWN.id, null));
-  expected.ipcache.set('10.255.1.1/32', ipcacheText(1, OWN.id, null));
+  expected.ipcache.set(`${OWN.gatewayIP}/32`, ipcacheText(1, OWN.id, null));
   expected.nodes.set(OWN.ip, String(OWN.id));
   for (let cluster = 1; cluster <= shape.clusters; cluster++) {
     for (let node = 0; node < shape.nodes; node++) expectNode(expected, cluster, node, true);
