@@ -59,6 +59,8 @@ const clusterSchema = z.strictObject({
   podCIDR: ipv4Cidr([8, 23]).optional(),
   serviceCIDR: ipv4Cidr([8, 28]).optional(),
   defaultGlobalNamespace: z.boolean().default(true),
+  /** What peers get of its backends, `export.endpointSlices` of its apiserver; left out: as in any cluster. */
+  endpointSlices: z.enum(['services', 'services-and-endpointslices', 'endpointslices-only']).optional(),
 });
 
 const timersSchema = z.strictObject({
@@ -89,6 +91,7 @@ export interface LabCluster {
   readonly podCIDR: string;
   readonly serviceCIDR: string;
   readonly defaultGlobalNamespace: boolean;
+  readonly endpointSlices: z.infer<typeof clusterSchema>['endpointSlices'];
   /** Address of the control plane's host: etcd listens there. */
   readonly controlPlaneIP: string;
   readonly routerIP: string;
@@ -124,6 +127,7 @@ function planCluster(raw: z.infer<typeof clusterSchema>, timers: LabTimers): Lab
     podCIDR,
     serviceCIDR: raw.serviceCIDR ?? `10.${(raw.id + 95) % 256}.0.0/16`,
     defaultGlobalNamespace: raw.defaultGlobalNamespace,
+    endpointSlices: raw.endpointSlices,
     controlPlaneIP: `172.31.${raw.id}.2`,
     routerIP: `172.31.${raw.id}.1`,
     timers,
