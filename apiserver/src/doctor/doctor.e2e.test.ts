@@ -1,9 +1,10 @@
 import assert from 'node:assert/strict';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
-import type { Diagnosis, PreflightCheck } from '@clustermesh/contract';
+import type { ClusterStatus, Diagnosis, PreflightCheck } from '@clustermesh/contract';
 import { certificateFacts, createCa, issueServer, type KeyAndCertificate, loadCa } from '@clustermesh/pki';
+import { waitFor } from '@clustermesh/runtime';
 import { type CommandResult, runCli, startTestCluster, type TestCluster } from '../testing/apiserver-process.ts';
 import { validityCheck } from './certificates.ts';
 
@@ -74,6 +75,35 @@ describe('clustermesh doctor', () => {
       });
     }
   }
+
+  it('F41 tells of a typo in an annotation, in doctor and status alike; the service is there with the default', async () => {
+    const manifest = join(eu.dir, 'manifests/shop.yaml');
+    writeFileSync(
+      manifest,
+      `apiVersion: v1
+kind: Service
+metadata: { name: web, namespace: shop, annotations: { service.cilium.io/global: "true", service.cilium.io/affinity: "nearby" } }
+spec: { clusterIP: 10.96.0.10, ports: [{ name: http, port: 80 }] }
+`,
+    );
+    const last = await waitFor(
+      async () => {
+        const now = await findings();
+        return now.found.length > 0 ? now : undefined;
+      },
+      { what: 'the finding', timeoutMs: 20_000 },
+    );
+    assert.deepEqual([last.code, last.found[0]?.name, last.found[0]?.state], [0, 'objects', 'warning']);
+    assert.match(
+      last.found[0]?.what ?? '',
+      /Service shop\/web: annotation service\.cilium\.io\/affinity has value "nearby"/,
+    );
+    const status = JSON.parse((await runCli(['status', '--context', eu.context, '-o', 'json'])).out) as ClusterStatus;
+    assert.equal(status.globalServices, 1);
+    assert.match(status.problems.join(), /"nearby"/);
+    rmSync(manifest);
+    await waitFor(async () => (await findings()).found.length === 0, { what: 'no finding', timeoutMs: 20_000 });
+  });
 
   it('F17 names a server of another CA, with both fingerprints', async () => {
     const made = await issueServer({ ca: await createCa({ cluster: 'mars' }) });

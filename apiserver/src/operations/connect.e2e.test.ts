@@ -3,6 +3,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, afterEach, before, describe, it } from 'node:test';
 import type { ClusterStatus, PreflightCheck } from '@clustermesh/contract';
+import { waitFor } from '@clustermesh/runtime';
 import { type CommandResult, runCli, startTestCluster, type TestCluster } from '../testing/apiserver-process.ts';
 
 describe('clustermesh connect between two control planes', () => {
@@ -143,6 +144,35 @@ describe('clustermesh connect between two control planes', () => {
     const after = await disconnect();
     assert.equal(after.code, 0, said(after));
     assert.doesNotMatch(readFileSync(join(us.dir, 'users.yaml'), 'utf8'), /remote-eu/);
+  });
+
+  it('F40 follows a peer whose address has changed when it is connected again, without a restart or a gap', async () => {
+    assert.equal((await connect()).code, 0);
+    const proxy = await us.etcd.proxy();
+    const moved = `https://us.mesh.cilium.io:${new URL(proxy.endpoint).port}`;
+    await us.killApiserver();
+    await us.startApiserver([moved]);
+    try {
+      const logged = eu.log().length;
+      const pid = eu.pid();
+      const again = await connect();
+      assert.equal(again.code, 0, said(again));
+      assert.match(readFileSync(join(eu.dir, 'clustermesh/us'), 'utf8'), new RegExp(moved));
+      const status = await runCli(['status', '--context', eu.context, '--wait', '--wait-duration', '20s']);
+      assert.equal(status.code, 0, said(status));
+      assert.equal(eu.pid(), pid, 'it was not restarted');
+      assert.doesNotMatch(eu.log().slice(logged), /"peer drained"|"starting"/);
+      // It is really read from there: cut off, it is missed.
+      proxy.blackhole();
+      await waitFor(
+        async () => /disconnected|not connected/.test((await runCli(['status', '--context', eu.context])).out),
+        { what: 'the new address to be missed', timeoutMs: 60_000 },
+      );
+    } finally {
+      proxy.heal();
+      await us.killApiserver();
+      await us.startApiserver();
+    }
   });
 
   it('disconnects from a peer that is dead', async () => {
