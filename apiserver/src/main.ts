@@ -93,6 +93,10 @@ await runDaemon(log, async (signal) => {
     log,
     tasks: housekeeping({ invites, operations }),
   });
+  const renewal = startRenewal({
+    ...{ pkiDir, cluster: cluster.name, log, signal },
+    ...{ isLeading: plane.isLeading, otherLeader: plane.otherLeader },
+  });
   const admin = await startAdmin({
     socket: config.admin.socket,
     clusterName: cluster.name,
@@ -121,6 +125,7 @@ await runDaemon(log, async (signal) => {
       ),
     operations,
     inviting: createInviting({ invites, operations, cluster: info }),
+    rotateLeaves: renewal.rotateLeaves,
     join: createJoining({ operations, cluster: info, log, signal }),
     mirror: plane.mirror,
     agents: plane.agents,
@@ -133,7 +138,6 @@ await runDaemon(log, async (signal) => {
     listen === undefined
       ? undefined
       : await listenForAdmin({ rpc: admin, listen, pkiDir, usersFile: config.usersFile, log, signal });
-  const renewal = startRenewal({ pkiDir, cluster: cluster.name, isLeading: plane.isLeading, log, signal });
   createMetrics(registry, cluster.name, plane);
   const http = await serveHttp({
     ...config.http,

@@ -92,6 +92,7 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
     },
     RedeemInvite: async () => assert.fail('asked by clusters only'),
     CompleteInvite: async () => assert.fail('asked by clusters only'),
+    RotateLeaves: async () => ({ issued: [{ file: '/pki/server.crt', reason: 'asked for' }] }),
     Diagnose: async () => ({ diagnoses: scripted.diagnoses }),
     ListOperations: async () => ({ operations: scripted.operations }),
     RetryOperation: async ({ id: operation }) => ({ id: `${operation}-again` }),
@@ -575,6 +576,18 @@ describe('the clustermesh command', () => {
       assert.ok(!all.includes(secret), `the bundle holds ${secret}`);
     assert.match(all, /it said <private key removed>/, 'it was there to be removed');
     assert.match(all, /tried cm1\.<redacted>/);
+  });
+
+  it('rotate leaves tells what was issued, for people and for programs', async () => {
+    const table = await run(['rotate', 'leaves', '--context', eu.context]);
+    assert.equal(table.code, 0);
+    assert.match(table.out, /^issued \/pki\/server\.crt \(asked for\)\neu: 1 issued/);
+    const json = await run(['rotate', 'leaves', '--context', eu.context, '-o', 'json']);
+    assert.deepEqual(JSON.parse(json.out), {
+      cluster: 'eu',
+      issued: [{ file: '/pki/server.crt', reason: 'asked for' }],
+    });
+    assert.equal((await run(['rotate', '--context', eu.context])).code, 2);
   });
 
   it('prints an invitation alone on stdout, and joins with one', async () => {

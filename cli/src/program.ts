@@ -10,6 +10,7 @@ import { addOperations } from './commands/operations.ts';
 import { addPeers } from './commands/peers.ts';
 import { addPki } from './commands/pki.ts';
 import { addPreflight } from './commands/preflight.ts';
+import { addRotate } from './commands/rotate.ts';
 import { addStatus } from './commands/status.ts';
 import { addSysdump } from './commands/sysdump.ts';
 import { addVersion } from './commands/version.ts';
@@ -34,6 +35,7 @@ const COMMANDS: readonly ((kit: CommandKit) => void)[] = [
   addStatus,
   addPeers,
   addOperations,
+  addRotate,
   addDoctor,
   addSysdump,
   addPki,

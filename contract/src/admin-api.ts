@@ -156,6 +156,13 @@ export interface ClusterStatus {
   readonly localEndpoints: number;
 }
 
+export interface IssuedCertificate {
+  /** Path on the apiserver's host. */
+  readonly file: string;
+  /** Why it was issued. */
+  readonly reason: string;
+}
+
 /** Method name → request and response; streams are marked. */
 export interface AdminMethods {
   GetCluster: { request: Record<string, never>; response: ClusterInfo };
@@ -179,6 +186,7 @@ export interface AdminMethods {
     request: { redeemed: RedeemInviteRequest; certificatePem: string };
     response: Record<string, never>;
   };
+  RotateLeaves: { request: Record<string, never>; response: { issued: readonly IssuedCertificate[] } };
   GetStatus: { request: Record<string, never>; response: ClusterStatus };
   GetFacts: { request: Record<string, never>; response: ClusterFacts };
   Preflight: { request: PreflightRequest; response: { checks: readonly PreflightCheck[] } };

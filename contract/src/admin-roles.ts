@@ -29,6 +29,7 @@ export const ADMIN_METHOD_ROLES: Readonly<Record<keyof AdminMethods, readonly Ad
   RetryOperation: ACT,
   CancelOperation: ACT,
   CreateInvite: ACT,
+  RotateLeaves: ACT,
   Join: ACT,
   RedeemInvite: JOIN,
   CompleteInvite: JOIN,

@@ -28,6 +28,8 @@ export interface ClusterPkiOptions {
   /** Each gets `<dir>/{node.crt,node.key,ca.crt}`; default directory `<pki dir>/nodes/<node>`. */
   readonly nodes?: readonly (string | { readonly name: string; readonly dir: string })[];
   readonly now?: Date;
+  /** Issues every leaf anew, whatever its age. Default: false. */
+  readonly reissue?: boolean;
 }
 
 export interface ClusterPki {
@@ -109,7 +111,9 @@ export async function ensureClusterPki(options: ClusterPkiOptions): Promise<Clus
   // In parallel: key generation runs on the thread pool.
   await Promise.all(
     wanted.map(async (leaf) => {
-      const reason = whyIssue(readPair('', leaf.file), authority.certPem, leaf, options.now ?? new Date());
+      const reason =
+        whyIssue(readPair('', leaf.file), authority.certPem, leaf, options.now ?? new Date()) ??
+        (options.reissue === true ? 'asked for' : undefined);
       if (reason === undefined) return;
       writePair('', leaf.file, await leaf.issue(authority));
       issued.push({ file: `${leaf.file}.crt`, reason });

@@ -4,6 +4,7 @@ import type {
   ClusterFacts,
   ClusterInfo,
   Diagnosis,
+  IssuedCertificate,
   PreflightCheck,
   PreflightRequest,
 } from '@clustermesh/contract';
@@ -27,6 +28,7 @@ export interface AdminOptions {
   readonly operations: Operations;
   readonly inviting: Inviting;
   readonly join: (token: string) => Promise<string>;
+  readonly rotateLeaves: () => Promise<readonly IssuedCertificate[]>;
   readonly mirror: MirrorView;
   readonly agents: AgentView;
   readonly local: LocalView;
@@ -68,6 +70,7 @@ export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {
       await options.inviting.complete(redeemed, certificatePem, sourceOf(caller));
       return {};
     },
+    RotateLeaves: async () => ({ issued: await options.rotateLeaves() }),
     Diagnose: async ({ peer }) => ({ diagnoses: await options.diagnose(peer) }),
     GetFacts: async () => options.facts(),
     Preflight: async (request) => ({ checks: await options.preflight(request) }),

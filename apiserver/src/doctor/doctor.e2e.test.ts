@@ -105,6 +105,22 @@ spec: { clusterIP: 10.96.0.10, ports: [{ name: http, port: 80 }] }
     await waitFor(async () => (await findings()).found.length === 0, { what: 'no finding', timeoutMs: 20_000 });
   });
 
+  it('finds nothing after `rotate leaves`: etcd, apiserver and peer go on with the new certificates', async () => {
+    const server = () => readFileSync(join(eu.dir, 'pki/server.crt'), 'utf8');
+    const [old, pid] = [server(), eu.pid()];
+    const rotated = await runCli(['rotate', 'leaves', '--context', eu.context, '-o', 'json']);
+    assert.equal(rotated.code, 0, said(rotated));
+    const { issued } = JSON.parse(rotated.out) as { issued: { file: string }[] };
+    assert.ok(issued.some(({ file }) => file === join(eu.dir, 'pki/server.crt')));
+    assert.notEqual(server(), old);
+    for (const side of [eu, us]) {
+      const status = await runCli(['status', '--context', side.context, '--wait', '--wait-duration', '30s']);
+      assert.equal(status.code, 0, said(status));
+    }
+    await waitFor(async () => (await findings()).found.length === 0, { what: 'no finding', timeoutMs: 20_000 });
+    assert.equal(eu.pid(), pid);
+  });
+
   it('F17 names a server of another CA, with both fingerprints', async () => {
     const made = await issueServer({ ca: await createCa({ cluster: 'mars' }) });
     await withServer(made, async () => {
