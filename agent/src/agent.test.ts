@@ -395,7 +395,7 @@ test('with etcd away an endpoint waits for its identity, unless this node knows 
   await eventually('the identity', () => node.agent.endpoints().every((endpoint) => endpoint.state === 'ready'));
 });
 
-test('a killed agent comes back with the same rows, touching nothing in the kernel', async () => {
+test('F28: a killed agent comes back with the same rows, touching nothing in the kernel', async () => {
   await using cluster = await startCluster();
   const node = await settled(cluster);
   const before = ['ipcache', 'services', 'nodes', 'endpoints'].map((name) =>

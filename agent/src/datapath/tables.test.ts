@@ -117,7 +117,7 @@ describe('ipcache and nodes', () => {
     assert.equal((await ipcache.list()).size, 0);
   });
 
-  it('a full map names itself and its size per row left out, and takes them when there is room', async () => {
+  it('F26: a full map names itself and its size per row left out, and takes them when there is room', async () => {
     const ipcache = ipcacheOf(load({ cm_ipcache: 100 }));
     const rows = Array.from({ length: 105 }, (_, i) => host(i));
     const left = failed(await ipcache.update(rows));
@@ -193,7 +193,7 @@ describe('services', () => {
     assert.equal(new Set(numbers).size, 3);
   });
 
-  it('what an interrupted swap left over is swept at the next start', async () => {
+  it('F27, F28: what an interrupted swap left over is swept at the next start', async () => {
     const loaded = load();
     await (await openServices(loaded.maps)).update([service('10.96.0.1', ['10.1.1.1'])]);
     await loaded.maps.cm_backends.update([[77, { addr: '0.0.0.1', port: 2, clusterId: 3, proto: 6, state: 0 }]]);
@@ -204,7 +204,7 @@ describe('services', () => {
     assert.deepEqual([...(await services.list()).values()], [service('10.96.0.1', ['10.1.1.1'])]);
   });
 
-  describe('changed behind our back are right again after list() and the update or removal that it leads to', () => {
+  describe('F30: changed behind our back are right again after list() and the update or removal that it leads to', () => {
     const shop = service('10.96.0.1', ['10.1.1.1', '10.1.1.2']);
     const other = service('10.96.0.2', ['10.1.1.2']);
     const shopKey = { addr: '10.96.0.1', port: 80, proto: 6, scope: 0 };
@@ -407,7 +407,7 @@ describe('services', () => {
     });
   });
 
-  it('one that does not fit keeps its old backends; others are unaffected; it recovers with room', async () => {
+  it('F26, F27: one that does not fit keeps its old backends; others are unaffected; it recovers with room', async () => {
     const loaded = load({ cm_slots: 4 });
     const services = await openServices(loaded.maps);
     const many = Array.from({ length: 250 }, (_, i) => `10.1.2.${i}`);
@@ -429,7 +429,7 @@ describe('services', () => {
     assert.deepEqual(failed(await services.update([service('10.96.0.1', many.slice(0, 5))])), []);
   });
 
-  it('a swap shows the old set or the new one, never neither, while connections keep coming', async () => {
+  it('F27: a swap shows the old set or the new one, never neither, while connections keep coming', async () => {
     const loaded = load();
     const services = await openServices(loaded.maps);
     const pod = {

@@ -281,7 +281,7 @@ describe('the agent comes and goes', () => {
   const mapIds = async (node: Node): Promise<string[]> =>
     (await node.datapath.call<MapInfo[]>('maps')).map((map) => `${map.name} ${map.id}`);
 
-  it('killed and started again in a transfer: not a byte lost, no stall, same ids, nothing twice', async () => {
+  it('F28: killed and started again in a transfer: not a byte lost, no stall, same ids, nothing twice', async () => {
     const before = {
       maps: await mapIds(n1),
       services: await n1.datapath.call('dump', 'services'),
