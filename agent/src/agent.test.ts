@@ -15,6 +15,7 @@ import {
   ipKey,
   LOCAL_FAMILIES,
   type LocalPolicy,
+  localCanaryKey,
   localKey,
   NODES_PREFIX,
   nodeRecordKey,
@@ -414,6 +415,38 @@ test('F28: a killed agent comes back with the same rows, touching nothing in the
     sortedRows(node.kernel[name as 'nodes'].rows),
   );
   assert.deepEqual(after, before);
+});
+
+test('F29: after a reboot all is rebuilt; before everybody has spoken no backend is wrong and nothing is called ready', async () => {
+  await using cluster = await startCluster();
+  const node = await settled(cluster);
+  const { kernel } = node;
+  const tables = [kernel.ipcache, kernel.services, kernel.nodes, kernel.endpoints];
+  const rows = () => tables.map((table) => sortedRows(table.rows as ReadonlyMap<string, unknown>));
+  const before = rows();
+  await node.kill();
+  for (const table of tables) table.rows.clear();
+  kernel.attached.clear();
+  // The store comes back without the word of those who know its backends.
+  const unheard = [localCanaryKey('endpointslices'), canaryKey('us', 'services', 'cache')] as const;
+  for (const key of unheard) await cluster.etcd.delete(key);
+  await cluster.server.stop();
+  await node.start();
+  await eventually('the endpoint, from disk', () => kernel.attached.has('cmp1'));
+  assert.equal(kernel.services.rows.size, 0);
+  assert.match(node.agent.notReady() ?? '', /etcd is not connected/);
+  await cluster.server.start();
+  await eventually('the addresses of the peer', () => kernel.ipcache.rows.has('10.2.1.5/32'));
+  const unready = 'not heard yet: endpointslices of eu, services of us';
+  await eventually('what is missing to be said', () => node.agent.notReady() === unready);
+  await eventually('the service to be refused rather than unknown', () => node.backends()?.length === 0);
+  await cluster.etcd.put(unheard[0], 'now');
+  await eventually('its own backend', () => node.backends()?.length === 1);
+  assert.deepEqual([node.backends(), node.agent.notReady()], [[LOCAL_BACKEND], 'not heard yet: services of us']);
+  await cluster.etcd.put(unheard[1], 'now');
+  await applied(node);
+  assert.equal(node.agent.notReady(), undefined);
+  assert.deepEqual(rows(), before);
 });
 
 test('a restart does not make what the node publishes flicker', async () => {
