@@ -112,6 +112,7 @@ const sameAddress = (a: IpcacheRow, b: IpcacheRow): boolean =>
   a.clusterId === b.clusterId &&
   a.tunnelEndpoint === b.tunnelEndpoint &&
   a.direct === b.direct &&
+  a.route === b.route &&
   a.encryptKey === b.encryptKey;
 
 const sameBackend = (a: Backend, b: Backend | undefined): boolean =>

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { batchFailures } from './links.ts';
-import { routeTo } from './routes.ts';
+import { routeTo, wayOf } from './routes.ts';
 import type { IpcacheRow } from './types.ts';
 
 const options = { vxlanDevice: 'cm_vxlan', underlayMtu: 1500, gatewayIp: '10.1.1.1', gatewayIp6: 'fd00:1:1::1' };
@@ -54,4 +54,18 @@ test('of a batch it is known which commands failed, and why', () => {
       [11, 'Error: Invalid prefsrc address.'],
     ],
   );
+});
+
+test('a route that the kernel shows is told apart from one that should be there', () => {
+  const isWay = (r: IpcacheRow, shown: string) => wayOf(routeTo(r, options)!) === wayOf(shown.split(' '));
+  const encap = (node: string) =>
+    `10.2.1.0/24 encap ip id 1 src 0.0.0.0 dst ${node} ttl 0 tos 0 dev cm_vxlan scope link`;
+  const tunnelled = row('10.2.1.0/24', '172.31.2.11');
+  assert.ok(isWay(tunnelled, `${encap('172.31.2.11')} src 10.1.1.1 mtu 1450`));
+  assert.ok(!isWay(tunnelled, `${encap('172.31.2.12')} src 10.1.1.1 mtu 1450`));
+  assert.ok(!isWay(tunnelled, `${encap('172.31.2.11')} src 10.1.1.1`));
+  assert.ok(!isWay(tunnelled, '10.2.1.0/24 via 172.31.2.11 dev eth0 src 10.1.1.1'));
+  const direct = row('fd00:2:1::/64', 'fd31::2', true);
+  assert.ok(isWay(direct, 'fd00:2:1::/64 via fd31::2 dev eth0 src fd00:1:1::1 metric 1024 pref medium'));
+  assert.ok(!isWay(direct, 'fd00:2:1::/64 via fd31::3 dev eth0 src fd00:1:1::1 metric 1024 pref medium'));
 });

@@ -5,13 +5,15 @@
  *   by the tunnel   PREFIX encap ip id 1 dst NODE dev cm_vxlan        the host's identity as VNI
  *   directly        PREFIX via NODE                                   if NODE is on a link of ours; else the network's routes serve
  *
- * Marked with a protocol number of our own; other routes are left alone.
+ * Marked with a protocol number of our own; other routes are left alone. A row whose route is not as it should be reads as another row
+ * (scan, read), so that it is written again, and `verify` shows it.
  */
 import { isIpv4, MeshError } from '@clustermesh/contract';
 import type { Log } from '@clustermesh/runtime';
-import { ipBatch } from './links.ts';
+import { ip, ipBatch } from './links.ts';
 import { isHost } from './rows.ts';
-import type { IpcacheRow, MapOps } from './types.ts';
+import type { ScannedOps } from './tables.ts';
+import type { IpcacheRow } from './types.ts';
 
 /** As /etc/iproute2/rt_protos leaves free. */
 const PROTOCOL = '201';
@@ -44,10 +46,35 @@ export function routeTo(row: IpcacheRow, o: Omit<RouteOptions, 'log'>): string[]
   return [...route, 'encap', isV4 ? 'ip' : 'ip6', 'id', HOST_IDENTITY, 'dst', node, 'dev', o.vxlanDevice, ...size];
 }
 
+/** What of a route is ours to say, from the arguments that make it or from a line of `ip route show`; there, `src` may come twice. */
+export function wayOf(words: readonly string[]): string {
+  const named = ['encap', 'id', 'dst', 'via', 'src', 'mtu', ...(words.includes('encap') ? ['dev'] : [])];
+  return named
+    .filter((name) => words.includes(name))
+    .map((name) => `${name} ${words[words.lastIndexOf(name) + 1]}`)
+    .join(' ');
+}
+
+/** Our routes by prefix. */
+async function readRoutes(): Promise<Map<string, string>> {
+  const routes = new Map<string, string>();
+  for (const family of FAMILIES) {
+    const everything = family === '-4' ? '0.0.0.0/0' : '::/0';
+    for (const line of (await ip([family, 'route', 'show', 'proto', PROTOCOL])).split('\n')) {
+      const [prefix = '', ...words] = line.trim().split(/\s+/);
+      if (prefix !== '') routes.set(prefix === 'default' ? everything : prefix, wayOf(words));
+    }
+  }
+  return routes;
+}
+
 const removal = (prefix: string): string[] => ['route', 'del', prefix, 'proto', PROTOCOL];
 
 /** The ipcache whose prefixes have their routes. Those that are in the kernel already get theirs at once. */
-export async function withRoutes(ipcache: MapOps<IpcacheRow>, options: RouteOptions): Promise<MapOps<IpcacheRow>> {
+export async function withRoutes(
+  ipcache: ScannedOps<IpcacheRow>,
+  options: RouteOptions,
+): Promise<ScannedOps<IpcacheRow>> {
   const { log } = options;
 
   /** The routes of these rows, made anew; why those could not be made that could not, by prefix. */
@@ -77,26 +104,64 @@ export async function withRoutes(ipcache: MapOps<IpcacheRow>, options: RouteOpti
     return problems;
   }
 
+  /** Of calls that write, how many are at it and how many there were: what was read meanwhile says nothing. */
+  let writing = 0;
+  let writes = 0;
+  async function written<T>(write: () => Promise<T>): Promise<T> {
+    writing++;
+    try {
+      return await write();
+    } finally {
+      writing--;
+      writes++;
+    }
+  }
+
+  async function scan(visit: (prefix: string, row: IpcacheRow) => void): Promise<void> {
+    const before = writes;
+    const routes = await readRoutes();
+    const isCurrent = () => writing === 0 && writes === before;
+    await ipcache.scan((prefix, row) => {
+      if (isHost(prefix) || !isCurrent()) return visit(prefix, row);
+      const args = routeTo(row, options);
+      const [wanted, held] = [args === undefined ? undefined : wayOf(args), routes.get(prefix)];
+      routes.delete(prefix);
+      const isRight = held === wanted || (held === undefined && row.direct === true);
+      visit(prefix, isRight ? row : { ...row, route: held ?? 'missing' });
+    });
+    if (!isCurrent()) return;
+    for (const [prefix, route] of routes)
+      visit(prefix, { prefix, identity: 0, clusterId: 0, tunnelEndpoint: null, encryptKey: 0, route });
+  }
+
   for (const [prefix, { message }] of await program([...(await ipcache.list()).values()]))
     log.warn({ prefix, reason: message }, 'route not made');
   return {
     ...ipcache,
-    async update(rows) {
-      const results = await ipcache.update(rows);
-      const problems = await program(rows.filter((_, i) => results[i]?.error === undefined));
-      for (const [i, { prefix }] of rows.entries()) {
-        const problem = problems.get(prefix);
-        if (problem !== undefined)
-          results[i] = { key: prefix, error: MeshError.from(problem, `programming the route to ${prefix}`) };
-      }
-      return results;
+    scan,
+    async read() {
+      const rows = new Map<string, IpcacheRow>();
+      await scan((prefix, row) => void rows.set(prefix, row));
+      return rows;
     },
-    async remove(keys) {
-      for (const family of FAMILIES) {
-        const prefixes = keys.filter((key) => !isHost(key) && familyOf(key) === family);
-        await ipBatch(family, prefixes.map(removal));
-      }
-      return ipcache.remove(keys);
-    },
+    update: (rows) =>
+      written(async () => {
+        const results = await ipcache.update(rows);
+        const problems = await program(rows.filter((_, i) => results[i]?.error === undefined));
+        for (const [i, { prefix }] of rows.entries()) {
+          const problem = problems.get(prefix);
+          if (problem !== undefined)
+            results[i] = { key: prefix, error: MeshError.from(problem, `programming the route to ${prefix}`) };
+        }
+        return results;
+      }),
+    remove: (keys) =>
+      written(async () => {
+        for (const family of FAMILIES) {
+          const prefixes = keys.filter((key) => !isHost(key) && familyOf(key) === family);
+          await ipBatch(family, prefixes.map(removal));
+        }
+        return ipcache.remove(keys);
+      }),
   };
 }

@@ -17,7 +17,7 @@ interface TableShape<Row, K, V> {
   decode(key: K, value: V): Row;
 }
 
-type ScannedOps<Row> = MapOps<Row> & Required<Pick<MapOps<Row>, 'scan'>>;
+export type ScannedOps<Row> = MapOps<Row> & Required<Pick<MapOps<Row>, 'scan'>>;
 
 export function table<Row, K, V>(t: TableShape<Row, K, V>): ScannedOps<Row> {
   /** Encodes what can be, runs `op` on that, and puts the results back in order. */
@@ -123,7 +123,7 @@ export function endpointTable(map: BpfMap<string, CmEndpoint>): MapOps<EndpointR
 export function ipcacheTable(
   hosts: BpfMap<string, CmRemote>,
   prefixes: BpfMap<CmPrefix, CmRemote>,
-): MapOps<IpcacheRow> {
+): ScannedOps<IpcacheRow> {
   const keyOf = (row: IpcacheRow): string => row.prefix;
   const hostTable = table<IpcacheRow, string, CmRemote>({
     name: 'ipcache row',

@@ -7,6 +7,7 @@ import type { Counter } from './dump.ts';
 import type { Received, Seen } from './testing/pod-process.ts';
 import { netnsPath, sh, shIn } from './testing/sandbox.ts';
 import { type Node, openTwoNodes, type Pod, type TwoNodes } from './testing/two-nodes.ts';
+import type { IpcacheRow } from './types.ts';
 
 let mesh: TwoNodes;
 let a: Pod, b: Pod, c: Pod, d: Pod;
@@ -101,6 +102,31 @@ describe('directly', () => {
     const flows = await n2.datapath.call<{ source: string; sourceIdentity: number }[]>('dump', 'ct');
     const fromA = flows.filter(({ source }) => source.startsWith(`${a.endpoint.ip}:`));
     assert.ok(fromA.length > 0 && fromA.every(({ sourceIdentity }) => sourceIdentity === a.endpoint.identity));
+  });
+
+  it('a route that somebody took, bent or left behind shows in the row of its prefix, and the row written again mends it', async () => {
+    const read = () => n1.datapath.call<Record<string, IpcacheRow>>('read', 'ipcache');
+    const wrong = async () =>
+      Object.values(await read())
+        .filter(({ route }) => route !== undefined)
+        .map(({ prefix, route }) => [prefix, route]);
+    const { podCidr } = n2.config;
+    const podCidr6 = n2.config.ipv6!.podCidr;
+    assert.deepEqual(await wrong(), []);
+    sh('ip', '-n', n1.netns, '-6', 'route', 'del', podCidr6, 'proto', '201');
+    assert.deepEqual(await wrong(), [], 'a direct route may be the network’s to make');
+    await mesh.setDirect({ pods: [] });
+    assert.deepEqual(await wrong(), []);
+    sh('ip', '-n', n1.netns, '-6', 'route', 'del', podCidr6, 'proto', '201');
+    sh('ip', '-n', n1.netns, 'route', 'replace', podCidr, 'via', n2.config.nodeIp, 'proto', '201');
+    sh('ip', '-n', n1.netns, 'route', 'add', '10.77.0.0/16', 'via', n2.config.nodeIp, 'proto', '201');
+    const found = new Map((await wrong()).map(([prefix, route]) => [prefix, route]));
+    assert.equal(found.get(podCidr6), 'missing');
+    assert.match(found.get(podCidr) ?? '', /^via 172\.31\.0\.2/);
+    assert.match(found.get('10.77.0.0/16') ?? '', /^via /);
+    await n1.datapath.call('remove', { table: 'ipcache', keys: ['10.77.0.0/16'] });
+    await mesh.setDirect({ pods: [0, 1], all: true });
+    assert.deepEqual(await wrong(), []);
   });
 
   it('each packet has a hop less, as after any router', async () => {

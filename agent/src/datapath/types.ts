@@ -68,6 +68,8 @@ export interface IpcacheRow {
   /** Reached by the host's routes instead of the tunnel. Absent: no. */
   direct?: true;
   encryptKey: number;
+  /** Only in what scan() and read() show: the host's route to it, which is not as the row needs it (`missing`: there is none). */
+  route?: string;
 }
 
 /** Key: `ip`. */

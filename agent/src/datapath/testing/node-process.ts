@@ -20,6 +20,7 @@ serve({
   update: ({ table, rows }: { table: Table; rows: object[] }) => all(ops(table).update(rows)),
   remove: ({ table, keys }: { table: Table; keys: string[] }) => all(ops(table).remove(keys)),
   list: async (table: Table) => Object.fromEntries(await ops(table).list()),
+  read: async (table: Table) => Object.fromEntries((await ops(table).read?.()) ?? (await ops(table).list())),
   attach: (row: EndpointRow) => datapath.attachEndpoint(row),
   detach: (interfaceName: string) => datapath.detachEndpoint(interfaceName),
   dump: (map: DumpName) => datapath.dump(map),
