@@ -22,6 +22,7 @@ import { createAllocator } from './identity/allocator.ts';
 import { startMesh } from './mesh/mesh.ts';
 import { createStoreMemory } from './mesh/store-memory.ts';
 import type { Mesh, MeshView } from './mesh/types.ts';
+import { type PolicyView, viewPolicies } from './policy/view.ts';
 import { startMapPressure } from './status/map-pressure.ts';
 import { createMeshMetrics } from './status/mesh-metrics.ts';
 import { createMetrics } from './status/metrics.ts';
@@ -52,6 +53,8 @@ export interface Agent {
   dumpRaw(map: string): Promise<object[]>;
   /** The pinned maps, with their rows where they are counted. */
   maps(): Promise<object[]>;
+  /** What the kernel enforces at an endpoint, named as `viewPolicies` takes it; all if empty. */
+  policies(endpoint: string): Promise<PolicyView[]>;
   verify(): Promise<TableVerdict[]>;
   readonly flows: FlowMonitor;
   /** Undefined when everything known has been applied since the start, else what is missing. */
@@ -299,6 +302,11 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     async maps() {
       const rows = new Map((await datapath.usage()).map((usage) => [usage.name, usage.rows]));
       return datapath.maps().map((map) => ({ ...map, rows: rows.get(map.name) ?? null }));
+    },
+    async policies(endpoint) {
+      const [rows, states] = await Promise.all([datapath.policies.list(), datapath.policyStates.list()]);
+      const held = { rows: rows.values(), states: states.values() };
+      return viewPolicies({ ...held, endpoints: endpoints.list(), describe: desired.describeIdentity }, endpoint);
     },
     verify: () => verify(tables, datapath, clock),
     flows,

@@ -78,6 +78,8 @@ export interface Desired extends MeshSink {
   /** An endpoint that only the kernel knows: it stays until somebody adds one with its address. */
   unknownEndpoint(ip: string, endpoint: Pick<EndpointRow, 'identity' | 'endpointId'> | undefined): void;
   policyOf(endpointId: number): EndpointPolicyInfo;
+  /** What policies know an identity as. */
+  describeIdentity(identity: number): string | undefined;
   /** Endpoints of which the kernel lacks a denial. */
   policyRowsFailed(endpointIds: ReadonlySet<number>, states: RowSink<PolicyStateRow>): void;
   /** Policy rows that were to go are gone. */
@@ -347,6 +349,7 @@ export function createDesired(options: DesiredOptions): Desired {
       }
     },
     policyOf: policies.info,
+    describeIdentity: policies.describe,
     policyRowsFailed: policies.setIncomplete,
     policyRowsRemoved: policies.removed,
     sourcesChanged(clusterId, family) {

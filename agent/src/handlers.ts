@@ -3,7 +3,7 @@ import { type AgentMethods, type Json, MAP_NAMES, type MapName } from '@clusterm
 import type { serveRpc } from '@clustermesh/runtime';
 import type { Agent } from './agent.ts';
 
-/** Rows in one message of ReadMap: far below gRPC's 4 MiB, whatever the rows are. */
+/** Rows in one message of ReadMap and ReadPolicy: far below gRPC's 4 MiB, whatever the rows are. */
 const PORTION = 1_000;
 
 const json = (value: unknown): Json => ({ json: JSON.stringify(value) });
@@ -24,6 +24,12 @@ export function handlers(agent: Agent): Parameters<typeof serveRpc<AgentMethods>
       for (let at = 0; at < rows.length; at += PORTION) yield json(rows.slice(at, at + PORTION));
     },
     ListMaps: async () => json(await agent.maps()),
+    async *ReadPolicy({ endpoint }) {
+      for (const { rows, ...view } of await agent.policies(endpoint)) {
+        for (let at = 0; at === 0 || at < rows.length; at += PORTION)
+          yield json({ ...view, rows: rows.slice(at, at + PORTION) });
+      }
+    },
     Verify: async () => json(await agent.verify()),
     async *WatchFlows(request, { signal }) {
       const { last, sampleEvery, noFollow, ...filter } = request;

@@ -31,6 +31,8 @@ export interface EndpointInfo {
   readonly policyRevision: number;
   /** Policies that select it: `cnp/shop/allow-web`. */
   readonly policies: readonly string[];
+  /** Its number on the node, as maps and flow events have it. */
+  readonly endpointId: number;
 }
 
 export interface FamilyApplied {
@@ -79,6 +81,7 @@ export interface AgentMethods {
   DumpMap: { request: { map: string }; response: Json };
   ReadMap: { request: { map: string }; response: Json; stream: true };
   ListMaps: { request: Record<string, never>; response: Json };
+  ReadPolicy: { request: { endpoint: string }; response: Json; stream: true };
   Verify: { request: Record<string, never>; response: Json };
   WatchFlows: { request: WatchFlowsRequest; response: Json; stream: true };
 }

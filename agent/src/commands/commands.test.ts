@@ -4,10 +4,19 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
-import type { AgentMethods } from '@clustermesh/contract';
+import { type AgentMethods, type LocalPolicy, localKey } from '@clustermesh/contract';
 import { serveRpc } from '@clustermesh/runtime';
 import { handlers } from '../handlers.ts';
-import { eventually, FRONTEND, startCluster, type TestCluster, type TestNode } from '../testing/cluster.ts';
+import { policyRowKey } from '../policy/types.ts';
+import type { PolicyView } from '../policy/view.ts';
+import {
+  endpointRequest,
+  eventually,
+  FRONTEND,
+  startCluster,
+  type TestCluster,
+  type TestNode,
+} from '../testing/cluster.ts';
 import { isCommandLine, runCommands } from './program.ts';
 
 let cluster: TestCluster;
@@ -89,6 +98,91 @@ describe('map', () => {
   });
 });
 
+describe('policy get', () => {
+  const policy: LocalPolicy = {
+    kind: 'CiliumNetworkPolicy',
+    namespace: 'default',
+    name: 'client',
+    refused: [],
+    specs: [
+      {
+        subject: [],
+        defaultDeny: { ingress: true, egress: false },
+        rules: [
+          {
+            direction: 'ingress',
+            effect: 'allow',
+            peers: [
+              { kind: 'labels', selector: [{ source: 'any', key: 'app', operator: 'In', values: ['client'] }] },
+              { kind: 'cidr', cidr: '192.0.2.0/24', except: [] },
+            ],
+            layer4: [{ kind: 'ports', protocol: 'TCP', first: 8080, last: 8087 }],
+          },
+          {
+            direction: 'ingress',
+            effect: 'deny',
+            peers: [{ kind: 'all' }],
+            layer4: [{ kind: 'icmp', family: 4, type: 8 }],
+          },
+        ],
+      },
+    ],
+  };
+  before(async () => {
+    await cluster.etcd.put(localKey('policies', 'cnp/default/client'), JSON.stringify(policy));
+    await node.agent.addEndpoint(endpointRequest());
+    await eventually('the rows of the pod', () => node.kernel.policies.rows.size === 4);
+  });
+
+  it('shows what the kernel holds of a pod, with peers by their labels, however the pod is named', async () => {
+    const { code, out } = await run('policy', 'get', 'default/client-0', '-o', 'json');
+    assert.equal(code, 0);
+    const [view, ...others] = JSON.parse(out) as PolicyView[];
+    assert.deepEqual(others, []);
+    const { endpointId, pod, addresses, ingress, egress, locked, policies, rows } = view!;
+    assert.deepEqual(
+      { endpointId, pod, addresses, ingress, egress, locked, policies },
+      {
+        endpointId: 1,
+        pod: 'default/client-0',
+        addresses: ['10.1.1.5'],
+        ingress: true,
+        egress: false,
+        locked: false,
+        policies: ['cnp/default/client'],
+      },
+    );
+    const shown = rows.map(({ verdict, peer, protocol, ports }) => `${verdict} ${peer} ${protocol} ${ports}`);
+    assert.ok(shown.includes('deny anyone ICMP type 8'), shown.join('\n'));
+    assert.ok(shown.includes('allow reserved:host=; any any'));
+    assert.ok(shown.includes(`allow ${node.agent.endpoints()[0]!.labels} TCP 8080-8087`));
+    assert.ok(shown.includes('allow cidr:192.0.2.0/24 TCP 8080-8087'));
+    for (const name of ['1', '10.1.1.5', 'default.client-0.abc'])
+      assert.equal((await run('policy', 'get', name, '-o', 'json')).out, out, name);
+    const table = (await run('policy', 'get')).out.split('\n');
+    assert.match(table[0]!, /^1 default\/client-0 10\.1\.1\.5; ingress enforced, egress open; revision \d+; cnp/);
+    assert.equal(table.length, rows.length + 2);
+  });
+
+  it('ends with 1 if there is no such endpoint', async () => {
+    const { code, err } = await run('policy', 'get', 'default/nobody');
+    assert.deepEqual([code, /no endpoint of this node/.test(err)], [1, true]);
+  });
+
+  it('verify names a row of it that the kernel has lost, and one that it has no reason for', async () => {
+    const [key, row] = [...node.kernel.policies.rows].find(([, { deny }]) => deny)!;
+    const strange = { ...row, deny: false, identity: 4711 };
+    node.kernel.policies.rows.delete(key);
+    node.kernel.policies.rows.set(policyRowKey(strange), strange);
+    const { code, out } = await run('verify');
+    node.kernel.policies.rows.delete(policyRowKey(strange));
+    node.kernel.policies.rows.set(key, row);
+    assert.equal(code, 1);
+    assert.match(out, new RegExp(`^policies ${key}: missing`, 'm'));
+    assert.match(out, new RegExp(`^policies ${policyRowKey(strange)}: unexpected`, 'm'));
+  });
+});
+
 describe('verify', () => {
   it('ends with 0 when the kernel holds what it should', async () => {
     const { code, out } = await run('verify');
@@ -138,7 +232,7 @@ describe('help', () => {
   it('names every command, and each command its options', async () => {
     const { code, out } = await run('--help');
     assert.equal(code, 0);
-    for (const command of ['map', 'drops', 'endpoint', 'monitor', 'verify'])
+    for (const command of ['map', 'drops', 'endpoint', 'policy', 'monitor', 'verify'])
       assert.match(out, new RegExp(`^  ${command}`, 'm'));
     assert.match((await run('monitor', '--help')).out, /--identity <number>/);
   });

@@ -6,10 +6,11 @@ import { addEndpoints } from './endpoints.ts';
 import { type CommandKit, EXIT, SOCKET_VARIABLE, type Terminal, UsageError, withAgentAt } from './kit.ts';
 import { addMaps } from './maps.ts';
 import { addMonitor } from './monitor.ts';
+import { addPolicy } from './policy.ts';
 import { addVerify } from './verify.ts';
 
 /** In the order of --help. */
-const COMMANDS: readonly ((kit: CommandKit) => void)[] = [addMaps, addEndpoints, addMonitor, addVerify];
+const COMMANDS: readonly ((kit: CommandKit) => void)[] = [addMaps, addEndpoints, addPolicy, addMonitor, addVerify];
 
 /** The daemon is started by `--config FILE` alone; everything else is a command. */
 export const isCommandLine = (args: readonly string[]): boolean => args[0] !== '--config' || args.length > 2;
@@ -37,7 +38,7 @@ ${SOCKET_VARIABLE}.
 
 Exit codes:
   0    done
-  1    failed; for verify: something differs; for map get: nothing found
+  1    failed; for verify: something differs; for map get and policy get: nothing found
   2    wrong usage
   130  interrupted`,
     );

@@ -175,6 +175,7 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
       policy: enforced.join(', ') || 'none',
       policyRevision: policy.revision,
       policies: policy.policies,
+      endpointId: endpoint.endpointId,
     };
   }
 

@@ -9,6 +9,8 @@
  * Until the policies have been heard, nothing is decided: what the kernel holds stays, and a pod that is new meanwhile is locked.
  */
 import {
+  formatLabels,
+  type Label,
   type LabelSet,
   type LocalPolicy,
   type PolicyDirection,
@@ -69,6 +71,8 @@ export interface PolicyEngine {
   /** Endpoints of which the kernel lacks a denial: they are locked. */
   setIncomplete(endpointIds: ReadonlySet<number>, states: RowSink<PolicyStateRow>): void;
   info(endpointId: number): EndpointPolicyInfo;
+  /** For people: its labels, or `cidr:PREFIX`; undefined: unknown. */
+  describe(identity: number): string | undefined;
   restoredCount(): number;
 }
 
@@ -122,7 +126,11 @@ export function createPolicyEngine(options: PolicyEngineOptions): PolicyEngine {
   let restored = new Map<string, PolicyRow>();
   const survivors = new Set<number>();
 
-  for (const identity of reservedIdentities()) peers.setIdentity(identity.id, identity);
+  const reserved = new Map<number, readonly Label[]>();
+  for (const identity of reservedIdentities()) {
+    peers.setIdentity(identity.id, identity);
+    reserved.set(identity.id, [...identity.labels.values()].flat());
+  }
 
   function labelsOf(text: string): LabelSet | undefined {
     const labels = parseLabels(text);
@@ -407,6 +415,12 @@ export function createPolicyEngine(options: PolicyEngineOptions): PolicyEngine {
         policies: subjects.get(endpointId)?.policy?.policies ?? [],
         locked,
       };
+    },
+    describe(identity) {
+      const labels = texts.get(identity) ?? reserved.get(identity);
+      if (labels !== undefined) return formatLabels(labels);
+      for (const [prefix, id] of cidrs.inUse()) if (id === identity) return `cidr:${prefix}`;
+      return undefined;
     },
     restoredCount: () => restored.size,
   };
