@@ -5,6 +5,7 @@ import { clusterIdProblem, clusterNameProblem, isDnsSubdomain, isIpv4, parseCidr
 import { z } from 'zod';
 import { PEER_ACCESS } from './bootstrap/plan.ts';
 import { AUTH_MODES } from './gate/config.ts';
+import { redisSchema } from './operations/redis-config.ts';
 
 const path = z.string().min(1);
 
@@ -141,8 +142,8 @@ export const configSchema = z.strictObject({
   peerAccess: z.enum(PEER_ACCESS).default('etcd'),
   /** What must outlive a restart: allocated ClusterIPs, known nodes, last good manifests. */
   stateDir: path,
-  /** Unix socket of Redis (operations only). */
-  redis: z.strictObject({ path }),
+  /** Operations only. */
+  redis: redisSchema,
   admin: z.strictObject({
     /** Unix socket of the operator interface; whoever may open it may do everything. */
     socket: path,

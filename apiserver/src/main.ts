@@ -60,7 +60,7 @@ await runDaemon(log, async (signal) => {
     own,
     pkiDir,
     stateDir: config.stateDir,
-    redisPath: config.redis.path,
+    redis: config.redis,
     peers: directory,
     users: plane.bootstrap,
     mirror: plane.mirror,
@@ -88,7 +88,7 @@ await runDaemon(log, async (signal) => {
     log,
   });
   const schedule = startSchedule({
-    redisPath: config.redis.path,
+    redis: config.redis,
     mayRun: plane.runsTerm,
     log,
     tasks: housekeeping({ invites, operations }),

@@ -73,7 +73,7 @@ async function startSide(name: string, id: number): Promise<Side> {
     own: { name, id, maxConnectedClusters: 255, podCidr: `10.${id}.0.0/16` },
     pkiDir: join(dir, 'pki'),
     stateDir: join(dir, 'state'),
-    redisPath: redis.path,
+    redis: redis.config,
     peers,
     users: directory,
     mirror,

@@ -22,6 +22,7 @@ import {
 } from './model.ts';
 import { createPendingStore } from './pending.ts';
 import { openQueue } from './queue.ts';
+import type { RedisConfig } from './redis-config.ts';
 import { DEFAULT_TIMERS, runStep, type StepTimers, takeBackConnect } from './steps.ts';
 
 export interface OperationsOptions {
@@ -29,8 +30,7 @@ export interface OperationsOptions {
   /** The cluster's CA (ca.crt, ca.key). */
   readonly pkiDir: string;
   readonly stateDir: string;
-  /** Unix socket of this cluster's Redis. */
-  readonly redisPath: string;
+  readonly redis: RedisConfig;
   readonly peers: PeerDirectory;
   readonly users: UserDirectory;
   readonly mirror: MirrorView;
@@ -80,7 +80,7 @@ export function startOperations(options: OperationsOptions): Operations {
   const pending = createPendingStore({ stateDir: options.stateDir, cluster: options.own.name });
   const ports = { ...options, pending, timers: { ...DEFAULT_TIMERS, ...options.timers } };
   const queue = openQueue({
-    redisPath: options.redisPath,
+    redis: options.redis,
     log,
     mayRun: options.mayRun,
     takeBack: async (data, step) => {

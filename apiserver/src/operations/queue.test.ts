@@ -32,7 +32,7 @@ async function start(
   const log = recordingLog();
   const queues: OperationQueue[] = [];
   const again = (steps: (run: StepRun) => Promise<StepResult>, others = more) => {
-    const queue = openQueue({ redisPath: redis.path, log, runStep: steps, lockMs: 1000, ...others });
+    const queue = openQueue({ redis: redis.config, log, runStep: steps, lockMs: 1000, ...others });
     queues.push(queue);
     return queue;
   };

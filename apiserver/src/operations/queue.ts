@@ -25,6 +25,7 @@ import {
   createErrorLimiter,
   redisUnreachable,
 } from './redis.ts';
+import type { RedisConfig } from './redis-config.ts';
 
 export interface StepRun {
   readonly step: StepName;
@@ -35,7 +36,7 @@ export interface StepRun {
 }
 
 export interface QueueOptions {
-  readonly redisPath: string;
+  readonly redis: RedisConfig;
   readonly log: Log;
   readonly runStep: (run: StepRun) => Promise<StepResult>;
   /** Called once a step has failed for good; killed meanwhile, the step runs, fails and calls it again. */
@@ -66,7 +67,6 @@ export interface OperationQueue {
 }
 
 const NAME = 'operations';
-const PREFIX = 'cm';
 const FIRST_RETRY_MS = 500;
 /** 0.5 + 1 + 2 + 4 s between them: long enough for a restart, short enough for someone who waits for an answer. */
 const ATTEMPTS = 5;
@@ -79,9 +79,10 @@ const STANDING_BY = Symbol('standing by');
 const CONCURRENCY = 64;
 
 export function openQueue(options: QueueOptions): OperationQueue {
-  const { log, redisPath } = options;
-  const commands = connectForCommands(redisPath);
-  const work = connectForWork(redisPath);
+  const { log, redis } = options;
+  const { prefix } = redis;
+  const commands = connectForCommands(redis);
+  const work = connectForWork(redis);
   const errors = createErrorLimiter(log);
   const listeners = new Set<() => void>();
   const active = new Map<string, AbortController>();
@@ -91,8 +92,14 @@ export function openQueue(options: QueueOptions): OperationQueue {
   const changed = () => {
     for (const listener of listeners) listener();
   };
-  commands.on('error', (error) => errors.report(error, 'redis is unreachable: operations wait'));
+  /** Why the last attempt to connect failed. */
+  let lastError: Error | undefined;
+  commands.on('error', (error) => {
+    lastError = error;
+    errors.report(error, 'redis is unreachable or refuses us: operations wait');
+  });
   commands.on('ready', () => {
+    lastError = undefined;
     errors.recovered();
     changed();
   });
@@ -101,10 +108,10 @@ export function openQueue(options: QueueOptions): OperationQueue {
 
   /** BullMQ's objects are unusable for ever if Redis leaves while they introduce themselves: then they are made anew. */
   async function connected(attempted: string): Promise<NonNullable<typeof producers>> {
-    if (commands.status !== 'ready') throw redisUnreachable(attempted, redisPath);
+    if (commands.status !== 'ready') throw redisUnreachable(attempted, redis, lastError);
     if (producers !== undefined) return producers;
-    const queue = new Queue<StepJob>(NAME, { connection: commands, prefix: PREFIX });
-    const flows = new FlowProducer({ connection: commands, prefix: PREFIX });
+    const queue = new Queue<StepJob>(NAME, { connection: commands, prefix });
+    const flows = new FlowProducer({ connection: commands, prefix });
     const onError = (error: Error) => errors.report(error, 'redis: a command failed');
     queue.on('error', onError);
     flows.on('error', onError);
@@ -117,7 +124,7 @@ export function openQueue(options: QueueOptions): OperationQueue {
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<never>((_, reject) => {
       timer = setTimeout(
-        () => reject(redisUnreachable(attempted, redisPath, `no answer within ${COMMAND_TIMEOUT_MS / 1000} s`)),
+        () => reject(redisUnreachable(attempted, redis, `no answer within ${COMMAND_TIMEOUT_MS / 1000} s`)),
         COMMAND_TIMEOUT_MS + 500,
       );
     });
@@ -127,7 +134,7 @@ export function openQueue(options: QueueOptions): OperationQueue {
       // A TypeError is a fault of ours; what else BullMQ and ioredis throw means that Redis is away, starting or read-only.
       throw error instanceof MeshError || error instanceof TypeError
         ? error
-        : redisUnreachable(attempted, redisPath, error);
+        : redisUnreachable(attempted, redis, error);
     } finally {
       clearTimeout(timer);
     }
@@ -135,7 +142,7 @@ export function openQueue(options: QueueOptions): OperationQueue {
 
   const worker = new Worker<JobData, StepResult>(NAME, (job, token) => processJob(job, token), {
     connection: work,
-    prefix: PREFIX,
+    prefix,
     concurrency: CONCURRENCY,
     lockDuration: options.lockMs ?? 5000,
     stalledInterval: 1000,
@@ -241,7 +248,7 @@ export function openQueue(options: QueueOptions): OperationQueue {
         (child, step) => ({
           name: step,
           queueName: NAME,
-          prefix: PREFIX,
+          prefix,
           data,
           opts: {
             jobId: jobId(data.operation, step),

@@ -7,19 +7,35 @@
  */
 import { MeshError, messageOf } from '@clustermesh/contract';
 import { type Log, systemClock } from '@clustermesh/runtime';
-import { Redis } from 'ioredis';
+import { Redis, type RedisOptions } from 'ioredis';
+import { type RedisConfig, readRedisCredentials, redisAddress, redisName } from './redis-config.ts';
 
 export const COMMAND_TIMEOUT_MS = 3000;
 const LONGEST_RECONNECT_MS = 1000;
 const REPEAT_LOG_MS = 60_000;
 
-/** Milliseconds until the next attempt; never gives up. */
-const retryStrategy = (times: number): number => Math.min(50 * 2 ** Math.min(times, 10), LONGEST_RECONNECT_MS);
+/** What both connections are made with. Throws an invalid-config when a file cannot be read. */
+function login(redis: RedisConfig) {
+  return {
+    ...redisAddress(redis),
+    ...readRedisCredentials(redis),
+    // CLIENT SETINFO is unknown to Redis 7.0, and so cannot be allowed in its ACL.
+    disableClientInfo: true,
+    /** Milliseconds until the next attempt; never gives up. Called on the options that the next attempt is made with. */
+    retryStrategy(this: RedisOptions, times: number): number {
+      try {
+        Object.assign(this, readRedisCredentials(redis));
+      } catch {
+        // Being replaced just now: what was read last goes on.
+      }
+      return Math.min(50 * 2 ** Math.min(times, 10), LONGEST_RECONNECT_MS);
+    },
+  };
+}
 
-export function connectForCommands(path: string): Redis {
+export function connectForCommands(redis: RedisConfig): Redis {
   return new Redis({
-    path,
-    retryStrategy,
+    ...login(redis),
     enableOfflineQueue: false,
     autoResendUnfulfilledCommands: false,
     maxRetriesPerRequest: 0,
@@ -27,18 +43,32 @@ export function connectForCommands(path: string): Redis {
   });
 }
 
-export function connectForWork(path: string): Redis {
+export function connectForWork(redis: RedisConfig): Redis {
   // null: BullMQ insists on it for a connection that blocks.
-  return new Redis({ path, retryStrategy, maxRetriesPerRequest: null });
+  return new Redis({ ...login(redis), maxRetriesPerRequest: null });
 }
 
-export function redisUnreachable(attempted: string, path: string, cause?: unknown): MeshError {
+export function redisUnreachable(attempted: string, redis: RedisConfig, cause?: unknown): MeshError {
+  const reason = cause === undefined ? '' : ` (${messageOf(cause)})`;
+  const [problem, hint] = isRefusal(cause)
+    ? [
+        `refuses ${redis.username === undefined ? 'this apiserver' : `user ${redis.username}`}`,
+        'see redis.username, redis.passwordFile and redis.prefix of apiserver.yaml and the ACL of that user in Redis; operations wait until it is mended',
+      ]
+    : ['is unreachable', 'operations wait for Redis and go on when it is back; replication and traffic do not need it'];
   return new MeshError({
     code: 'redis-unreachable',
-    message: `${attempted}: Redis at ${path} is unreachable${cause === undefined ? '' : ` (${messageOf(cause)})`}`,
-    hint: 'operations wait for Redis and go on when it is back; replication and traffic do not need it',
-    cause,
+    message: `${attempted}: Redis at ${redisName(redis)} ${problem}${reason}`,
+    hint,
+    // No cause: ioredis' errors carry the command with its arguments, the password among them.
   });
+}
+
+/** Redis answers, and lets this user or this command not in: https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl */
+function isRefusal(error: unknown): boolean {
+  return (
+    error instanceof Error && /^(WRONGPASS|NOAUTH|NOPERM)\b|The user executing the script can't/.test(error.message)
+  );
 }
 
 /** An error listener that says a thing once, repeats it once a minute at most, and says how often it was silent. */

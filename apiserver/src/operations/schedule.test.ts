@@ -20,7 +20,7 @@ it('runs a task again and again, on the replica that leads and on no other, over
   const runs: string[] = [];
   const replicas = ['a', 'b'].map((name) =>
     startSchedule({
-      redisPath: redis.path,
+      redis: redis.config,
       log,
       mayRun: () => leader === name,
       tasks: [

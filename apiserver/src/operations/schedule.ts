@@ -6,6 +6,7 @@ import { messageOf } from '@clustermesh/contract';
 import { type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
 import { Queue, Worker } from 'bullmq';
 import { connectForWork } from './redis.ts';
+import type { RedisConfig } from './redis-config.ts';
 
 export interface ScheduledTask {
   /** Stable: the name of its schedule in Redis. */
@@ -16,7 +17,7 @@ export interface ScheduledTask {
 }
 
 export interface ScheduleOptions {
-  readonly redisPath: string;
+  readonly redis: RedisConfig;
   readonly tasks: readonly ScheduledTask[];
   /** Whether this replica is the one that does it. */
   readonly mayRun: () => boolean;
@@ -25,7 +26,6 @@ export interface ScheduleOptions {
 }
 
 const NAME = 'schedule';
-const PREFIX = 'cm';
 const CHECK_MS = 500;
 const CLOSE_TIMEOUT_MS = 2000;
 
@@ -34,14 +34,15 @@ export function startSchedule(options: ScheduleOptions): { close(): Promise<void
   const clock = options.clock ?? systemClock;
   const stop = new AbortController();
   const tasks = new Map(options.tasks.map((task) => [task.name, task]));
-  const connection = connectForWork(options.redisPath);
+  const { prefix } = options.redis;
+  const connection = connectForWork(options.redis);
   // The queue of operations sees the same outage and reports it.
   const silent = () => {};
   connection.on('error', silent);
-  const queue = new Queue(NAME, { connection, prefix: PREFIX });
+  const queue = new Queue(NAME, { connection, prefix });
   const worker = new Worker(NAME, async (job) => runTask(job.name), {
     connection,
-    prefix: PREFIX,
+    prefix,
     concurrency: 1,
     autorun: false,
     removeOnComplete: { count: 10 },

@@ -1,13 +1,17 @@
-/** A real redis-server of one's own, on a unix socket in a temporary directory. */
+/** A real redis-server of one's own, in a temporary directory: on a unix socket, and with TLS and users where a test asks for them. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
+import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { waitFor } from '@clustermesh/runtime';
-import { Redis } from 'ioredis';
+import { type RedisConfig, redisSchema } from '../operations/redis-config.ts';
 
 export interface RedisServer {
+  /** Unix socket; everything is allowed there to whoever may open it, unless an ACL says otherwise. */
   readonly path: string;
+  /** As an apiserver is told of it. */
+  readonly config: RedisConfig;
   /** SIGKILL; data that was acknowledged stays. */
   kill(): Promise<void>;
   start(): Promise<void>;
@@ -18,7 +22,21 @@ export interface RedisServer {
   stop(): Promise<void>;
 }
 
-export async function startRedisServer(): Promise<RedisServer> {
+/** Whether it has read its data: one that asks for a login is up as well. */
+function answers(path: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(path, () => socket.write('PING\r\n'));
+    socket.on('error', () => resolve(false));
+    socket.on('close', () => resolve(false));
+    socket.on('data', (answer) => {
+      resolve(/PONG|NOAUTH/.test(answer.toString()));
+      socket.destroy();
+    });
+  });
+}
+
+/** `extraArgs`: further options of redis-server. */
+export async function startRedisServer(extraArgs: readonly string[] = []): Promise<RedisServer> {
   // Short: the path of a unix socket has at most 107 bytes.
   const dir = mkdtempSync(join(tmpdir(), 'cm-redis-'));
   const path = join(dir, 'r.sock');
@@ -40,23 +58,18 @@ export async function startRedisServer(): Promise<RedisServer> {
         'always',
         '--save',
         '',
+        ...extraArgs,
       ],
       { stdio: 'ignore' },
     );
     child = started;
-    const probe = new Redis({ path, retryStrategy: () => 20, maxRetriesPerRequest: null });
-    probe.on('error', () => {});
-    try {
-      await waitFor(
-        () => {
-          if (started.exitCode !== null) throw new Error(`redis-server ended with ${started.exitCode}`);
-          return probe.status === 'ready';
-        },
-        { what: `redis-server at ${path}`, timeoutMs: 10_000, intervalMs: 10 },
-      );
-    } finally {
-      probe.disconnect();
-    }
+    await waitFor(
+      () => {
+        if (started.exitCode !== null) throw new Error(`redis-server ended with ${started.exitCode}`);
+        return answers(path);
+      },
+      { what: `redis-server at ${path}`, timeoutMs: 20_000, intervalMs: 10 },
+    );
   }
 
   async function kill(): Promise<void> {
@@ -76,6 +89,7 @@ export async function startRedisServer(): Promise<RedisServer> {
   await start();
   return {
     path,
+    config: redisSchema.parse({ path }),
     kill,
     start,
     pause: () => void child?.kill('SIGSTOP'),
