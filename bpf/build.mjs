@@ -21,6 +21,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { generateLayout } from './codegen.mjs';
 import { clangFlags, compile, programs, tool } from './compile.mjs';
+import { deepestStack, stackLimit } from './stack.mjs';
 
 const here = dirname(fileURLToPath(import.meta.url));
 const buildDir = join(here, 'build');
@@ -46,11 +47,25 @@ function publish(from, to) {
   renameSync(from, to);
 }
 
+/** Prints the object's deepest stack; throws where it leaves too little of what the kernel allows. */
+function checkStack(name, linked) {
+  const { bytes, chain } = deepestStack(linked);
+  const said = `${name}: deepest stack ${bytes} of 512 bytes: ${chain.join(' > ')}`;
+  if (bytes > stackLimit) {
+    throw new Error(
+      `building eBPF programs: ${said}. More than ${stackLimit} are not allowed, for the sake of other compilers: ` +
+        'give what is large in it to a function that is not on this chain, or to a per-CPU map (as cm_ct_scratch)',
+    );
+  }
+  console.log(said);
+}
+
 function build() {
   const work = mkdtempSync(join(buildDir, '.work-'));
   try {
     const objects = programs.map((source) => {
       const { name, linked } = compile(source, work);
+      checkStack(name, linked);
       return { name, linked, btf: JSON.parse(tool('bpftool', ['btf', 'dump', 'file', linked, '-j'])).types };
     });
     const layout = join(work, 'layout.ts');

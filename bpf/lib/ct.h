@@ -32,20 +32,6 @@ static __always_inline struct cm_ct_key ct_key(const struct packet *p, enum cm_c
 	return key;
 }
 
-static __always_inline struct cm_ct_key ct_reversed(const struct cm_ct_key *k)
-{
-	struct cm_ct_key key = {
-		.saddr = k->daddr,
-		.daddr = k->saddr,
-		.sport = k->dport,
-		.dport = k->sport,
-		.proto = k->proto,
-		.kind = k->kind,
-	};
-
-	return key;
-}
-
 static __always_inline int opens_connection(const struct packet *p)
 {
 	return p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;

@@ -46,7 +46,7 @@ static __always_inline __u32 csum_of(void *data, __u32 len, __u32 seed)
 /*
  * Two CPUs may take the same token: a few errors more than the limit do no harm, a lock would.
  */
-static __always_inline int take_token(const struct cm_addr *receiver)
+static __noinline int take_token(const struct cm_addr *receiver)
 {
 	__u64 now = bpf_ktime_get_ns();
 	struct cm_bucket *b = bpf_map_lookup_elem(&cm_icmp_limit, receiver);
@@ -178,10 +178,11 @@ static __noinline int lay_over(struct __sk_buff *skb, const struct packet *p, en
 
 /*
  * 0: skb is now the ICMP error, from this node's gateway address to the sender, about the packet as
- * he wrote it. `mtu` is told with ICMP_TOO_BIG.
+ * he wrote it. `mtu` is told with ICMP_TOO_BIG. A function of its own, for what it needs of the
+ * stack.
  */
-static __always_inline int answer_icmp(struct __sk_buff *skb, struct packet *p,
-				       enum icmp_error error, __u32 mtu)
+static __noinline int answer_icmp(struct __sk_buff *skb, struct packet *p, enum icmp_error error,
+				  __u32 mtu)
 {
 	struct cm_addr gateway =
 		setting(p->is_v6 ? &cm_settings.ipv6.gateway_ip : &cm_settings.ipv4.gateway_ip);

@@ -96,19 +96,21 @@ static __always_inline int rewrite_outer(struct __sk_buff *skb, __u32 csum, int 
 static __noinline int translate_error(struct __sk_buff *skb, __u32 icmp, int is_v6,
 				      struct cm_addr *saddr, struct cm_addr *daddr)
 {
-	__u32 csum, quote;
+	struct cm_ct_draft *draft = ct_draft();
 	struct cm_ct_entry *e;
 	struct packet q = {};
-	struct cm_ct_key key;
+	__u32 csum, quote;
 	int err;
 
+	if (!draft)
+		return CM_R_WRITE_FAILED;
 	icmp &= MAX_L4_OFF;
 	csum = icmp + ICMP_CSUM_OFF;
 	quote = icmp + ICMP_HDR_LEN;
 	if (read_quote(skb, quote, is_v6, &q))
 		return 0;
-	key = ct_key(&q, CM_CT_FLOW);
-	e = bpf_map_lookup_elem(&cm_ct, &key);
+	draft->key = ct_key(&q, CM_CT_FLOW);
+	e = bpf_map_lookup_elem(&cm_ct, &draft->key);
 	if (e && e->service_id) {
 		err = rewrite_quote(skb, csum, quote, &q, NAT_DESTINATION, &e->nat_addr,
 				    e->nat_port);
@@ -117,9 +119,9 @@ static __noinline int translate_error(struct __sk_buff *skb, __u32 icmp, int is_
 		return err;
 	}
 
-	key = ct_reversed(&key);
-	key.kind = CM_CT_SERVICE;
-	e = bpf_map_lookup_elem(&cm_ct, &key);
+	ct_turn(&draft->key);
+	draft->key.kind = CM_CT_SERVICE;
+	e = bpf_map_lookup_elem(&cm_ct, &draft->key);
 	if (!e)
 		return 0;
 	err = rewrite_quote(skb, csum, quote, &q, NAT_SOURCE, &e->nat_addr, e->nat_port);
@@ -131,17 +133,17 @@ static __noinline int translate_error(struct __sk_buff *skb, __u32 icmp, int is_
 /* Is the packet that the ICMP error at `icmp` quotes part of a flow that is known? */
 static __noinline int is_related(struct __sk_buff *skb, __u32 icmp, int is_v6)
 {
+	struct cm_ct_draft *draft = ct_draft();
 	struct packet q = {};
-	struct cm_ct_key key;
 
 	icmp &= MAX_L4_OFF;
-	if (read_quote(skb, icmp + ICMP_HDR_LEN, is_v6, &q))
+	if (!draft || read_quote(skb, icmp + ICMP_HDR_LEN, is_v6, &q))
 		return 0;
-	key = ct_key(&q, CM_CT_FLOW);
-	if (bpf_map_lookup_elem(&cm_ct, &key))
+	draft->key = ct_key(&q, CM_CT_FLOW);
+	if (bpf_map_lookup_elem(&cm_ct, &draft->key))
 		return 1;
-	key = ct_reversed(&key);
-	return !!bpf_map_lookup_elem(&cm_ct, &key);
+	ct_turn(&draft->key);
+	return !!bpf_map_lookup_elem(&cm_ct, &draft->key);
 }
 
 /* May the ICMP error pass? As part of the flow that it is about; else policies decide. */
