@@ -112,13 +112,14 @@ static __always_inline int translate(struct bpf_sock_addr *ctx, struct cm_addr *
 		return 0;
 	flow.hash = socket_hash(ctx, addr, *port, proto);
 	client = affinity_of_netns(ctx);
-	flow.client = &client;
-	err = lb_select(service, &flow, &lb);
+	err = lb_select(service, &flow, &client, &lb);
 	if (err) {
 		count(err, CM_DIR_SOCK, 0);
 		show(addr, *port, proto, &lb, err);
 		return -ECONNREFUSED;
 	}
+	if (service->affinity_s)
+		affinity_keep(&client, &lb);
 	remember(ctx, &lb, addr, *port);
 	show(addr, *port, proto, &lb, CM_R_SOCK_TRANSLATED);
 	*addr = lb.addr;

@@ -101,7 +101,7 @@ struct cm_block {
 };
 _Static_assert(sizeof(struct cm_block) == 440, "cm_block");
 
-/* Services with affinity only: this backend is one that they have slots for. */
+/* This backend is one that the service has slots for. */
 struct cm_member_key {
 	__u32 service_id;
 	__u32 backend_id;

@@ -49,7 +49,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 256 * 1024);
+	__uint(max_entries, 512 * 1024);
 	__type(key, struct cm_member_key);
 	__type(value, __u32); /* always 1 */
 } cm_members SEC(".maps");
@@ -72,7 +72,6 @@ struct lb_backend {
 struct lb_flow {
 	struct cm_service_key service;
 	__u32 hash; /* of one flow always the same: decides on the slot */
-	const struct cm_addr *client;
 };
 
 static __always_inline struct cm_service *service_lookup(const struct cm_service_key *key)
@@ -154,6 +153,14 @@ static __always_inline int lb_pick(const struct cm_service *service, __u32 hash,
 	return lb_backend_by_id(service, block->backend[slot], out);
 }
 
+/* Is the backend one that new flows of the service may get? */
+static __always_inline int lb_is_member(__u32 service_id, __u32 backend_id)
+{
+	struct cm_member_key key = { .service_id = service_id, .backend_id = backend_id };
+
+	return bpf_map_lookup_elem(&cm_members, &key) != NULL;
+}
+
 #define NS_PER_S	   1000000000ull
 #define AFFINITY_REFRESH_S 1 /* a row that is fresher is not written again */
 
@@ -163,25 +170,22 @@ static __always_inline int lb_pick(const struct cm_service *service, __u32 hash,
  */
 #define OWN_FRAME static __noinline __attribute__((unused))
 
-/* The client's backend, if it has one that the service still has. 0: filled in. */
-OWN_FRAME int affinity_recall(const struct cm_service *service, const struct cm_addr *client,
-			      struct lb_backend *out)
+/* The client's backend, if it has one that the service still has, or 0. */
+OWN_FRAME __u32 affinity_recall(const struct cm_service *service, const struct cm_addr *client)
 {
 	struct cm_affinity_key key = { .client = *client, .service_id = service->id };
 	struct cm_affinity *mine = bpf_map_lookup_elem(&cm_affinity, &key);
-	struct cm_member_key member = { .service_id = service->id };
 	__u64 now = bpf_ktime_get_ns();
 
-	if (!mine || now - mine->last_used_ns > service->affinity_s * NS_PER_S)
-		return CM_R_NO_BACKEND;
-	member.backend_id = mine->backend_id;
-	if (!bpf_map_lookup_elem(&cm_members, &member))
-		return CM_R_NO_BACKEND;
+	if (!mine || now - mine->last_used_ns > service->affinity_s * NS_PER_S ||
+	    !lb_is_member(service->id, mine->backend_id))
+		return 0;
 	if (now - mine->last_used_ns > AFFINITY_REFRESH_S * NS_PER_S)
 		mine->last_used_ns = now;
-	return lb_backend_by_id(service, member.backend_id, out);
+	return mine->backend_id;
 }
 
+/* After lb_select(), where the service has affinity: not within it, for the depth of the stack. */
 OWN_FRAME int affinity_keep(const struct cm_addr *client, const struct lb_backend *lb)
 {
 	struct cm_affinity_key key = { .client = *client, .service_id = lb->service_id };
@@ -198,17 +202,17 @@ OWN_FRAME int affinity_keep(const struct cm_addr *client, const struct lb_backen
  * together when a swap comes in between: then once more, with the row that is there now.
  */
 OWN_FRAME int lb_select(const struct cm_service *service, const struct lb_flow *flow,
-			struct lb_backend *out)
+			const struct cm_addr *client, struct lb_backend *out)
 {
 	int err = CM_R_NO_BACKEND;
+	__u32 kept;
 	int attempt;
 
 	for (attempt = 0; service && attempt < 2; attempt++) {
-		if (unlikely(service->affinity_s) && !affinity_recall(service, flow->client, out))
+		kept = unlikely(service->affinity_s) ? affinity_recall(service, client) : 0;
+		if (kept && !lb_backend_by_id(service, kept, out))
 			return 0;
 		err = lb_pick(service, flow->hash, out);
-		if (!err && unlikely(service->affinity_s))
-			affinity_keep(flow->client, out);
 		if (likely(err != CM_R_STALE_TABLES))
 			return err;
 		service = service_lookup(&flow->service);

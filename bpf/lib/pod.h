@@ -9,30 +9,35 @@
 #include "tunnel.h"
 #include "verdict.h"
 
-/* The service is known and has nobody: say so to the client at once. */
-static __always_inline enum cm_reason reject(struct __sk_buff *skb, struct packet *p,
-					     struct cm_decision *d, const struct cm_endpoint *src)
+/* The service has nobody, or not any more whom it gave this flow: say so to the client at once. */
+static __always_inline int refuse(struct __sk_buff *skb, struct packet *p)
 {
-	int err = p->proto == IPPROTO_TCP ? answer_reset(skb, p)
-					  : answer_icmp(skb, p, ICMP_NO_PORT, 0);
-
-	return err ? err : to_endpoint(skb, d, src, CM_R_NO_BACKEND);
+	return p->proto == IPPROTO_TCP ? answer_reset(skb, p)
+				       : answer_icmp(skb, p, ICMP_NO_PORT, 0);
 }
 
-/* May the flow stay with the backend it was given? */
-static __always_inline int ct_backend_holds(const struct cm_ct_entry *e, const struct packet *p,
+/*
+ * May the flow stay with the backend it was given? 0, or CM_R_NO_BACKEND: it needs another, or
+ * CM_R_BACKEND_GONE: it cannot have another.
+ *
+ * A connection lives and dies with its backend, also while that one only drains or is not chosen
+ * for the moment. Datagrams, and a connection that begins anew, go where the service is now.
+ */
+static __always_inline int ct_keeps_backend(const struct cm_ct_entry *e, const struct packet *p,
 					    __u32 service_id)
 {
+	int is_there;
+
 	if (e->service_id != service_id)
-		return 0;
-	/*
-	 * A TCP connection lives and dies with its backend, also while that is only draining: if it
-	 * is really gone, its node answers. New connections and datagrams go where the service is
-	 * now.
-	 */
+		return CM_R_NO_BACKEND;
+	is_there = lb_backend_is(e->backend_id, &e->nat_addr, e->nat_port);
 	if (p->proto == IPPROTO_TCP && !opens_connection(p))
-		return 1;
-	return e->state != CM_CT_CLOSING && lb_backend_is(e->backend_id, &e->nat_addr, e->nat_port);
+		return is_there ? 0 : CM_R_BACKEND_GONE;
+	if (p->proto == IPPROTO_SCTP && is_there)
+		return 0;
+	return is_there && e->state != CM_CT_CLOSING && lb_is_member(service_id, e->backend_id)
+		       ? 0
+		       : CM_R_NO_BACKEND;
 }
 
 /*
@@ -45,7 +50,6 @@ static __noinline int balance(struct __sk_buff *skb, struct packet *p, __u32 ide
 	struct cm_ct_draft *draft = ct_draft();
 	struct lb_flow flow = {
 		.service = { .addr = p->daddr, .port = p->dport, .proto = p->proto },
-		.client = &p->saddr,
 	};
 	struct cm_service *service;
 	struct lb_backend lb = {};
@@ -55,14 +59,15 @@ static __noinline int balance(struct __sk_buff *skb, struct packet *p, __u32 ide
 	service = service_lookup(&flow.service);
 	if (likely(!service))
 		return 0;
-	if (!service->count)
-		return CM_R_NO_BACKEND;
 
 	if (!draft)
 		return CM_R_WRITE_FAILED;
 	draft->key = ct_key(p, CM_CT_SERVICE);
 	e = bpf_map_lookup_elem(&cm_ct, &draft->key);
-	if (e && ct_backend_holds(e, p, service->id)) {
+	err = e ? ct_keeps_backend(e, p, service->id) : CM_R_NO_BACKEND;
+	if (err == CM_R_BACKEND_GONE)
+		return err;
+	if (e && !err) {
 		lb.service_id = e->service_id;
 		lb.backend_id = e->backend_id;
 		lb.addr = e->nat_addr;
@@ -70,9 +75,11 @@ static __noinline int balance(struct __sk_buff *skb, struct packet *p, __u32 ide
 		ct_see(e, p, 0);
 	} else {
 		flow.hash = flow_hash(&p->saddr, p->sport, &p->daddr, p->dport, p->proto);
-		err = lb_select(service, &flow, &lb);
+		err = lb_select(service, &flow, &p->saddr, &lb);
 		if (err)
 			return err;
+		if (unlikely(service->affinity_s))
+			affinity_keep(&p->saddr, &lb);
 		via->id = lb.service_id;
 		via->backend_id = lb.backend_id;
 		via->nat_addr = lb.addr;
@@ -244,7 +251,7 @@ static __always_inline enum cm_reason from_pod(struct __sk_buff *skb, const stru
 	struct cm_endpoint *src;
 	struct packet p = {};
 	struct route to;
-	int err;
+	int err, refused;
 
 	err = parse_packet(skb, &p);
 	if (err == CM_R_ARP)
@@ -260,8 +267,10 @@ static __always_inline enum cm_reason from_pod(struct __sk_buff *skb, const stru
 	d->identity = src->identity;
 
 	err = translate(skb, &p, d, src, &to);
-	if (err == CM_R_NO_BACKEND)
-		return reject(skb, &p, d, src);
+	if (err == CM_R_NO_BACKEND || err == CM_R_BACKEND_GONE) {
+		refused = refuse(skb, &p);
+		return refused ? refused : to_endpoint(skb, d, src, err);
+	}
 	if (err)
 		return err;
 	return forward(skb, &p, d, src, &to);

@@ -34,6 +34,7 @@ enum cm_reason {
 	CM_R_NO_BACKEND = 64,  /* service without backends: RST, ICMP or ECONNREFUSED */
 	CM_R_NO_ENDPOINT = 65, /* address of our pod CIDR that nobody has: ICMP host unreachable */
 	CM_R_TOO_BIG = 66, /* larger than fits through the tunnel: ICMP with the size that does */
+	CM_R_BACKEND_GONE = 67, /* connection to a backend that is withdrawn: RST */
 
 	CM_R_NOT_IP = 128,
 	CM_R_VLAN = 129,

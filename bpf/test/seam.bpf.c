@@ -79,7 +79,6 @@ int cm_test_stale_row(struct __sk_buff *skb)
 	int err = parse_packet(skb, &p);
 	struct lb_flow flow = {
 		.service = { .addr = p.daddr, .port = p.dport, .proto = p.proto },
-		.client = &p.saddr,
 	};
 
 	current = err ? NULL : service_lookup(&flow.service);
@@ -87,7 +86,7 @@ int cm_test_stale_row(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	row = *current;
 	row.generation = hook.vni;
-	err = lb_select(&row, &flow, &lb);
+	err = lb_select(&row, &flow, &p.saddr, &lb);
 	d.reason = err ? err : CM_R_TO_ENDPOINT;
 	d.backend_id = lb.backend_id;
 	record(&d);

@@ -14,6 +14,7 @@ import {
   type PacketLab,
   REDIRECT,
   tcp,
+  udp,
 } from './testing/packet-lab.ts';
 import { SERVICE_FLAG, type ServiceRow, serviceKey } from './types.ts';
 
@@ -101,6 +102,65 @@ describe('per-packet load balancing', () => {
         [Reason.TO_ENDPOINT, backend],
         `generation ${generation}`,
       );
+    }
+  });
+});
+
+describe('a backend that is withdrawn', () => {
+  const OTHER = '10.3.9.200';
+  const ack = (sport: number) => tcp(A.ip, sport, '10.96.0.88', 80, 'A');
+  const syn = (sport: number) => tcp(A.ip, sport, '10.96.0.88', 80);
+
+  it('has its TCP connections reset at once; new ones go where the service is now', () =>
+    withService(1, async (row) => {
+      await lab.services.update([row]);
+      lab.fromPod(syn(4000));
+      assertOutcome(lab.fromPod(ack(4000)), REDIRECT, 'TUNNEL', 'TO_TUNNEL');
+      await lab.services.update([{ ...row, backends: [{ ip: OTHER, port: 8080, clusterId: 2 }] }]);
+      const reset = lab.fromPod(ack(4000));
+      assertOutcome(reset, REDIRECT, 'ENDPOINT', 'BACKEND_GONE');
+      const { flags, seq } = read(reset.out).tcp!;
+      assert.deepEqual([flags, seq], ['R', 5000]);
+      assertFrame(reset.out, { saddr: '10.96.0.88', daddr: A.ip });
+      assertFrame(lab.fromPod(syn(4000)).out, { daddr: OTHER });
+    }));
+
+  it('is reset also when it was the last one, and new connections are refused', () =>
+    withService(1, async (row) => {
+      await lab.services.update([row]);
+      lab.fromPod(syn(4000));
+      await lab.services.update([{ ...row, backends: [] }]);
+      assertOutcome(lab.fromPod(ack(4000)), REDIRECT, 'ENDPOINT', 'BACKEND_GONE');
+      assertOutcome(lab.fromPod(syn(4001)), REDIRECT, 'ENDPOINT', 'NO_BACKEND');
+    }));
+
+  it('and only drains keeps its TCP connections, and gets no new ones, even as the last one', () =>
+    withService(1, async (row) => {
+      const [backend] = row.backends;
+      await lab.services.update([row]);
+      lab.fromPod(syn(4000));
+      for (const backends of [[{ ip: OTHER, port: 8080, clusterId: 2 }], []]) {
+        await lab.services.update([{ ...row, backends, draining: row.backends }]);
+        assertFrame(lab.fromPod(ack(4000)).out, { daddr: backend!.ip });
+        const next = lab.fromPod(syn(4001 + backends.length));
+        if (backends.length > 0) assertFrame(next.out, { daddr: OTHER });
+        else assertOutcome(next, REDIRECT, 'ENDPOINT', 'NO_BACKEND');
+      }
+    }));
+
+  it('loses its UDP flows to the others, also when it only drains', async () => {
+    const frontend = { ip: '10.96.0.91', port: 53, protocol: 'UDP' } as const;
+    const [first, second] = ['10.3.9.1', OTHER].map((ip) => ({ ip, port: 53, clusterId: 2 }));
+    const ask = () => lab.fromPod(udp(A.ip, 4000, frontend.ip, 53)).out;
+    try {
+      await lab.services.update([{ frontend, backends: [first!], flags: 0 }]);
+      assertFrame(ask(), { daddr: first!.ip });
+      await lab.services.update([{ frontend, backends: [second!], draining: [first!], flags: 0 }]);
+      assertFrame(ask(), { daddr: second!.ip });
+      await lab.services.update([{ frontend, backends: [first!], flags: 0 }]);
+      assertFrame(ask(), { daddr: first!.ip });
+    } finally {
+      await lab.services.remove([serviceKey(frontend)]);
     }
   });
 });

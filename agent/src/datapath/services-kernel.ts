@@ -23,7 +23,7 @@ export interface Programmed {
   backends: number[];
   /** Slots that are drawn from. */
   count: number;
-  /** With affinity: ids of the backends that have slots. */
+  /** Ids of the backends that have slots. */
   members: number[];
   /** Numbers of the blocks that its slots lie in. */
   blocks: number[];
@@ -88,6 +88,7 @@ export async function readServices(maps: ServiceMaps, known: ReadonlyMap<string,
     sets.set(set, of.set(block, value));
   });
   const members = new Map((await maps.cm_members.entries()).map(([key]) => [memberName(key), key]));
+  const strays = new Map(members);
 
   const services = new Map<string, Programmed>();
   const byId = new Map<number, Programmed>();
@@ -98,7 +99,7 @@ export async function readServices(maps: ServiceMaps, known: ReadonlyMap<string,
     const read = rowOf({ kernelKey, value }, slots, backends);
     const key = serviceKey(read.row.frontend) + (kernelKey.scope === 0 ? '' : `/${kernelKey.scope}`);
     const digest = digestOf(slots);
-    const expected = value.affinityS === 0 ? [] : [...new Set(slots.subarray(0, count))];
+    const expected = [...new Set(slots.subarray(0, count))];
     const written = known.get(key);
     const isAsWritten =
       read.isWhole &&
@@ -122,13 +123,13 @@ export async function readServices(maps: ServiceMaps, known: ReadonlyMap<string,
       isWhole: read.isWhole && expected.every((backendId) => members.has(memberName({ serviceId: id, backendId }))),
       isIdShared: false,
     };
-    for (const backendId of expected) members.delete(memberName({ serviceId: id, backendId }));
+    for (const backendId of expected) strays.delete(memberName({ serviceId: id, backendId }));
     const twin = byId.get(id);
     if (twin !== undefined) twin.isIdShared = programmed.isIdShared = true;
     byId.set(id, programmed);
     services.set(key, programmed);
   }
-  return { services, sets, backends, strayMembers: [...members.values()] };
+  return { services, sets, backends, strayMembers: [...strays.values()] };
 }
 
 function isSameBackend(value: CmBackend | undefined, { row }: Programmed, i: number): boolean {

@@ -191,7 +191,7 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
       row,
       backends,
       count: slots.count,
-      members: row.affinitySeconds === undefined ? [] : [...new Set(ids.subarray(0, slots.count))],
+      members: [...new Set(ids.subarray(0, slots.count))],
       blocks: [...toBlocks(ids).keys()],
       digest: digestOf(ids),
       isWhole: true,
@@ -250,7 +250,9 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
       idleBlocks([...live.flatMap(({ before }) => before ?? []), ...failed.map(({ after }) => after)]),
     );
     await maps.cm_members.remove([
-      ...live.flatMap(({ before, after }) => (before === undefined ? [] : membersWithout(before, after))),
+      ...live.flatMap(({ before, after }) =>
+        before === undefined || before.isIdShared ? [] : membersWithout(before, after),
+      ),
       ...failed.flatMap(({ before, after }) => membersWithout(after, before)),
     ]);
     await sweepBackends([...fresh, ...live.flatMap(({ before }) => before?.backends ?? [])]);
@@ -275,7 +277,10 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
       use(programmed, -1);
     }
     await maps.cm_slots.remove(idleBlocks(removed.map(({ programmed }) => programmed)));
-    await maps.cm_members.remove(removed.flatMap(({ programmed }) => memberKeys(programmed)));
+    // Of a shared id, another service may need them: the next reading tells.
+    await maps.cm_members.remove(
+      removed.flatMap(({ programmed }) => (programmed.isIdShared ? [] : memberKeys(programmed))),
+    );
     await sweepBackends(removed.flatMap(({ programmed }) => programmed.backends));
     return keys.map((key) => outcome(key, errors));
   }

@@ -253,8 +253,9 @@ describe('services', () => {
         addForeign({ ...foreignKey, proto: 132 }, { id: 77, generation: 77, count: 0 }),
       ],
       ['a foreign row of another scope', addForeign({ ...shopKey, scope: 1 }, { id: 77, generation: 77, count: 0 })],
+      ['members lost', async ({ maps }) => maps.cm_members.remove([{ serviceId: 1, backendId: 2 }])],
       ['foreign slots', ({ maps }) => maps.cm_slots.update([[{ serviceId: 9, generation: 9, block: 4e9 }, block(1)]])],
-      ['a foreign member', ({ maps }) => maps.cm_members.update([[{ serviceId: 1, backendId: 1 }, 1]])],
+      ['a foreign member', ({ maps }) => maps.cm_members.update([[{ serviceId: 1, backendId: 77 }, 1]])],
       [
         'a foreign backend',
         ({ maps }) => maps.cm_backends.update([[77, { addr: '0.0.0.1', port: 2, clusterId: 3, proto: 6, state: 0 }]]),
@@ -321,14 +322,14 @@ describe('services', () => {
       draining: [{ ip: '10.1.1.9', port: 8080, clusterId: 1 }],
     };
     const rows: [what: string, row: ServiceRow, slots: number, members: number][] = [
-      ['equal weights', weighted([3, 3]), 2, 0],
-      ['unequal weights', weighted([1, 2]), 4093, 0],
-      ['a weight of zero', weighted([0, 1]), 1, 0],
+      ['equal weights', weighted([3, 3]), 2, 2],
+      ['unequal weights', weighted([1, 2]), 4093, 2],
+      ['a weight of zero', weighted([0, 1]), 1, 1],
       ['nothing but weights of zero', weighted([0, 0]), 0, 0],
-      ['Maglev', { ...service('10.96.0.1', ['10.1.1.1', '10.1.1.2']), flags: SERVICE_FLAG.maglev }, 4093, 0],
+      ['Maglev', { ...service('10.96.0.1', ['10.1.1.1', '10.1.1.2']), flags: SERVICE_FLAG.maglev }, 4093, 2],
       ['affinity', { ...service('10.96.0.1', ['10.1.1.1', '10.1.1.2']), affinitySeconds: 60 }, 2, 2],
       ['all of it', { ...weighted([1, 2]), ...drainingRow, flags: SERVICE_FLAG.maglev, affinitySeconds: 60 }, 4093, 2],
-      ['draining backends', drainingRow, 2, 0],
+      ['draining backends', drainingRow, 2, 2],
       ['nobody but draining backends', { ...drainingRow, backends: [] }, 0, 0],
     ];
     for (const [what, row, slots, members] of rows) {
