@@ -1,8 +1,9 @@
 /** The files a standalone cluster runs from: certificates, daemon configs, the handle file that the CLI finds it by. */
-import { mkdirSync } from 'node:fs';
+import { createHash, randomBytes } from 'node:crypto';
+import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { crlFile, ensureClusterPki } from '@clustermesh/pki';
-import { atomicWrite } from '@clustermesh/runtime';
+import { crlFile, ensureClusterPki, issueServer, loadCa } from '@clustermesh/pki';
+import { atomicWrite, repoRoot } from '@clustermesh/runtime';
 import { stringify } from 'yaml';
 import { cgroupMount } from '../netns/cgroup.ts';
 import { clusterPaths, instancePaths, nodeCgroup, nodePaths } from '../netns/names.ts';
@@ -12,6 +13,7 @@ export const ETCD_PORT = 2379;
 /** Where peers come in: the port of Cilium's NodePort for them. */
 export const GATE_PORT = 32379;
 const ADMIN_PORT = 9882;
+export const REDIS_PORT = 6379;
 
 /** Peers and agents reach etcd by this name; the server certificate covers it and host aliases resolve it. */
 const etcdName = (cluster: LabCluster) => `${cluster.name}.mesh.cilium.io`;
@@ -21,6 +23,28 @@ function etcdByName(cluster: LabCluster, port = ETCD_PORT) {
     endpoints: [`https://${etcdName(cluster)}:${port}`],
     hostAliases: [{ hostname: etcdName(cluster), ips: [cluster.controlPlaneIP] }],
   };
+}
+
+export const redisFiles = (dir: string) => ({
+  password: join(dir, 'password'),
+  acl: join(dir, 'users.acl'),
+  certificate: join(dir, 'tls.crt'),
+  key: join(dir, 'tls.key'),
+});
+
+/** Its certificate, signed by the cluster's CA, and the one user that gets in. */
+async function writeRedisFiles(dir: string, pki: string, cluster: string): Promise<void> {
+  const files = redisFiles(dir);
+  const password = randomBytes(24).toString('base64url');
+  const acl = readFileSync(join(repoRoot(), 'deploy/redis/users.acl'), 'utf8')
+    .replace('CLUSTER', cluster)
+    .replace('PREFIX', cluster)
+    .replace('PASSWORD_SHA256', createHash('sha256').update(password).digest('hex'));
+  const { certPem, keyPem } = await issueServer({ ca: loadCa(pki) });
+  atomicWrite(files.password, password, 0o600);
+  atomicWrite(files.acl, acl, 0o600);
+  atomicWrite(files.certificate, certPem);
+  atomicWrite(files.key, keyPem, 0o600);
 }
 
 function apiserverConfig(instance: string, cluster: LabCluster) {
@@ -48,7 +72,13 @@ function apiserverConfig(instance: string, cluster: LabCluster) {
     usersFile: paths.users,
     peerAccess: 'gate',
     stateDir: paths.state,
-    redis: { path: join(paths.redis, 'redis.sock') },
+    redis: {
+      url: `rediss://127.0.0.1:${REDIS_PORT}`,
+      username: `clustermesh-${cluster.name}`,
+      passwordFile: redisFiles(paths.redis).password,
+      caFile: join(paths.pki, 'ca.crt'),
+      prefix: cluster.name,
+    },
     admin: { socket: paths.socket, listen: { host: '0.0.0.0', port: ADMIN_PORT } },
     http: { host: '127.0.0.1', port: 9880 },
     nodes: cluster.nodes.map((node) => node.name),
@@ -135,4 +165,5 @@ export async function writeClusterFiles(instance: string, cluster: LabCluster): 
     serverDnsNames: [etcdName(cluster)],
     nodes: cluster.nodes.map((node) => ({ name: node.name, dir: nodePaths(instance, cluster.name, node.name).pki })),
   });
+  await writeRedisFiles(paths.redis, paths.pki, cluster.name);
 }

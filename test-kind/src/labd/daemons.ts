@@ -14,6 +14,7 @@ import {
 } from '../netns/names.ts';
 import type { ProcessSpec } from '../netns/process.ts';
 import type { LabCluster } from '../topology.ts';
+import { REDIS_PORT, redisFiles } from './cluster-files.ts';
 import { daemonEnvironment } from './environment.ts';
 
 export interface DaemonSpec {
@@ -48,7 +49,7 @@ export function daemonsOf(instance: string, cluster: LabCluster): DaemonSpec[] {
       process: spec('etcd', controlPlane, etcdCommand(cluster, paths.etcd, paths.pki)),
       notReady: async () => undefined,
     },
-    { process: spec('redis', controlPlane, redisCommand(paths.redis)), notReady: async () => undefined },
+    { process: spec('redis', controlPlane, redisCommand(paths.redis, paths.pki)), notReady: async () => undefined },
     {
       process: spec('gate', controlPlane, [process.execPath, bundle('clustermesh-gate'), '--config', paths.gateConfig]),
       notReady: async () => undefined,
@@ -104,12 +105,19 @@ function etcdCommand(cluster: LabCluster, dir: string, pki: string): string[] {
   ];
 }
 
-function redisCommand(dir: string): string[] {
+function redisCommand(dir: string, pki: string): string[] {
+  const files = redisFiles(dir);
   const options = {
     dir,
     port: '0',
-    unixsocket: join(dir, 'redis.sock'),
-    unixsocketperm: '600',
+    bind: '127.0.0.1',
+    'tls-port': String(REDIS_PORT),
+    'tls-cert-file': files.certificate,
+    'tls-key-file': files.key,
+    'tls-ca-cert-file': join(pki, 'ca.crt'),
+    // The password says who it is.
+    'tls-auth-clients': 'no',
+    aclfile: files.acl,
     appendonly: 'yes',
     save: '',
     'maxmemory-policy': 'noeviction',
