@@ -1,11 +1,23 @@
 /** A typed view of one kernel map. Rows go in and out in batches; each row gets its own result. */
 import { setImmediate } from 'node:timers/promises';
-import type { Codec, MapLayout } from '@clustermesh/bpf';
+import type { MapLayout } from '@clustermesh/bpf';
 import { MeshError } from '@clustermesh/contract';
 import * as libbpf from './libbpf.ts';
 
 /** Large enough that the syscall no longer counts (0.6 µs a row), small enough not to hold up the event loop. */
 const BATCH = 1000;
+
+/** The row at `index` cannot be said in bytes. */
+type Refused = (index: number, error: unknown) => void;
+
+/** What is done with the rows of a window. */
+interface Batches {
+  readonly doing: string;
+  /** An error of a row that is none. */
+  readonly forgiven: number;
+  many(from: number, count: number): libbpf.BatchResult;
+  one(place: number): number;
+}
 
 export interface BpfMap<K, V> {
   readonly name: string;
@@ -15,8 +27,19 @@ export interface BpfMap<K, V> {
   lookup(key: K): V | undefined;
   /** One entry per row: undefined, or why the kernel did not take it. */
   update(rows: readonly (readonly [K, V])[]): Promise<(MeshError | undefined)[]>;
+  /**
+   * The same of rows that become the kernel's only here, a window of them at a time: `key` or `value` may throw, which `refused` is told
+   * of; the others are written.
+   */
+  updateEach<Row>(
+    rows: readonly Row[],
+    key: (row: Row) => K,
+    value: (row: Row) => V,
+    refused: Refused,
+  ): Promise<(MeshError | undefined)[]>;
   /** What is absent already counts as removed. */
   remove(keys: readonly K[]): Promise<(MeshError | undefined)[]>;
+  removeEach<Row>(rows: readonly Row[], key: (row: Row) => K, refused: Refused): Promise<(MeshError | undefined)[]>;
   /**
    * Every row once; rows that come and go meanwhile may or may not be among them. In slices: `visit` sees what the kernel holds at
    * that moment, and between slices others have their turn.
@@ -27,11 +50,9 @@ export interface BpfMap<K, V> {
   count(): Promise<number>;
 }
 
-function encodeAll<T>(codec: Codec<T>, values: readonly T[]): Buffer {
-  const into = Buffer.alloc(codec.size * values.length);
-  values.forEach((value, i) => void codec.encode(value, into, i * codec.size));
-  return into;
-}
+const rethrow: Refused = (_, error) => {
+  throw error;
+};
 
 const unsupported = (rc: number): boolean => rc === -libbpf.ENOTSUPP || rc === -libbpf.EOPNOTSUPP;
 
@@ -53,38 +74,90 @@ export function openMap<K, V>(name: string, fd: number, layout: MapLayout<K, V>)
   }
 
   /**
-   * Runs `batch` over rows from..n. The kernel stops at the first row that it refuses: that one gets the error (unless
-   * it is `forgiven`), and the next batch begins behind it. Kernels without this batch call get one call per row.
+   * One window of rows as bytes, in which every call encodes: it is filled and handed over without a pause in between, and whole
+   * tables pass through it without leaving garbage.
    */
-  async function inBatches(
-    n: number,
-    doing: string,
-    forgiven: number,
-    many: (from: number, count: number) => libbpf.BatchResult,
-    one: (index: number) => number,
+  let keys = Buffer.alloc(0);
+  let values = Buffer.alloc(0);
+  const keysAt = (place: number, n: number) => keys.subarray(place * keyCodec.size, (place + n) * keyCodec.size);
+  const valuesAt = (place: number, n: number) =>
+    values.subarray(place * valueCodec.size, (place + n) * valueCodec.size);
+  function makeRoom(rows: number): void {
+    const room = Math.min(rows, BATCH);
+    if (keys.length >= room * keyCodec.size && values.length >= room * valueCodec.size) return;
+    keys = Buffer.alloc(room * keyCodec.size);
+    values = Buffer.alloc(room * valueCodec.size);
+  }
+
+  /**
+   * Window by window. The kernel stops at the first row that it refuses: that one gets the error (unless it is forgiven), and the next
+   * call begins behind it. Kernels without this batch call get one call per row.
+   */
+  async function inBatches<Row>(
+    rows: readonly Row[],
+    encode: (row: Row, place: number) => void,
+    refused: Refused,
+    { doing, forgiven, many, one }: Batches,
   ): Promise<(MeshError | undefined)[]> {
-    const results = new Array<MeshError | undefined>(n).fill(undefined);
-    const settle = (index: number, rc: number): void => {
-      if (rc < 0 && rc !== forgiven) results[index] = failure(doing, rc);
+    const results = new Array<MeshError | undefined>(rows.length).fill(undefined);
+    /** Which row each place of the window has. */
+    const rowAt = new Uint32Array(Math.min(rows.length, BATCH));
+    const settle = (place: number, rc: number): void => {
+      if (rc < 0 && rc !== forgiven) results[rowAt[place]!] = failure(doing, rc);
     };
     let batching = true;
-    for (let at = 0; at < n; ) {
-      const size = Math.min(BATCH, n - at);
-      const { rc, count } = batching ? many(at, size) : { rc: -libbpf.ENOTSUPP, count: 0 };
-      if (unsupported(rc)) {
-        batching = false;
-        for (let i = at; i < at + size; i++) settle(i, one(i));
-        at += size;
-      } else if (rc < 0) {
-        settle(at + count, rc);
-        at += count + 1;
-      } else {
-        at += size;
+    for (let start = 0; start < rows.length; start += BATCH) {
+      if (start > 0) await setImmediate();
+      makeRoom(rows.length - start);
+      const end = Math.min(start + BATCH, rows.length);
+      let filled = 0;
+      for (let i = start; i < end; i++) {
+        try {
+          encode(rows[i]!, filled);
+          rowAt[filled++] = i;
+        } catch (error) {
+          refused(i, error);
+        }
       }
-      if (at < n) await setImmediate();
+      for (let at = 0; at < filled; ) {
+        const { rc, count } = batching ? many(at, filled - at) : { rc: -libbpf.ENOTSUPP, count: 0 };
+        if (unsupported(rc)) {
+          batching = false;
+          for (; at < filled; at++) settle(at, one(at));
+        } else if (rc < 0) {
+          settle(at + count, rc);
+          at += count + 1;
+        } else {
+          at = filled;
+        }
+      }
     }
     return results;
   }
+
+  const updateEach: BpfMap<K, V>['updateEach'] = (rows, key, value, refused) =>
+    inBatches(
+      rows,
+      (row, place) => {
+        keyCodec.encode(key(row), keys, place * keyCodec.size);
+        valueCodec.encode(value(row), values, place * valueCodec.size);
+      },
+      refused,
+      {
+        doing: 'writing to',
+        forgiven: 0,
+        many: (from, n) => libbpf.updateBatch(fd, keysAt(from, n), valuesAt(from, n), n),
+        one: (place) => libbpf.mapUpdate(fd, keysAt(place, 1), valuesAt(place, 1)),
+      },
+    );
+
+  const removeEach: BpfMap<K, V>['removeEach'] = (rows, key, refused) =>
+    inBatches(rows, (row, place) => void keyCodec.encode(key(row), keys, place * keyCodec.size), refused, {
+      doing: 'removing from',
+      forgiven: -libbpf.ENOENT,
+      many: (from, n) => libbpf.deleteBatch(fd, keysAt(from, n), n),
+      one: (place) => libbpf.mapDelete(fd, keysAt(place, 1)),
+    });
 
   /** `take` gets so many keys and values at a time, as bytes. False if the kernel has no batches for this kind of map. */
   async function readBatches(take: (keys: Buffer, values: Buffer, n: number) => void): Promise<boolean> {
@@ -134,39 +207,16 @@ export function openMap<K, V>(name: string, fd: number, layout: MapLayout<K, V>)
       return valueCodec.decode(value);
     },
 
-    update(rows) {
-      const keys = encodeAll(
-        keyCodec,
-        rows.map(([key]) => key),
-      );
-      const values = encodeAll(
-        valueCodec,
-        rows.map(([, value]) => value),
-      );
-      const slice = (all: Buffer, size: number, from: number, count: number) =>
-        all.subarray(from * size, (from + count) * size);
-      return inBatches(
-        rows.length,
-        'writing to',
-        0,
-        (from, n) =>
-          libbpf.updateBatch(fd, slice(keys, keyCodec.size, from, n), slice(values, valueCodec.size, from, n), n),
-        (i) => libbpf.mapUpdate(fd, slice(keys, keyCodec.size, i, 1), slice(values, valueCodec.size, i, 1)),
-      );
-    },
-
-    remove(toRemove) {
-      const keys = encodeAll(keyCodec, toRemove);
-      const slice = (from: number, count: number) =>
-        keys.subarray(from * keyCodec.size, (from + count) * keyCodec.size);
-      return inBatches(
-        toRemove.length,
-        'removing from',
-        -libbpf.ENOENT,
-        (from, n) => libbpf.deleteBatch(fd, slice(from, n), n),
-        (i) => libbpf.mapDelete(fd, slice(i, 1)),
-      );
-    },
+    update: (rows) =>
+      updateEach(
+        rows,
+        ([key]) => key,
+        ([, value]) => value,
+        rethrow,
+      ),
+    updateEach,
+    remove: (toRemove) => removeEach(toRemove, (key) => key, rethrow),
+    removeEach,
 
     scan,
     async entries() {

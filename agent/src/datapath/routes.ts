@@ -77,14 +77,14 @@ export async function withRoutes(
 ): Promise<ScannedOps<IpcacheRow>> {
   const { log } = options;
 
-  /** The routes of these rows, made anew; why those could not be made that could not, by prefix. */
+  /** The routes of these rows (no hosts), made anew; why those could not be made that could not, by prefix. */
   async function program(rows: readonly IpcacheRow[]): Promise<ReadonlyMap<string, MeshError>> {
     const problems = new Map<string, MeshError>();
     for (const family of FAMILIES) {
       const commands: string[][] = [];
       const makes = new Map<number, IpcacheRow>();
       for (const row of rows) {
-        if (isHost(row.prefix) || familyOf(row.prefix) !== family) continue;
+        if (familyOf(row.prefix) !== family) continue;
         // From one way to the other: `replace` would leave the old beside it.
         commands.push(removal(row.prefix));
         const args = routeTo(row, options);
@@ -134,7 +134,9 @@ export async function withRoutes(
       visit(prefix, { prefix, identity: 0, clusterId: 0, tunnelEndpoint: null, encryptKey: 0, route });
   }
 
-  for (const [prefix, { message }] of await program([...(await ipcache.list()).values()]))
+  for (const [prefix, { message }] of await program(
+    [...(await ipcache.list()).values()].filter((row) => !isHost(row.prefix)),
+  ))
     log.warn({ prefix, reason: message }, 'route not made');
   return {
     ...ipcache,
@@ -147,13 +149,15 @@ export async function withRoutes(
     update: (rows) =>
       written(async () => {
         const results = await ipcache.update(rows);
-        const problems = await program(rows.filter((_, i) => results[i]?.error === undefined));
-        for (const [i, { prefix }] of rows.entries()) {
-          const problem = problems.get(prefix);
-          if (problem !== undefined)
-            results[i] = { key: prefix, error: MeshError.from(problem, `programming the route to ${prefix}`) };
-        }
-        return results;
+        const problems = await program(
+          rows.filter(({ prefix }, i) => !isHost(prefix) && results[i]?.error === undefined),
+        );
+        if (problems.size === 0) return results;
+        return results.map((result) => {
+          const problem = problems.get(result.key);
+          const attempted = `programming the route to ${result.key}`;
+          return problem === undefined ? result : { key: result.key, error: MeshError.from(problem, attempted) };
+        });
       }),
     remove: (keys) =>
       written(async () => {

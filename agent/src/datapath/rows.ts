@@ -39,10 +39,11 @@ export function toCidr(text: string): Cidr {
   });
 }
 
-export const isHost = (prefix: string): boolean => {
-  const { ip, length } = toCidr(prefix);
-  return length === bitsOf(ip);
-};
+/** By its length alone: asked of every row several times. What else may be wrong with the text is said where it is encoded. */
+export const isHost = (prefix: string): boolean => prefix.endsWith(prefix.includes(':') ? '/128' : '/32');
+
+/** The address of a prefix that is a host. */
+export const hostOf = (prefix: string): string => toAddr(prefix.slice(0, prefix.lastIndexOf('/')));
 
 export const hostPrefix = (ip: string): string => `${ip}/${bitsOf(ip)}`;
 

@@ -19,7 +19,7 @@ import type { BpfMap } from './bpf-map.ts';
 import { backendKey, checkFrontend, fromProtocol, toAddr, toProtocol } from './rows.ts';
 import { serializer } from './serializer.ts';
 import { fromBackend, type Programmed, readServices, type ServiceMaps, setOf } from './services-kernel.ts';
-import { backendsOf, digestOf, slotBuilder, toBlocks } from './slots.ts';
+import { backendsOf, blockCount, digestOf, slotBuilder, toBlocks } from './slots.ts';
 import {
   type Backend,
   type Frontend,
@@ -48,6 +48,9 @@ export interface ServiceTable extends MapOps<ServiceRow> {
 
 /** Beyond it only foreign rows have numbers: following them could leave none to take. */
 const MAX_OWN_NUMBER = 0x7fff_ffff;
+
+/** Kernel rows that are put together before they are written: enough that a call's own cost does not count. */
+const PORTION = 1000;
 
 /** Numbers taken upwards from the highest known. */
 function counter() {
@@ -136,21 +139,34 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
 
   /** Writes rows that belong to swaps; the first failure of a swap becomes its error. */
   async function write<K, V>(map: BpfMap<K, V>, swaps: Swap[], rowsOf: (swap: Swap) => [K, V][]): Promise<Swap[]> {
-    const rows = swaps.flatMap((swap) => rowsOf(swap).map((row) => ({ swap, row })));
-    const results = await map.update(rows.map(({ row }) => row));
-    results.forEach((error, i) => {
-      const { swap } = rows[i]!;
-      if (error !== undefined && swap.error === undefined) {
-        const { code, hint, retryable } = error;
-        swap.error = new MeshError({
-          code,
-          hint,
-          retryable,
-          message: `programming service ${swap.key}: ${error.message}`,
-          cause: error,
-        });
+    let rows: [K, V][] = [];
+    let owners: Swap[] = [];
+    async function flush(): Promise<void> {
+      const results = await map.update(rows);
+      results.forEach((error, i) => {
+        const swap = owners[i]!;
+        if (error !== undefined && swap.error === undefined) {
+          const { code, hint, retryable } = error;
+          swap.error = new MeshError({
+            code,
+            hint,
+            retryable,
+            message: `programming service ${swap.key}: ${error.message}`,
+            cause: error,
+          });
+        }
+      });
+      rows = [];
+      owners = [];
+    }
+    for (const swap of swaps) {
+      for (const row of rowsOf(swap)) {
+        rows.push(row);
+        owners.push(swap);
       }
-    });
+      if (rows.length >= PORTION) await flush();
+    }
+    await flush();
     return swaps.filter((swap) => swap.error === undefined);
   }
 
@@ -162,9 +178,8 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
     (await maps.cm_backends.remove(idle)).forEach((error, i) => {
       if (error !== undefined) kept.add(idle[i]!);
     });
-    for (const [key, id] of backendIds) {
-      if (idle.includes(id) && !kept.has(id)) backendIds.delete(key);
-    }
+    const freed = new Set(idle.filter((id) => !kept.has(id)));
+    for (const [key, id] of backendIds) if (freed.has(id)) backendIds.delete(key);
     for (const id of idle) used.delete(id);
   }
 
@@ -192,7 +207,7 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
       backends,
       count: slots.count,
       members: [...new Set(ids.subarray(0, slots.count))],
-      blocks: [...toBlocks(ids).keys()],
+      blocks: Array.from({ length: blockCount(ids) }, (_, block) => block),
       digest: digestOf(ids),
       isWhole: true,
       isIdShared: false,

@@ -28,18 +28,29 @@ export const backendsOf = (row: ServiceRow): readonly Backend[] => [...row.backe
 /** Written alike for one backend on all nodes: its slots in a table follow from it. */
 const tableId = ({ clusterId, ip, port }: Backend): string => `${clusterId}/${ip}:${port}`;
 
+/** Each backend has a slot, and all are drawn alike. */
+function isPlain({ backends, flags }: ServiceRow): boolean {
+  const weight = backends.length === 0 ? 1 : weightOf(backends[0]!);
+  return (flags & SERVICE_FLAG.maglev) === 0 && weight > 0 && backends.every((one) => weightOf(one) === weight);
+}
+
+function plainSlots({ backends, draining = [] }: ServiceRow): Slots {
+  const of = new Uint32Array(backends.length + draining.length);
+  for (let i = 0; i < of.length; i++) of[i] = i;
+  return { count: backends.length, of };
+}
+
 function* drawn(row: ServiceRow): Generator<void, Uint32Array> {
   const { backends } = row;
   const weights = backends.map(weightOf);
-  const isEven = weights.every((weight) => weight === weights[0]);
   if (weights.every((weight) => weight === 0)) return new Uint32Array();
-  if (isEven && (row.flags & SERVICE_FLAG.maglev) === 0) return Uint32Array.from(backends.keys());
   const entries = backends.map((backend, i) => ({ id: tableId(backend), weight: weights[i]! }));
   return yield* maglevSteps(entries, maglevSlots(weights.filter((weight) => weight > 0).length));
 }
 
 /** Who gets no slot (weight 0, or the table is too small) still keeps the connections that it has. */
 export function* slotSteps(row: ServiceRow): Generator<void, Slots> {
+  if (isPlain(row)) return plainSlots(row);
   const selected = yield* drawn(row);
   const seen = new Set(selected);
   const rest = [...backendsOf(row).keys()].filter((i) => !seen.has(i));
@@ -50,6 +61,7 @@ export function* slotSteps(row: ServiceRow): Generator<void, Slots> {
 export function slotBuilder(pause: () => Promise<unknown>): (row: ServiceRow) => Promise<Slots> {
   let last: { name: string; slots: Slots } | undefined;
   return async (row) => {
+    if (isPlain(row)) return plainSlots(row);
     const name = JSON.stringify([row.flags, row.backends, row.draining ?? []]);
     if (last?.name === name) return last.slots;
     const steps = slotSteps(row);
@@ -64,9 +76,11 @@ export function slotBuilder(pause: () => Promise<unknown>): (row: ServiceRow) =>
   };
 }
 
+export const blockCount = (ids: Uint32Array): number => Math.ceil(ids.length / BLOCK_SLOTS);
+
 /** Rows of cm_slots, from block 0 on. */
 export function toBlocks(ids: Uint32Array): CmBlock[] {
-  return Array.from({ length: Math.ceil(ids.length / BLOCK_SLOTS) }, (_, block) => ({
+  return Array.from({ length: blockCount(ids) }, (_, block) => ({
     backend: Array.from(ids.subarray(block * BLOCK_SLOTS, (block + 1) * BLOCK_SLOTS)),
   }));
 }

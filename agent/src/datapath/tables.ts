@@ -20,33 +20,23 @@ interface TableShape<Row, K, V> {
 export type ScannedOps<Row> = MapOps<Row> & Required<Pick<MapOps<Row>, 'scan'>>;
 
 export function table<Row, K, V>(t: TableShape<Row, K, V>): ScannedOps<Row> {
-  /** Encodes what can be, runs `op` on that, and puts the results back in order. */
-  async function each<In, Out>(
-    inputs: In[],
-    keyOf: (input: In) => string,
-    encode: (input: In) => Out,
-    op: (encoded: Out[]) => Promise<(MeshError | undefined)[]>,
+  /** One result per key, with what became of the rows that `write` could not say in bytes or the kernel did not take. */
+  async function outcome(
+    keys: readonly string[],
+    write: (refused: (index: number, error: unknown) => void) => Promise<(MeshError | undefined)[]>,
   ): Promise<OpResult[]> {
-    const results: OpResult[] = inputs.map((input) => ({ key: keyOf(input) }));
-    const encoded: Out[] = [];
-    const positions: number[] = [];
-    inputs.forEach((input, i) => {
-      try {
-        encoded.push(encode(input));
-        positions.push(i);
-      } catch (error) {
-        results[i]!.error = MeshError.from(error, `programming ${t.name} ${keyOf(input)}`);
-      }
+    const results = keys.map((key): OpResult => ({ key }));
+    const errors = await write((i, error) => {
+      results[i]!.error = MeshError.from(error, `programming ${t.name} ${keys[i]}`);
     });
-    (await op(encoded)).forEach((error, i) => {
+    errors.forEach((error, i) => {
       if (error === undefined) return;
-      const result = results[positions[i]!]!;
       const { code, hint, retryable } = error;
-      result.error = new MeshError({
+      results[i]!.error = new MeshError({
         code,
         hint,
         retryable,
-        message: `programming ${t.name} ${result.key}: ${error.message}`,
+        message: `programming ${t.name} ${keys[i]}: ${error.message}`,
         cause: error,
       });
     });
@@ -67,19 +57,10 @@ export function table<Row, K, V>(t: TableShape<Row, K, V>): ScannedOps<Row> {
       return rows;
     },
     update: (rows) =>
-      each(
-        rows,
-        t.keyOf,
-        (row) => [t.encodeKey(t.keyOf(row)), t.encode(row)] as const,
-        (encoded) => t.map.update(encoded),
+      outcome(rows.map(t.keyOf), (refused) =>
+        t.map.updateEach(rows, (row) => t.encodeKey(t.keyOf(row)), t.encode, refused),
       ),
-    remove: (keys) =>
-      each(
-        keys,
-        (key) => key,
-        t.encodeKey,
-        (encoded) => t.map.remove(encoded),
-      ),
+    remove: (keys) => outcome(keys, (refused) => t.map.removeEach(keys, t.encodeKey, refused)),
   };
 }
 
@@ -149,15 +130,11 @@ export function ipcacheTable(
     prefixOf: (input: In) => string,
     op: (ops: MapOps<IpcacheRow>, part: In[]) => Promise<OpResult[]>,
   ): Promise<OpResult[]> {
+    // As with most batches of a large mesh.
+    if (inputs.every((input) => isHost(prefixOf(input)))) return op(hostTable, inputs);
     const results: OpResult[] = [];
     const parts = { host: [] as number[], prefix: [] as number[] };
-    inputs.forEach((input, i) => {
-      try {
-        parts[isHost(prefixOf(input)) ? 'host' : 'prefix'].push(i);
-      } catch (error) {
-        results[i] = { key: prefixOf(input), error: MeshError.from(error, 'programming the ipcache') };
-      }
-    });
+    inputs.forEach((input, i) => void parts[isHost(prefixOf(input)) ? 'host' : 'prefix'].push(i));
     for (const [ops, indexes] of [
       [hostTable, parts.host],
       [prefixTable, parts.prefix],

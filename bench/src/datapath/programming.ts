@@ -88,7 +88,7 @@ function writeBare(datapath: Datapath, dumps: readonly Dump[]): void {
 
 export async function benchProgramming(sandbox: Sandbox, pairs: number, amounts: Amounts): Promise<Figure[]> {
   const { services, addresses } = rowsOf(amounts);
-  const WRITTEN = ['cm_services', 'cm_slots', 'cm_backends', 'cm_ipcache'];
+  const WRITTEN = ['cm_services', 'cm_slots', 'cm_members', 'cm_backends', 'cm_ipcache'];
   /** What the tables made of the rows, for the bare loop to write. */
   let dumps: Dump[] = [];
   let round = 0;
