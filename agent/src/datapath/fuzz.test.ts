@@ -12,12 +12,13 @@ before(async () => {
 after(() => lab?.close());
 
 it('random packets get a verdict in range, and none that must be dropped is forwarded', async () => {
-  const { packets, forwarded, demanded, findings } = await fuzz(lab, { seed: 1, packets: 60_000 });
+  const { packets, forwarded, demanded, denied, findings } = await fuzz(lab, { seed: 1, packets: 60_000 });
   assert.deepEqual(findings.map(describeFinding), []);
   assert.equal(packets, 60_000);
   // It would find nothing if nothing were forwarded, or nothing had to be dropped.
   assert.ok(forwarded > packets / 10, `${forwarded} forwarded`);
   assert.ok(demanded > packets / 10, `${demanded} had to be dropped`);
+  assert.ok(denied > 100, `${denied} were denied by policy`);
 });
 
 it('sockets that are asked for anything get an answer in range, and their peers are whom they asked for', async () => {

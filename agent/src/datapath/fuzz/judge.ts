@@ -4,7 +4,7 @@ import { readHead } from '../../flow/packet.ts';
 import { classOf } from '../names.ts';
 import { read } from '../testing/frames.ts';
 import { C, OK, type Outcome, REDIRECT, SHOT, VXLAN, W } from '../testing/packet-lab.ts';
-import { PODS, podOf } from './oracle.ts';
+import { identityOf, PODS, podOf } from './oracle.ts';
 import type { FuzzCase } from './packets.ts';
 
 const VERDICT_OF: ReadonlyMap<number, number> = new Map([
@@ -12,11 +12,13 @@ const VERDICT_OF: ReadonlyMap<number, number> = new Map([
   [CmAction.STACK, OK],
   [CmAction.ENDPOINT, REDIRECT],
   [CmAction.TUNNEL, REDIRECT],
+  [CmAction.NETWORK, REDIRECT],
 ]);
 const DIRECTION_OF = {
   cm_test_from_pod: CmDirection.FROM_POD,
   cm_test_to_pod: CmDirection.TO_POD,
   cm_test_overlay: CmDirection.OVERLAY,
+  cm_test_from_network: CmDirection.FROM_NETWORK,
 } as const;
 const REASONS: ReadonlySet<number> = new Set(Object.values(CmReason));
 /** What a pod's packet may be encapsulated to. */
@@ -41,8 +43,10 @@ export function judge(fuzz: FuzzCase, { verdict, decision, out }: Outcome): stri
   if (expected === undefined) return `action ${action} out of range`;
   if (verdict !== expected) return `verdict ${verdict} for action ${action}`;
   if (!REASONS.has(reason) || reason === CmReason.UNSPEC || reason === CmReason.MAX) return `reason ${reason}`;
-  if (direction !== DIRECTION_OF[program as keyof typeof DIRECTION_OF]) return `direction ${direction}`;
+  if (direction !== DIRECTION_OF[program]) return `direction ${direction}`;
   const kind = classOf(reason);
+  // Discovery for a pod, from the network: dropped under the name that it has elsewhere.
+  if (program === 'cm_test_from_network' && reason === CmReason.ND && action === CmAction.DROP) return undefined;
   if (kind === 'noted' || (kind === 'dropped') !== (action === CmAction.DROP))
     return `reason ${reason} for action ${action}`;
   if (action === CmAction.DROP) return undefined;
@@ -69,6 +73,11 @@ export function judge(fuzz: FuzzCase, { verdict, decision, out }: Outcome): stri
     if (action === CmAction.TUNNEL && (vni !== own || !TUNNELS.has(remote)))
       return `encapsulated to ${remote} as ${vni}`;
     return undefined;
+  }
+  if (program === 'cm_test_from_network') {
+    if (action !== CmAction.ENDPOINT) return action === CmAction.STACK ? undefined : 'sent on from the network';
+    const source = readHead(fuzz.packet)?.tuple?.source ?? '';
+    return identity === identityOf(source) ? undefined : `identity ${identity} instead of that of ${source}`;
   }
   const believed = hook.vni === 1 ? REMOTE_NODE : hook.vni;
   if (identity !== believed) return `identity ${identity} instead of ${believed}`;

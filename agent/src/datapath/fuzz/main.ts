@@ -24,11 +24,11 @@ try {
   process.stderr.write(`fuzz: seed ${seed}\n`);
   const onProgress = (packets: number) => packets % 100_000 === 0 && process.stderr.write(`fuzz: ${packets} packets\n`);
   const result = await fuzz(lab, { seed, packets: Number(flags.packets), onProgress });
-  const { packets, forwarded, demanded, findings } = result;
+  const { packets, forwarded, demanded, denied, findings } = result;
   for (const finding of findings) process.stdout.write(`${describeFinding(finding)}\n`);
   const seconds = ((performance.now() - since) / 1000).toFixed(0);
   process.stdout.write(
-    `${packets} packets in ${seconds} s: ${forwarded} forwarded, ${demanded} had to be dropped, ${findings.length} findings\n`,
+    `${packets} packets in ${seconds} s: ${forwarded} forwarded, ${demanded} had to be dropped (${denied} by policy), ${findings.length} findings\n`,
   );
   process.exitCode = findings.length > 0 ? 1 : 0;
   const { connects, sends, refused } = await fuzzSockets({ operations: Number(flags.sockets), seed });

@@ -1,10 +1,14 @@
 /**
  * What must not be forwarded, said a second time and in another language: from the table of odd packets in bpf/README.md, not from
- * the programs. It only knows what has to be dropped; that something may be forwarded is not what it says.
+ * the programs. It only knows what has to be dropped; that something may be forwarded is not what it says. With policies it says so of
+ * what begins a flow, and of a reply as long as nothing went the other way.
  */
-import { isIpv4, readIpAddress } from '@clustermesh/contract';
-import { A, B, C, GATEWAY, GATEWAY6, NODE, NODE6, W } from '../testing/packet-lab.ts';
+import { CmAction, CmReason } from '@clustermesh/bpf';
+import { isIpv4, RESERVED_IDENTITY, readIpAddress } from '@clustermesh/contract';
+import { readHead, type Tuple } from '../../flow/packet.ts';
+import { A, B, C, D, GATEWAY, GATEWAY6, type LabPod, NODE, NODE6, type Outcome, W } from '../testing/packet-lab.ts';
 import type { FuzzCase } from './packets.ts';
+import { type Asked, isDenied } from './policies.ts';
 
 export const PODS = [A, B];
 export const podOf = (ip: string) => PODS.find((pod) => pod.ip === ip || pod.ip6 === ip);
@@ -18,19 +22,51 @@ const CLUSTER_OF_NODE: ReadonlyMap<string, number> = new Map([
 const isOwnPodCidr = (ip: string): boolean => ip.startsWith('10.1.1.') || /^fd00:1:1:(:|0:)/.test(ip);
 const isLinkLocal = (ip: string): boolean => /^fe[89ab]/.test(ip);
 
-/** What an IP packet is, as far as it decides; or why nobody may have it. */
+const isTunnelled = (ip: string): boolean =>
+  [C.ip, C.ip6, W.ip, W.ip6].includes(ip) || ip.startsWith('10.3.') || ip.startsWith('fd00:3:');
+
+/** Whom the tables of the packet lab take an address for. */
+export function identityOf(ip: string): number {
+  const known = [A, B, C, W, D].find((one) => one.ip === ip || ('ip6' in one && one.ip6 === ip));
+  if (known !== undefined) return known.identity;
+  if (OWN_HOST.has(ip)) return RESERVED_IDENTITY.host;
+  if (isOwnPodCidr(ip)) return RESERVED_IDENTITY.unmanaged;
+  return ip === '10.3.9.9' || ip === 'fd00:3::9:9' ? C.identity : RESERVED_IDENTITY.world;
+}
+
+/** Backends of the lab's services; undefined: a service without. */
+const BACKENDS: ReadonlyMap<string, { readonly ip: string; readonly port: number } | undefined> = new Map(
+  (
+    [
+      ['10.96.0.', B.ip, C.ip],
+      ['fd96::', B.ip6, C.ip6],
+    ] as const
+  ).flatMap(([net, b, c]) => [
+    [`${net}10 80 6`, { ip: c, port: 8080 }],
+    [`${net}10 53 17`, { ip: c, port: 5353 }],
+    [`${net}20 80 6`, { ip: b, port: 8080 }],
+    [`${net}30 80 6`, undefined],
+    [`${net}30 53 17`, undefined],
+  ]),
+);
+
+/** What an IP packet is, as far as it decides; or why nobody may have it. Addresses stand beside that once the IP header is right. */
 type Parsed =
-  | { readonly drop: string }
+  | { readonly drop: string; readonly saddr?: string; readonly daddr?: string }
   | { readonly arp: true }
   | {
       readonly saddr: string;
       readonly daddr: string;
       readonly discovery?: { readonly type: number; readonly hops: number };
+      /** Absent: a later fragment, or an ICMP error; those go with a flow. */
+      readonly asked?: Asked;
     };
 
 export interface Oracle {
   /** Why it must be dropped; undefined if it need not be. Remembers first fragments, so each packet is to be asked about once. */
   mustDrop(fuzz: FuzzCase): string | undefined;
+  /** What became of it: a flow that has begun has replies. */
+  observe(fuzz: FuzzCase, outcome: Outcome): void;
 }
 
 const [TCP, UDP, ICMP, ICMPV6, SCTP] = [6, 17, 1, 58, 132];
@@ -46,17 +82,35 @@ const FORWARDED_ICMPV6: ReadonlySet<number> = new Set([1, 2, 3, 4, 128, 129]);
 const DISCOVERY: ReadonlySet<number> = new Set([130, 131, 132, 133, 134, 135, 136, 137, 143]);
 const MAX_EXTENSIONS = 4;
 
-export function createOracle(): Oracle {
-  const firstFragments = new Set<string>();
+const ECHO: ReadonlySet<number> = new Set([0, 8, 128, 129]);
+/** The packet was taken for a flow's, and then something else was wrong with it. */
+const TRACKED_DROPS: ReadonlySet<number> = new Set([
+  CmReason.HAIRPIN,
+  CmReason.WRITE_FAILED,
+  CmReason.NO_ANSWER,
+  CmReason.ICMP_LIMITED,
+]);
 
-  function layer4(bytes: Buffer, protocol: number, isV6: boolean): string | { discovery: number } | undefined {
+export const POLICY_REASON = 'denied by policy';
+
+/** `isPoliced`: the policies of policies.ts are in force. */
+export function createOracle(isPoliced: boolean): Oracle {
+  const firstFragments = new Set<string>();
+  /** What has gone, both as it came and as it left: a packet of the opposite may be a reply. */
+  const gone = new Set<string>();
+
+  function layer4(bytes: Buffer, protocol: number, isV6: boolean): string | { discovery: number } | { asked?: Asked } {
     const need = HEADER_BYTES.get(protocol);
     if (need === undefined || protocol === (isV6 ? ICMP : ICMPV6)) return 'unsupported layer 4';
     if (bytes.length < need) return 'layer 4 header cut short';
     if (protocol === ICMP && !FORWARDED_ICMP.has(bytes[0]!)) return 'ICMP type';
-    if (protocol !== ICMPV6) return undefined;
-    if (DISCOVERY.has(bytes[0]!)) return { discovery: bytes[0]! };
-    return FORWARDED_ICMPV6.has(bytes[0]!) ? undefined : 'ICMPv6 type';
+    if (protocol === ICMP || protocol === ICMPV6) {
+      const type = bytes[0]!;
+      if (protocol === ICMPV6 && DISCOVERY.has(type)) return { discovery: type };
+      if (protocol === ICMPV6 && !FORWARDED_ICMPV6.has(type)) return 'ICMPv6 type';
+      return ECHO.has(type) ? { asked: { protocol, port: type } } : {};
+    }
+    return { asked: { protocol, port: bytes.readUInt16BE(2) } };
   }
 
   function ipv4(packet: Buffer): Parsed {
@@ -68,10 +122,10 @@ export function createOracle(): Oracle {
     const part = packet.readUInt16BE(6);
     const key = `${saddr} ${daddr} ${packet.readUInt16BE(4)} ${packet[9]}`;
     if ((part & 0x1fff) !== 0)
-      return firstFragments.has(key) ? { saddr, daddr } : { drop: 'fragment without its first' };
+      return firstFragments.has(key) ? { saddr, daddr } : { drop: 'fragment without its first', saddr, daddr };
     if ((part & 0x2000) !== 0) firstFragments.add(key);
-    const wrong = layer4(packet.subarray(20, length), packet[9]!, false);
-    return typeof wrong === 'string' ? { drop: wrong } : { saddr, daddr };
+    const found = layer4(packet.subarray(20, length), packet[9]!, false);
+    return typeof found === 'string' ? { drop: found, saddr, daddr } : { saddr, daddr, ...askedOf(found) };
   }
 
   function ipv6(packet: Buffer): Parsed {
@@ -86,25 +140,24 @@ export function createOracle(): Oracle {
     let at = 40;
     let passed = 0;
     while ([0, 44, 60].includes(next)) {
-      if (++passed > MAX_EXTENSIONS) return { drop: 'too many extension headers' };
-      if (end < at + 8) return { drop: 'extension header cut short' };
+      if (++passed > MAX_EXTENSIONS) return { drop: 'too many extension headers', saddr, daddr };
+      if (end < at + 8) return { drop: 'extension header cut short', saddr, daddr };
       if (next === 44) {
         const part = packet.readUInt16BE(at + 2);
         const key = `${saddr} ${daddr} ${packet.readUInt32BE(at + 4)}`;
         if ((part & 0xfff8) !== 0)
-          return firstFragments.has(key) ? { saddr, daddr } : { drop: 'fragment without its first' };
+          return firstFragments.has(key) ? { saddr, daddr } : { drop: 'fragment without its first', saddr, daddr };
         if ((part & 1) !== 0) firstFragments.add(key);
       }
       const step = next === 44 ? 8 : (packet[at + 1]! + 1) * 8;
       next = packet[at]!;
       at += step;
     }
-    if (next === 43) return { drop: 'routing header' };
-    const wrong = layer4(packet.subarray(Math.min(at, end), end), next, true);
-    if (typeof wrong === 'string') return { drop: wrong };
-    return wrong === undefined
-      ? { saddr, daddr }
-      : { saddr, daddr, discovery: { type: wrong.discovery, hops: packet[7]! } };
+    if (next === 43) return { drop: 'routing header', saddr, daddr };
+    const found = layer4(packet.subarray(Math.min(at, end), end), next, true);
+    if (typeof found === 'string') return { drop: found, saddr, daddr };
+    if ('discovery' in found) return { saddr, daddr, discovery: { type: found.discovery, hops: packet[7]! } };
+    return { saddr, daddr, ...askedOf(found) };
   }
 
   function parse(frame: Buffer): Parsed {
@@ -151,11 +204,86 @@ export function createOracle(): Oracle {
     return isOwnPodCidr(daddr) || OWN_HOST.has(daddr) ? undefined : 'not for us';
   }
 
+  function fromNetwork(parsed: Parsed): string | undefined {
+    if ('arp' in parsed || parsed.saddr === undefined || parsed.daddr === undefined) return undefined;
+    // What is not for a pod is the host's affair.
+    if (podOf(parsed.daddr) === undefined) return undefined;
+    if (isOwnPodCidr(parsed.saddr) || OWN_HOST.has(parsed.saddr)) return 'our own address from afar';
+    if (isTunnelled(parsed.saddr)) return 'not encapsulated';
+    if ('drop' in parsed) return parsed.drop;
+    return parsed.discovery === undefined ? undefined : 'discovery from afar';
+  }
+
+  /** Who begins it, as the program sees it; the sender's own policies count on its node alone. */
+  function beginner(
+    { program, hook }: FuzzCase,
+    saddr: string,
+  ): { readonly identity: number; readonly pod: LabPod | undefined } {
+    const believed = hook.vni === RESERVED_IDENTITY.host ? RESERVED_IDENTITY.remoteNode : hook.vni;
+    const identity = program === 'cm_test_overlay' ? believed : identityOf(saddr);
+    return { identity, pod: program === 'cm_test_from_pod' ? podOf(saddr) : undefined };
+  }
+
+  function mayBeReply(packet: Buffer): boolean {
+    const tuple = readHead(packet)?.tuple;
+    if (tuple === undefined) return true;
+    const { flow, ends } = namesOf(tuple, true);
+    return gone.has(flow) || gone.has(ends);
+  }
+
+  /** Of a packet that is right in itself. */
+  function byPolicy(fuzz: FuzzCase, parsed: Parsed): string | undefined {
+    if (!isPoliced || 'drop' in parsed || 'arp' in parsed || parsed.asked === undefined) return undefined;
+    const { saddr, daddr, asked } = parsed;
+    const service = `${daddr} ${asked.port} ${asked.protocol}`;
+    const isBalanced = fuzz.program === 'cm_test_from_pod' && BACKENDS.has(service);
+    const backend = isBalanced ? BACKENDS.get(service) : { ip: daddr, port: asked.port };
+    if (backend === undefined) return undefined; // Answered: there is nobody to be reached.
+    if (!isBalanced && mayBeReply(fuzz.packet)) return undefined;
+    const { identity, pod } = beginner(fuzz, saddr);
+    const receiver = podOf(backend.ip);
+    const flow = { protocol: asked.protocol, port: backend.port };
+    const isRefused =
+      (pod !== undefined && isDenied(pod, 'egress', identityOf(backend.ip), flow)) ||
+      (receiver !== undefined && isDenied(receiver, 'ingress', identity, flow));
+    return isRefused ? POLICY_REASON : undefined;
+  }
+
   return {
-    mustDrop({ program, packet, hook }) {
+    mustDrop(fuzz) {
+      const { program, packet, hook } = fuzz;
       const parsed = parse(packet);
-      if (program === 'cm_test_from_pod') return fromPod(parsed, hook.ifindex);
-      return program === 'cm_test_overlay' ? overlay(parsed, hook) : undefined;
+      const inItself = {
+        cm_test_from_pod: () => fromPod(parsed, hook.ifindex),
+        cm_test_overlay: () => overlay(parsed, hook),
+        cm_test_from_network: () => fromNetwork(parsed),
+        cm_test_to_pod: () => undefined,
+      }[program]();
+      return inItself ?? byPolicy(fuzz, parsed);
+    },
+    observe({ packet }, { decision: { action, reason }, out }) {
+      if (action === CmAction.DROP && !TRACKED_DROPS.has(reason)) return;
+      for (const frame of [packet, out]) {
+        const tuple = readHead(frame)?.tuple;
+        if (tuple === undefined) continue;
+        const { flow, ends } = namesOf(tuple, false);
+        gone.add(flow);
+        if (tuple.isFragment === true) gone.add(ends);
+      }
     },
   };
+}
+
+const askedOf = (found: { asked?: Asked } | { discovery: number }): { asked?: Asked } =>
+  'asked' in found && found.asked !== undefined ? { asked: found.asked } : {};
+
+/**
+ * What a packet's flow is called: by ports, and by its ends alone, as a later fragment goes. `isTurned`: the flow that it would be a reply
+ * of.
+ */
+function namesOf({ source, destination, ...tuple }: Tuple, isTurned: boolean): { flow: string; ends: string } {
+  const { protocol, sourcePort = '', destinationPort = '' } = tuple;
+  const ends = isTurned ? `${destination} ${source}` : `${source} ${destination}`;
+  const ports = isTurned ? `${destinationPort} ${sourcePort}` : `${sourcePort} ${destinationPort}`;
+  return { flow: `${ends} ${protocol} ${ports}`, ends };
 }

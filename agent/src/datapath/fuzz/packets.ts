@@ -3,11 +3,19 @@
  * several, cut, tagged, lengthened, and plain noise behind a plausible ethertype.
  */
 import { build, type Frame, quoteOf } from '../testing/frames.ts';
-import { A, B, C, GATEWAY, GATEWAY6, type MadeUp, NODE, NODE6, type Program, VXLAN, W } from '../testing/packet-lab.ts';
+import { A, B, C, D, GATEWAY, GATEWAY6, type MadeUp, NODE, NODE6, VXLAN, W } from '../testing/packet-lab.ts';
 import type { Random } from './random.ts';
 
+const PROGRAMS = [
+  'cm_test_from_pod',
+  'cm_test_from_pod',
+  'cm_test_overlay',
+  'cm_test_from_network',
+  'cm_test_to_pod',
+] as const;
+
 export interface FuzzCase {
-  readonly program: Program;
+  readonly program: (typeof PROGRAMS)[number];
   readonly packet: Buffer;
   readonly hook: MadeUp & { readonly ifindex: number; readonly vni: number; readonly remote: string };
   /** As built, with right checksums. */
@@ -15,7 +23,7 @@ export interface FuzzCase {
 }
 
 const IPV4 = [
-  ...[A.ip, A.ip, A.ip, B.ip, C.ip, W.ip, NODE, GATEWAY, '10.1.1.99', '10.3.4.5', '10.3.9.9', '10.2.1.50'],
+  ...[A.ip, A.ip, A.ip, B.ip, C.ip, W.ip, D.ip, D.ip, NODE, GATEWAY, '10.1.1.99', '10.3.4.5', '10.3.9.9', '10.2.1.50'],
   ...['10.96.0.10', '10.96.0.20', '10.96.0.30', '192.0.2.1', '0.0.0.0', '127.0.0.1', '224.0.0.1', '255.255.255.255'],
 ];
 const IPV6 = [
@@ -104,7 +112,7 @@ function noise(random: Random): Buffer {
 }
 
 export function makeCase(random: Random): FuzzCase {
-  const program = random.oneOf(['cm_test_from_pod', 'cm_test_from_pod', 'cm_test_overlay', 'cm_test_to_pod'] as const);
+  const program = random.oneOf(PROGRAMS);
   const kind = random.below(10);
   const isWellFormed = kind < 5;
   const packet = kind < 5 ? build(frame(random)) : kind < 9 ? bend(random, build(frame(random))) : noise(random);

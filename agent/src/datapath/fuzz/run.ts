@@ -2,8 +2,9 @@
 import { CmAction } from '@clustermesh/bpf';
 import type { Outcome, PacketLab } from '../testing/packet-lab.ts';
 import { judge } from './judge.ts';
-import { createOracle } from './oracle.ts';
+import { createOracle, POLICY_REASON } from './oracle.ts';
 import { type FuzzCase, makeCase } from './packets.ts';
+import { enforcePolicies } from './policies.ts';
 import { seeded } from './random.ts';
 
 export interface Finding {
@@ -18,22 +19,33 @@ export interface FuzzResult {
   readonly forwarded: number;
   /** How often the oracle demanded a drop. */
   readonly demanded: number;
+  /** Of those, by policies. */
+  readonly denied: number;
   readonly findings: readonly Finding[];
 }
 
 const MOST_FINDINGS = 10;
 
-/** Ends early once there are many findings. The kernel refuses to run programs on frames that are too short: those do not count. */
+/** One half without policies, one with. Ends early once there are many findings. The kernel refuses to run programs on frames that are too short: those do not count. */
 export async function fuzz(
   lab: PacketLab,
   options: { readonly seed: number; readonly packets: number; readonly onProgress?: (packets: number) => void },
 ): Promise<FuzzResult> {
   const random = seeded(options.seed);
-  const oracle = createOracle();
   const findings: Finding[] = [];
-  let [packets, forwarded, demanded] = [0, 0, 0];
+  let [packets, forwarded, demanded, denied] = [0, 0, 0, 0];
+  let isPoliced = false;
+  let oracle = createOracle(isPoliced);
+  const half = Math.floor(options.packets / 2);
   await lab.reset();
+  await enforcePolicies(lab, isPoliced);
   while (packets < options.packets && findings.length < MOST_FINDINGS) {
+    if (packets === half && !isPoliced) {
+      isPoliced = true;
+      await lab.reset();
+      await enforcePolicies(lab, isPoliced);
+      oracle = createOracle(isPoliced);
+    }
     const one = makeCase(random);
     const outcome = attempt(lab, one);
     if (outcome === undefined) continue;
@@ -42,6 +54,8 @@ export async function fuzz(
     const isForwarded = outcome.decision.action !== CmAction.DROP;
     if (isForwarded) forwarded++;
     if (reason !== undefined) demanded++;
+    if (reason === POLICY_REASON) denied++;
+    oracle.observe(one, outcome);
     const what =
       judge(one, outcome) ??
       (isForwarded && reason !== undefined ? `forwarded, but must be dropped: ${reason}` : undefined);
@@ -51,7 +65,8 @@ export async function fuzz(
       await new Promise(setImmediate);
     }
   }
-  return { packets, forwarded, demanded, findings };
+  await enforcePolicies(lab, false);
+  return { packets, forwarded, demanded, denied, findings };
 }
 
 function attempt(lab: PacketLab, { program, packet, hook }: FuzzCase): Outcome | undefined {
