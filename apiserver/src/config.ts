@@ -14,6 +14,11 @@ const ipv4Cidr = z.string().refine((text) => {
   return cidr !== undefined && isIpv4(cidr.ip) && cidr.length >= 8 && cidr.length <= 30;
 }, 'is no IPv4 CIDR with a length of 8 to 30');
 
+const ipv6Cidr = z.string().refine((text) => {
+  const cidr = parseCidr(text);
+  return cidr !== undefined && !isIpv4(cidr.ip) && cidr.length >= 108 && cidr.length <= 124;
+}, 'is no IPv6 CIDR with a length of 108 to 124');
+
 const endpoint = z.string().refine((text) => {
   const url = URL.canParse(text) ? new URL(text) : undefined;
   return url !== undefined && (url.protocol === 'https:' || url.protocol === 'http:') && url.hostname !== '';
@@ -45,6 +50,8 @@ const clusterSchema = z
     region: z.string().default(''),
     /** ClusterIPs of services without an explicit one come from here. */
     serviceCIDR: ipv4Cidr,
+    /** The same for services that ask for IPv6 (`ipFamilies`, `ipFamilyPolicy`); without it they get none. */
+    serviceCIDRv6: ipv6Cidr.optional(),
     /** All pods of this cluster; told to peers at connect, so that overlaps are found. */
     podCIDR: ipv4Cidr,
     /** Whether namespaces without the clustermesh.cilium.io/global annotation take part in the mesh. */

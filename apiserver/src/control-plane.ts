@@ -76,7 +76,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     dir: config.manifestsDir,
     lastGoodDir: files.lastGoodDir,
     clusterIpsFile: files.clusterIps,
-    serviceCidr: cluster.serviceCIDR,
+    serviceCidrs: { IPv4: cluster.serviceCIDR, IPv6: cluster.serviceCIDRv6 },
     defaultGlobalNamespace: cluster.defaultGlobalNamespace,
     policies: { cluster: cluster.name, defaultLocalCluster: cluster.policyDefaultLocalCluster },
     log,

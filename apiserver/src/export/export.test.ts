@@ -19,8 +19,8 @@ function snapshotOf(text: string): ManifestSnapshot {
     ...parsed,
     defaultGlobalNamespace: true,
     policies: { cluster: 'eu', defaultLocalCluster: true },
-    serviceCidr: '10.96.0.0/16',
-    previousIps: new Map(),
+    serviceCidrs: { IPv4: '10.96.0.0/16' },
+    previousIps: { IPv4: new Map(), IPv6: new Map() },
   }).snapshot;
 }
 

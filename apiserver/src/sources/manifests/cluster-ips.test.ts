@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { ipv4Contains, parseCidr } from '@clustermesh/contract';
+import { cidrContains, ipv4Contains, parseCidr } from '@clustermesh/contract';
 import { allocateClusterIps, type ClusterIpRequest } from './cluster-ips.ts';
 
 const CIDR = '10.96.0.0/24';
@@ -107,4 +107,19 @@ test('automatic addresses stay out of the band for explicit ones until nothing e
   const few = allocateClusterIps(requests.slice(0, 200), none, CIDR).assigned;
   assert.equal(assigned.size, 254);
   for (const ip of few.values()) assert.ok(Number(ip.split('.')[3]) >= 16, ip);
+});
+
+test('IPv6 is given out the same way: explicit, kept, refused outside, in the short form', () => {
+  const cidr = 'fd96:1::/112';
+  const first = allocateClusterIps([auto('a/x'), fixed('a/y', 'fd96:1::9')], none, cidr);
+  assert.deepEqual(first.problems, []);
+  assert.equal(first.assigned.get('a/y'), 'fd96:1::9');
+  const automatic = first.assigned.get('a/x')!;
+  assert.ok(cidrContains(parseCidr(cidr)!, automatic), automatic);
+  const crowd = Array.from({ length: 300 }, (_, index) => auto(`a/s-${index}`));
+  const crowded = allocateClusterIps([...crowd, auto('a/x')], first.assigned, cidr).assigned;
+  assert.equal(crowded.get('a/x'), automatic);
+  assert.equal(new Set(crowded.values()).size, 301);
+  const outside = allocateClusterIps([{ ...fixed('a/z', 'fd97::1'), isOneOfTwo: true }], none, cidr);
+  assert.match(outside.problems[0]?.reason ?? '', /outside the service CIDR fd96:1::\/112; the service has the other/);
 });

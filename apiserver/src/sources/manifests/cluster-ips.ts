@@ -3,12 +3,15 @@
  * is honoured or reported; an automatic one depends on the service's name first and on nobody's order of arrival, so that a
  * lost state file hardly renumbers anything.
  */
-import { ipv4Contains, ipv4ToNumber, isIpv4, numberToIpv4, parseCidr } from '@clustermesh/contract';
+import { canonicalIp, cidrContains, parseCidr, readIpAddress, writeIpAddress } from '@clustermesh/contract';
 
 export interface ClusterIpRequest {
   /** `namespace/name`. */
   readonly service: string;
+  /** Of the family of the CIDR, in its short form. */
   readonly explicit: string | undefined;
+  /** It has an address of the other family too, or may have. */
+  readonly isOneOfTwo?: boolean;
 }
 
 export interface ClusterIpProblem {
@@ -22,8 +25,10 @@ export interface ClusterIpResult {
   readonly problems: readonly ClusterIpProblem[];
 }
 
+/** The addresses of a CIDR of either family, by their distance from its first. */
 interface Range {
-  readonly base: number;
+  readonly at: (offset: number) => string;
+  readonly offsetOf: (ip: string) => number;
   readonly size: number;
   /** Offsets below are given out automatically only when all above are taken, as Kubernetes keeps them for explicit addresses. */
   readonly reserved: number;
@@ -32,18 +37,33 @@ interface Range {
 function rangeOf(cidrText: string): Range {
   const cidr = parseCidr(cidrText);
   if (cidr === undefined) throw new RangeError(`service CIDR ${JSON.stringify(cidrText)} is no CIDR`);
-  const size = 2 ** (32 - cidr.length);
-  const base = ipv4ToNumber(cidr.ip) - (ipv4ToNumber(cidr.ip) % size);
+  // Service CIDRs have at most 24 bits for addresses: they lie in the last four of the sixteen bytes, whatever the family.
+  const bytes = Buffer.alloc(16);
+  writeIpAddress(cidr.ip, bytes);
+  const size = 2 ** ((cidr.ip.includes(':') ? 128 : 32) - cidr.length);
+  const base = bytes.readUInt32BE(12) - (bytes.readUInt32BE(12) % size);
   const reserved = size >= 64 ? Math.min(Math.max(16, Math.floor(size / 16)), 256) : 1;
-  return { base, size, reserved };
+  return {
+    size,
+    reserved,
+    at(offset) {
+      bytes.writeUInt32BE(base + offset, 12);
+      return readIpAddress(bytes);
+    },
+    offsetOf(ip) {
+      const address = Buffer.alloc(16);
+      writeIpAddress(ip, address);
+      return address.readUInt32BE(12) - base;
+    },
+  };
 }
 
 /** Why a service may not have this address, or undefined: outside, or the first or last of the range. */
 function explicitProblem(ip: string, cidrText: string, range: Range): string | undefined {
   const cidr = parseCidr(cidrText);
-  if (!isIpv4(ip) || cidr === undefined || !ipv4Contains(cidr, ip))
+  if (canonicalIp(ip) === undefined || cidr === undefined || !cidrContains(cidr, ip))
     return `clusterIP ${ip} is outside the service CIDR ${cidrText}`;
-  const offset = ipv4ToNumber(ip) - range.base;
+  const offset = range.offsetOf(ip);
   if (offset === 0 || offset === range.size - 1)
     return `clusterIP ${ip} is the first or last address of the service CIDR ${cidrText}`;
   return undefined;
@@ -61,11 +81,11 @@ function findFree(service: string, range: Range, taken: ReadonlyMap<string, stri
   const automatic = range.size - 1 - range.reserved;
   const start = hash(service) % automatic;
   for (let step = 0; step < automatic; step++) {
-    const ip = numberToIpv4(range.base + range.reserved + ((start + step) % automatic));
+    const ip = range.at(range.reserved + ((start + step) % automatic));
     if (!taken.has(ip)) return ip;
   }
   for (let offset = range.reserved - 1; offset > 0; offset--) {
-    const ip = numberToIpv4(range.base + offset);
+    const ip = range.at(offset);
     if (!taken.has(ip)) return ip;
   }
   return undefined;
@@ -84,6 +104,8 @@ export function allocateClusterIps(
     assigned.set(service, ip);
     taken.set(ip, service);
   };
+  const without = ({ isOneOfTwo }: ClusterIpRequest) =>
+    isOneOfTwo ? 'the service has the other family only' : 'the service is left out';
   const canKeep = (ip: string | undefined): ip is string =>
     ip !== undefined && !taken.has(ip) && explicitProblem(ip, serviceCidr, range) === undefined;
 
@@ -92,7 +114,8 @@ export function allocateClusterIps(
     const held = previous.get(service);
     if (canKeep(held) && (explicit === undefined || explicit === held)) assign(service, held);
   }
-  for (const { service, explicit } of sorted) {
+  for (const request of sorted) {
+    const { service, explicit } = request;
     if (explicit === undefined || assigned.has(service)) continue;
     const holder = taken.get(explicit);
     const problem =
@@ -106,14 +129,15 @@ export function allocateClusterIps(
     if (canKeep(held)) assign(service, held);
     problems.push({
       service,
-      reason: problem + (assigned.has(service) ? `; it keeps ${held}` : '; the service is left out'),
+      reason: problem + (assigned.has(service) ? `; it keeps ${held}` : `; ${without(request)}`),
     });
   }
-  for (const { service, explicit } of sorted) {
+  for (const request of sorted) {
+    const { service, explicit } = request;
     if (explicit !== undefined || assigned.has(service)) continue;
     const ip = findFree(service, range, taken);
     if (ip === undefined) {
-      problems.push({ service, reason: `no free address in the service CIDR ${serviceCidr}; the service is left out` });
+      problems.push({ service, reason: `no free address in the service CIDR ${serviceCidr}; ${without(request)}` });
     } else assign(service, ip);
   }
   return { assigned, problems };

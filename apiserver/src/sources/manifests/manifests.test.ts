@@ -34,14 +34,14 @@ function fixture(t: TestContext) {
   return {
     dir,
     root,
-    start(options: { defaultGlobalNamespace?: boolean } = {}): ManifestSource {
+    start(options: { defaultGlobalNamespace?: boolean; ipv6?: string } = {}): ManifestSource {
       stop.abort();
       stop = new AbortController();
       return startManifestSource({
         dir,
         lastGoodDir: join(root, 'last-good'),
         clusterIpsFile: join(root, 'cluster-ips.json'),
-        serviceCidr: '10.96.0.0/16',
+        serviceCidrs: { IPv4: '10.96.0.0/16', IPv6: options.ipv6 },
         policies: { cluster: 'eu', defaultLocalCluster: true },
         defaultGlobalNamespace: options.defaultGlobalNamespace ?? true,
         log: silentLog(),
@@ -281,4 +281,38 @@ test('a directory that vanishes withdraws nothing, is reported, and is followed 
   assert.equal(names(source), 'shop/web');
   put('api.yaml', service('api'));
   await eventually('a change', () => names(source) === 'shop/api shop/web');
+});
+
+test('a service that asks for both families has an address of each, over restarts and while the IPv6 range is away', async (t) => {
+  const { put, start } = fixture(t);
+  const ipv6 = 'fd96:1::/112';
+  put('web.yaml', service('web').replace('spec: {', 'spec: { ipFamilyPolicy: RequireDualStack,'));
+  const addresses = async (source: ManifestSource) => {
+    await eventually('the service', () => names(source) === 'shop/web');
+    return source.snapshot()?.services.get('shop/web')?.clusterIPs ?? [];
+  };
+  const both = await addresses(start({ ipv6 }));
+  assert.match(both.join(' '), /^10\.96\.\S+ fd96:1::\S+$/);
+  const without = start();
+  assert.deepEqual(await addresses(without), both.slice(0, 1));
+  assert.match(
+    without.problems().join(),
+    /Service shop\/web: IPv6 is asked for, and cluster\.serviceCIDRv6 is not set/,
+  );
+  assert.deepEqual(await addresses(start({ ipv6 })), both);
+});
+
+test('families and addresses that contradict each other are refused', async (t) => {
+  const { put, start } = fixture(t);
+  const source = start();
+  const spec = (more: string) => service('web').replace('spec: {', `spec: { ${more},`);
+  for (const [more, problem] of [
+    ['clusterIPs: [10.96.0.9, 10.96.0.8]', /clusterIPs\.1: is of the family of the first/],
+    ['ipFamilies: [IPv6], clusterIPs: [10.96.0.9]', /clusterIPs\.0: 10\.96\.0\.9 is no IPv6 address/],
+    ['ipFamilies: [IPv4, IPv4]', /ipFamilies\.1: repeats IPv4/],
+    ['ipFamilyPolicy: SingleStack, ipFamilies: [IPv4, IPv6]', /ipFamilyPolicy: is SingleStack/],
+  ] as const) {
+    put('web.yaml', spec(more));
+    await eventually(String(problem), () => problem.test(source.problems().join()));
+  }
 });

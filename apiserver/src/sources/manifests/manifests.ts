@@ -4,6 +4,7 @@ import { messageOf, type PolicyContext } from '@clustermesh/contract';
 import { atomicWrite, type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
 import { z } from 'zod';
 import { watchedDirectory } from '../../watched-dir.ts';
+import type { ClusterIps, ServiceCidrs } from './addresses.ts';
 import { ManifestFiles } from './files.ts';
 import { buildSnapshot, type ManifestSnapshot } from './snapshot.ts';
 
@@ -11,7 +12,7 @@ export interface ManifestSourceOptions {
   readonly dir: string;
   readonly lastGoodDir: string;
   readonly clusterIpsFile: string;
-  readonly serviceCidr: string;
+  readonly serviceCidrs: ServiceCidrs;
   readonly defaultGlobalNamespace: boolean;
   readonly policies: PolicyContext;
   readonly log: Log;
@@ -32,26 +33,31 @@ export interface ManifestSource {
 /** inotify may drop events; a pass over unchanged files costs one stat each. */
 const RESCAN_MS = 5_000;
 
-const stateSchema = z.object({ version: z.literal(1), assigned: z.record(z.string(), z.string()) });
+const addresses = z.record(z.string(), z.string());
+const stateSchema = z.object({ version: z.literal(1), assigned: addresses, assignedIpv6: addresses.default({}) });
+const NONE: ClusterIps = { IPv4: new Map(), IPv6: new Map() };
 
 export function loadClusterIps(file: string): {
-  readonly assigned: ReadonlyMap<string, string>;
+  readonly assigned: ClusterIps;
   readonly problem?: string;
 } {
   try {
-    return { assigned: new Map(Object.entries(stateSchema.parse(JSON.parse(readFileSync(file, 'utf8'))).assigned)) };
+    const { assigned, assignedIpv6 } = stateSchema.parse(JSON.parse(readFileSync(file, 'utf8')));
+    return { assigned: { IPv4: new Map(Object.entries(assigned)), IPv6: new Map(Object.entries(assignedIpv6)) } };
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return { assigned: new Map() };
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return { assigned: NONE };
     return {
-      assigned: new Map(),
+      assigned: NONE,
       problem: `${file} is unreadable (${messageOf(error)}); ClusterIPs are allocated anew`,
     };
   }
 }
 
-function encodeClusterIps(assigned: ReadonlyMap<string, string>): string {
-  const sorted = [...assigned].sort(([a], [b]) => (a < b ? -1 : 1));
-  return `${JSON.stringify({ version: 1, assigned: Object.fromEntries(sorted) }, null, 2)}\n`;
+function encodeClusterIps({ IPv4, IPv6 }: ClusterIps): string {
+  const sorted = (map: ReadonlyMap<string, string>) =>
+    Object.fromEntries([...map].sort(([a], [b]) => (a < b ? -1 : 1)));
+  const state = { version: 1, assigned: sorted(IPv4), ...(IPv6.size === 0 ? {} : { assignedIpv6: sorted(IPv6) }) };
+  return `${JSON.stringify(state, null, 2)}\n`;
 }
 
 export function startManifestSource(options: ManifestSourceOptions): ManifestSource {
@@ -95,7 +101,7 @@ export function startManifestSource(options: ManifestSourceOptions): ManifestSou
       ...inForce,
       defaultGlobalNamespace: options.defaultGlobalNamespace,
       policies: options.policies,
-      serviceCidr: options.serviceCidr,
+      serviceCidrs: options.serviceCidrs,
       previousIps: clusterIps,
     });
     const assigned = encodeClusterIps(result.clusterIps);

@@ -52,7 +52,12 @@ export const serviceSchema = z
     spec: z.looseObject({
       type: z.enum(['ClusterIP', 'NodePort', 'LoadBalancer', 'ExternalName']).default('ClusterIP'),
       clusterIP: clusterIp.nullish(),
-      clusterIPs: z.array(clusterIp).nullish(),
+      clusterIPs: z.array(clusterIp).max(2).nullish(),
+      ipFamilies: z
+        .array(z.enum(['IPv4', 'IPv6']))
+        .max(2)
+        .nullish(),
+      ipFamilyPolicy: z.enum(['SingleStack', 'PreferDualStack', 'RequireDualStack']).nullish(),
       selector: z.record(z.string(), z.string()).nullish(),
       sessionAffinity: z.enum(['None', 'ClientIP']).nullish(),
       sessionAffinityConfig: z
@@ -73,6 +78,18 @@ export const serviceSchema = z
     if (first !== undefined && spec.clusterIP && first !== spec.clusterIP) {
       issue(['clusterIPs', 0], `is ${first}, but clusterIP is ${spec.clusterIP}`);
     }
+    const [, second] = spec.clusterIPs ?? [];
+    if (first !== undefined && second !== undefined && isIP(first) === isIP(second))
+      issue(['clusterIPs', 1], `is of the family of the first, ${first}`);
+    spec.clusterIPs?.forEach((ip, index) => {
+      const family = spec.ipFamilies?.[index];
+      if (family !== undefined && isIP(ip) !== 0 && isIP(ip) !== (family === 'IPv4' ? 4 : 6))
+        issue(['clusterIPs', index], `${ip} is no ${family} address, as ipFamilies says`);
+    });
+    if (spec.ipFamilies?.length === 2 && spec.ipFamilies[0] === spec.ipFamilies[1])
+      issue(['ipFamilies', 1], `repeats ${spec.ipFamilies[0]}`);
+    if (spec.ipFamilyPolicy === 'SingleStack' && (second !== undefined || spec.ipFamilies?.length === 2))
+      issue(['ipFamilyPolicy'], 'is SingleStack, but two families are named');
     const isHeadless = (spec.clusterIP ?? first) === 'None';
     if (spec.type !== 'ExternalName' && !isHeadless && spec.ports.length === 0) issue(['ports'], 'must not be empty');
     const seen = new Set<string>();

@@ -10,7 +10,7 @@ import {
   readServiceAnnotations,
   readWeight,
 } from '@clustermesh/contract';
-import { allocateClusterIps } from './cluster-ips.ts';
+import { allocateAddresses, type ClusterIps, isHeadless, type ServiceCidrs } from './addresses.ts';
 import type { LocatedObject } from './parse.ts';
 import { readPolicies } from './policies.ts';
 import { SERVICE_NAME_LABEL } from './schemas.ts';
@@ -47,14 +47,14 @@ export interface SnapshotInput {
   readonly notes: readonly string[];
   readonly defaultGlobalNamespace: boolean;
   readonly policies: PolicyContext;
-  readonly serviceCidr: string;
-  readonly previousIps: ReadonlyMap<string, string>;
+  readonly serviceCidrs: ServiceCidrs;
+  readonly previousIps: ClusterIps;
 }
 
 export interface SnapshotResult {
   readonly snapshot: ManifestSnapshot;
   /** To be persisted before the snapshot is used. */
-  readonly clusterIps: ReadonlyMap<string, string>;
+  readonly clusterIps: ClusterIps;
 }
 
 /** Whether a namespace takes part in the mesh. */
@@ -99,24 +99,13 @@ export function buildSnapshot(input: SnapshotInput): SnapshotResult {
     notes.push(`${service.where}: ${service.key}: an ExternalName service has no backends, ignored`);
     return [];
   });
-  const addressOf = (service: Of<'Service'>) =>
-    service.object.spec.clusterIP || service.object.spec.clusterIPs?.[0] || undefined;
-  const nameOf = (service: Of<'Service'>) => `${service.object.metadata.namespace}/${service.object.metadata.name}`;
-  const requests = manifests
-    .filter((service) => addressOf(service) !== 'None')
-    .map((service) => ({ service: nameOf(service), explicit: addressOf(service) }));
-  const allocation = allocateClusterIps(requests, input.previousIps, input.serviceCidr);
-  const whereIs = new Map(manifests.map((service) => [nameOf(service), service.where]));
-  problems.push(
-    ...allocation.problems.map(({ service, reason }) => `${whereIs.get(service)}: Service ${service}: ${reason}`),
-  );
+  const addresses = allocateAddresses(manifests, input.serviceCidrs, input.previousIps);
+  problems.push(...addresses.problems);
 
   const services = new Map<string, LocalService>();
   for (const manifest of manifests) {
-    const name = nameOf(manifest);
-    const isHeadless = addressOf(manifest) === 'None';
-    const clusterIp = allocation.assigned.get(name);
-    if (!isHeadless && clusterIp === undefined) continue;
+    const clusterIPs = addresses.of(manifest);
+    if (!isHeadless(manifest) && clusterIPs.length === 0) continue;
     const { metadata, spec } = manifest.object;
     const mesh = readServiceAnnotations(metadata.annotations);
     problems.push(...mesh.problems.map((problem) => `${manifest.where}: ${manifest.key}: ${problem}`));
@@ -129,10 +118,10 @@ export function buildSnapshot(input: SnapshotInput): SnapshotResult {
           `${manifest.where}: ${manifest.key}: port ${port}/SCTP has the targetPort ${targetPort}: SCTP ports cannot be translated, because its checksum covers them; no connection is made through this port. Give both the same number`,
         );
     }
-    services.set(name, {
+    services.set(`${metadata.namespace}/${metadata.name}`, {
       namespace: metadata.namespace,
       name: metadata.name,
-      clusterIPs: isHeadless || clusterIp === undefined ? [] : [clusterIp],
+      clusterIPs,
       ports: spec.ports.map((port) => ({ name: port.name ?? '', protocol: port.protocol, port: port.port })),
       global,
       shared: global && mesh.shared,
@@ -199,5 +188,5 @@ export function buildSnapshot(input: SnapshotInput): SnapshotResult {
     problems,
     notes,
   };
-  return { snapshot, clusterIps: allocation.assigned };
+  return { snapshot, clusterIps: addresses.assigned };
 }
