@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { after, before, describe, it } from 'node:test';
+import { MeshError } from '@clustermesh/contract';
 import { silentLog, waitFor } from '@clustermesh/runtime';
 import { type ElectionOptions, startElection } from './election.ts';
 import { type EtcdServer, startEtcd } from './testing/etcd-server.ts';
@@ -115,6 +116,26 @@ describe('election', { timeout: 60_000 }, () => {
     await eventually('the second term', () => election.status().terms === 2);
     const { succeeded } = await wiped.client().txn({ compare: fence, success: [{ put: 'x', value: 'x' }] });
     assert.equal(succeeded, false);
+    await stop();
+  });
+
+  it('is campaigned for soon after a wipe, however long the new etcd is not ready and whatever the lease', async () => {
+    await using wiped = await startEtcd();
+    let isReady = true;
+    let refusals = 0;
+    const fence = () => {
+      if (isReady) return [];
+      refusals++;
+      throw new MeshError({ code: 'conflict', message: 'users and roles are not in place yet' });
+    };
+    const { election, stop } = candidate(wiped.client(), 'election/soon', 'a', { fence, ttlSeconds: 600 });
+    await eventually('the leader', () => election.isLeading());
+    isReady = false;
+    await wiped.wipe();
+    // More than what a new connection and a new lease ask for, and than a delay that doubles lets through.
+    await eventually('many looks', () => refusals >= 15);
+    isReady = true;
+    await eventually('the second term', () => election.status().terms === 2);
     await stop();
   });
 

@@ -7,6 +7,8 @@ export interface KeyWatchOptions {
   readonly key: string;
   /** Also at the beginning of every watch: a change may have been missed. */
   readonly onChange: () => void;
+  /** How often it is looked at where no watch holds, and the longest delay after a failure (default 10 s). */
+  readonly maxIntervalMs?: number;
   readonly clock: Clock;
   readonly signal: AbortSignal;
 }
@@ -24,7 +26,7 @@ export function watchKey(options: KeyWatchOptions): Promise<void> {
     run,
     minIntervalMs: 0,
     retryMs: 200,
-    maxIntervalMs: 10_000,
+    maxIntervalMs: options.maxIntervalMs ?? 10_000,
     signal,
     clock,
     onError: () => {}, // The peer's other reads tell why.
