@@ -446,6 +446,8 @@ export interface Writer {
   /** Written once all that is pending now is flushed, and again after every full compare. `delete(key)` ends it. */
   canary(key: string, value: () => string): void;
   status(): WriterStatus;
+  /** What `status().pending` counts, key by key: those that wait, those on their way, and canaries. */
+  pendingKeys(): Iterable<string>;
   /** Resolves when the writer has ended (its signal aborted). Never rejects. */
   readonly done: Promise<void>;
 }

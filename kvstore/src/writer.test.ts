@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, it } from 'node:test';
-import { createLog, silentLog, waitFor } from '@clustermesh/runtime';
+import { type Clock, createLog, silentLog, systemClock, waitFor } from '@clustermesh/runtime';
 import { type EtcdServer, startEtcd } from './testing/etcd-server.ts';
 import type { Etcd, Writer, WriterOptions } from './types.ts';
 import { startWriter } from './writer.ts';
@@ -185,6 +185,24 @@ describe('writer', { timeout: 60_000 }, () => {
     const canary = (await etcd.get('canary/mid'))!;
     const earlier = (await etcd.range('mid/')).kvs.filter((kv) => kv.modRevision < canary.modRevision);
     assert.equal(earlier.length, 550);
+    await stop();
+  });
+
+  it('names what is pending: what is on its way, what waits, and canaries', async () => {
+    let pending: string[] = [];
+    const busy = beforeTransactions(etcd, () => {
+      if (pending.length > 0) return;
+      writer.set('named/late', 'x');
+      pending = [...writer.pendingKeys()].sort();
+      assert.equal(writer.status().pending, pending.length);
+    });
+    const { writer, stop } = write(busy, ['named/']);
+    writer.set('named/a', 'x');
+    writer.canary('canary/named', () => 'now');
+    await writer.flush();
+    await writer.flush();
+    assert.deepEqual(pending, ['canary/named', 'named/a', 'named/late']);
+    assert.deepEqual([...writer.pendingKeys()], []);
     await stop();
   });
 
@@ -422,12 +440,26 @@ describe('writer', { timeout: 60_000 }, () => {
   });
 
   it('a key that changes while its transaction waits for the rate is written as it is wanted then', async () => {
-    const { writer, stop } = write(etcd, ['late/'], { rate: { keysPerSecond: 100, bootstrapKeysPerSecond: 100 } });
-    // Batches of ten: the second one is made up, and waits.
+    let isChanged = false;
+    let started: Writer | undefined;
+    const clock: Clock = {
+      ...systemClock,
+      sleep(ms, signal) {
+        // Batches of ten: the first is written, the second is made up and begins to wait.
+        if (!isChanged && started?.status().written === 10) {
+          isChanged = true;
+          started.delete('late/12');
+          started.set('late/13', 'new');
+        }
+        return systemClock.sleep(ms, signal);
+      },
+    };
+    const rate = { keysPerSecond: 100, bootstrapKeysPerSecond: 100 };
+    const { writer, stop } = write(etcd, ['late/'], { rate, clock });
+    started = writer;
     for (let i = 0; i < 20; i++) writer.set(`late/${i}`, 'old');
-    await eventually('the first batch', async () => (await etcd.count('late/')) === 10);
-    writer.delete('late/12');
-    writer.set('late/13', 'new');
+    await writer.flush();
+    assert.ok(isChanged);
     await writer.flush();
     const there = await contents(etcd, 'late/');
     assert.equal(there['late/12'], undefined);

@@ -57,7 +57,7 @@ export function startWriter(options: WriterOptions): Writer {
   let compares = 0;
   let written = 0;
   let repairs = 0;
-  let inFlight = 0;
+  let inFlight: readonly Operation[] = [];
   let lastFlushAt: number | undefined;
   let lastError: string | undefined;
   /** All that was declared complete has been written once to the etcd that answers now. */
@@ -95,7 +95,15 @@ export function startWriter(options: WriterOptions): Writer {
     const wasCanary = canaries.delete(key);
     failed.delete(key);
     // Under an owned prefix a compare knows better than we do whether there is anything to delete.
-    if (!known && !wasCanary && compares > 0 && isOwnKey(key) && !applied.has(key) && !dirty.has(key) && inFlight === 0)
+    if (
+      !known &&
+      !wasCanary &&
+      compares > 0 &&
+      isOwnKey(key) &&
+      !applied.has(key) &&
+      !dirty.has(key) &&
+      inFlight.length === 0
+    )
       return;
     tombstones.add(key);
     dirty.add(key);
@@ -282,7 +290,7 @@ export function startWriter(options: WriterOptions): Writer {
       applied.delete(key);
       touchedSinceAudit?.add(key);
     }
-    inFlight = batch.length;
+    inFlight = batch;
     try {
       const { revision, leases } = await transact(batch);
       for (const operation of batch) settle(operation, revision, leases?.get(operation.key));
@@ -290,10 +298,10 @@ export function startWriter(options: WriterOptions): Writer {
       for (const { key } of batch) dirty.add(key);
       const mesh = MeshError.from(error, 'writing');
       if (!KEY_ERRORS.has(mesh.code)) throw mesh;
-      inFlight = 0;
+      inFlight = [];
       await isolate(batch, mesh);
     } finally {
-      inFlight = 0;
+      inFlight = [];
     }
   }
 
@@ -474,9 +482,15 @@ export function startWriter(options: WriterOptions): Writer {
     runner.trigger();
   }
 
+  function* pendingKeys(): Generator<string, void, void> {
+    yield* dirty;
+    for (const { key } of inFlight) yield key;
+    for (const [key, canary] of canaries) if (canary.pending) yield key;
+  }
+
   const status = (): WriterStatus => ({
     connected: etcd.connected && lastError === undefined && !compareWanted,
-    pending: dirty.size + inFlight + [...canaries.values()].filter((entry) => entry.pending).length,
+    pending: dirty.size + inFlight.length + [...canaries.values()].filter((entry) => entry.pending).length,
     written,
     desired: desired.size,
     errors: [...failed.values()],
@@ -488,5 +502,5 @@ export function startWriter(options: WriterOptions): Writer {
     leases: pool?.size ?? 0,
   });
 
-  return { set, delete: remove, replace, ready, flush, canary, status, done };
+  return { set, delete: remove, replace, ready, flush, canary, status, pendingKeys, done };
 }
