@@ -69,6 +69,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     usersFile: config.usersFile,
     authMode: config.authMode,
     peerAccess: config.peerAccess,
+    metrics: metrics?.own,
   });
   const agents = startAgentSource(common);
   const onChange = () => terms.current()?.exporter.trigger();
@@ -98,6 +99,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     const exporter = startExporter({
       ...shared,
       etcd,
+      metrics: metrics?.own,
       cluster,
       sliceExport: config.export.endpointSlices,
       manifests: manifests.snapshot,
@@ -135,7 +137,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
     outgrown: () => terms.current()?.exporter.outgrown() ?? 0,
     synced: () => terms.current()?.exporter.synced() ?? new Set(),
     configRepairs: () => terms.current()?.exporter.configRepairs() ?? 0,
-    writers: () => terms.current()?.exporter.writers() ?? {},
+    writers: () => terms.current()?.exporter.writers() ?? [],
   };
   const mirror: ControlPlane['mirror'] = {
     peers: () => terms.current()?.mirror.peers() ?? records.peers(),

@@ -8,6 +8,8 @@ export interface KvstoreMetrics {
   event(scope: string, action: string, seconds: number): void;
   /** An etcd that had answered does not any more. */
   lost(error: string): void;
+  /** A pass of a control loop has ended. `group`: Cilium's name of its controller, where it has one like it. */
+  ran(group: string, ok: boolean): void;
 }
 
 const SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30];
@@ -35,10 +37,35 @@ export function createKvstoreMetrics(prefix: string, registry: Registry): Kvstor
     labelNames: ['error'],
     registers,
   });
+  const runs = new Counter({
+    name: `${prefix}controllers_group_runs_total`,
+    help: 'Passes of the control loops',
+    labelNames: ['group_name', 'status'],
+    registers,
+  });
   return {
     observe: ({ key, kind, action, seconds, ok }) =>
       operations.observe({ scope: scopeOf(key), kind, action, outcome: ok ? 'success' : 'fail' }, seconds),
     event: (scope, action, seconds) => events.observe({ scope, action }, seconds),
     lost: (error) => quorum.inc({ error }),
+    ran: (group, ok) => runs.inc({ group_name: group, status: ok ? 'success' : 'failure' }),
+  };
+}
+
+/** The same pass, counted. */
+export function countRuns(
+  metrics: Pick<KvstoreMetrics, 'ran'> | undefined,
+  group: string,
+  run: () => Promise<void>,
+): () => Promise<void> {
+  if (metrics === undefined) return run;
+  return async () => {
+    let ok = false;
+    try {
+      await run();
+      ok = true;
+    } finally {
+      metrics.ran(group, ok);
+    }
   };
 }

@@ -2,8 +2,8 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { scopeOf } from '@clustermesh/kvstore';
 import { Registry } from 'prom-client';
-import { createKvstoreMetrics } from './kvstore-metrics.ts';
-import { createMetrics, MESH_METRICS, OWN_METRICS } from './metrics.ts';
+import { countRuns, createKvstoreMetrics } from './kvstore-metrics.ts';
+import { byScope, createMetrics, MESH_METRICS, OWN_METRICS } from './metrics.ts';
 import { connect, shopManifest, startCluster } from './testing/control-plane.ts';
 
 test('every metric of Cilium that applies is there under its name, for the cluster itself and for a mirrored peer', async (t) => {
@@ -32,8 +32,8 @@ test('every metric of Cilium that applies is there under its name, for the clust
     'cilium_clustermesh_apiserver_bootstrap_seconds [\\d.]+',
     'cilium_clustermesh_apiserver_version\\{version="[^"]+"\\} 1',
     'cilium_clustermesh_apiserver_kvstore_operations_duration_seconds_count\\{scope="cluster-config",?.*',
-    'cilium_clustermesh_apiserver_kvstore_sync_queue_size\\{scope="state",source_cluster="eu"\\} \\d+',
-    'cilium_clustermesh_apiserver_kvstore_sync_errors_total\\{scope="state",source_cluster="eu"\\} 0',
+    'cilium_clustermesh_apiserver_kvstore_sync_queue_size\\{scope="endpointslices/v1",source_cluster="eu"\\} \\d+',
+    'cilium_clustermesh_apiserver_kvstore_sync_errors_total\\{scope="services/v1",source_cluster="eu"\\} 0',
     'cilium_clustermesh_apiserver_kvstore_initial_sync_completed\\{scope="endpointslices/v1",source_cluster="eu",action="write"\\} 1',
     'cilium_kvstoremesh_remote_clusters 1',
     'cilium_kvstoremesh_remote_cluster_failures\\{target_cluster="us"\\} \\d+',
@@ -42,14 +42,52 @@ test('every metric of Cilium that applies is there under its name, for the clust
     'cilium_kvstoremesh_remote_cluster_services\\{target_cluster="us"\\} 1',
     'cilium_kvstoremesh_kvstore_operations_duration_seconds_count\\{scope="services/v1",kind="read",action="ListPrefix",outcome="success"\\} \\d+',
     'cilium_kvstoremesh_kvstore_events_queue_seconds_count\\{scope="services/v1",action="upsert"\\} \\d+',
-    'cilium_kvstoremesh_kvstore_sync_queue_size\\{scope="cache",source_cluster="us"\\} \\d+',
-    'cilium_kvstoremesh_kvstore_sync_errors_total\\{scope="cache",source_cluster="us"\\} 0',
+    'cilium_kvstoremesh_kvstore_sync_queue_size\\{scope="nodes/v1",source_cluster="us"\\} \\d+',
+    'cilium_kvstoremesh_kvstore_sync_errors_total\\{scope="ip/v1",source_cluster="us"\\} 0',
     'cilium_kvstoremesh_kvstore_initial_sync_completed\\{scope="endpointslices/v1",source_cluster="us",action="write"\\} 1',
+    'cilium_clustermesh_apiserver_controllers_group_runs_total\\{group_name="clustermesh-users-management",status="success"\\} [1-9]\\d*',
+    'cilium_clustermesh_apiserver_controllers_group_runs_total\\{group_name="clustermesh-cluster-config-enforcer",status="success"\\} [1-9]\\d*',
+    'cilium_clustermesh_apiserver_controllers_group_runs_total\\{group_name="export",status="success"\\} [1-9]\\d*',
+    'cilium_kvstoremesh_controllers_group_runs_total\\{group_name="mirror",status="success"\\} [1-9]\\d*',
+    'cilium_kvstoremesh_controllers_group_runs_total\\{group_name="clustermesh-remote-cluster",status="success"\\} [1-9]\\d*',
     'clustermesh_apiserver_leading 1',
     'clustermesh_mirror_objects\\{target_cluster="us"\\} 2',
   ];
   for (const line of lines) assert.match(text, new RegExp(`^${line}$`, 'm'));
   assert.match(text, /^# TYPE cilium_kvstoremesh_kvstore_quorum_errors_total counter$/m);
+});
+
+test('a pass of a control loop counts as what became of it', async () => {
+  const registry = new Registry();
+  const metrics = createKvstoreMetrics(MESH_METRICS, registry);
+  await countRuns(metrics, 'mirror', async () => {})();
+  await assert.rejects(
+    countRuns(metrics, 'mirror', () => Promise.reject(new Error('away')))(),
+    /away/,
+    'its caller is to try again',
+  );
+  const text = await registry.metrics();
+  for (const status of ['success', 'failure'])
+    assert.match(
+      text,
+      new RegExp(
+        `^cilium_kvstoremesh_controllers_group_runs_total\\{group_name="mirror",status="${status}"\\} 1$`,
+        'm',
+      ),
+    );
+});
+
+test('keys that wait are counted by family, and families without any are there', () => {
+  const keys = ['cilium/state/nodes/v1/eu/n1', 'cilium/state/nodes/v1/eu/n2', 'cilium/synced/eu/cilium/state/nodes/v1'];
+  assert.deepEqual(Object.fromEntries(byScope(keys)), {
+    'nodes/v1': 2,
+    'services/v1': 0,
+    'serviceexports/v1': 0,
+    'identities/v1': 0,
+    'ip/v1': 0,
+    'endpointslices/v1': 0,
+    synced: 1,
+  });
 });
 
 test('keys of any kind have few scopes', () => {

@@ -1,14 +1,33 @@
 /** Prometheus metrics, read from the views when scraped. Cilium's names (wire-contract §4.5) where they say the same thing. */
 import { WIRE_FAMILIES } from '@clustermesh/contract';
+import { scopeOf } from '@clustermesh/kvstore';
 import { version } from '@clustermesh/runtime';
 import { Counter, collectDefaultMetrics, Gauge, type Registry } from 'prom-client';
 import type { ControlPlane } from './control-plane.ts';
-import type { PeerCounters } from './mirror/peer.ts';
+import type { WriterView } from './ports.ts';
 
 type Sample = readonly [labels: Record<string, string>, value: number];
 
 export const OWN_METRICS = 'cilium_clustermesh_apiserver_';
 export const MESH_METRICS = 'cilium_kvstoremesh_';
+
+const DATA_SCOPES = WIRE_FAMILIES.map((family) => `${family}/v1`);
+
+/** Keys by what they are; families that have none count zero. */
+export function byScope(keys: Iterable<string>): ReadonlyMap<string, number> {
+  const counts = new Map(DATA_SCOPES.map((scope) => [scope, 0]));
+  for (const key of keys) {
+    const scope = scopeOf(key);
+    counts.set(scope, (counts.get(scope) ?? 0) + 1);
+  }
+  return counts;
+}
+
+function* pendingKeys(writers: readonly WriterView[]): Generator<string, void, void> {
+  for (const writer of writers) yield* writer.pendingKeys();
+}
+const refusedKeys = (writers: readonly WriterView[]) =>
+  writers.flatMap((writer) => writer.status().errors.map(({ key }) => key));
 
 export function createMetrics(registry: Registry, cluster: string, plane: ControlPlane): void {
   collectDefaultMetrics({ register: registry });
@@ -56,17 +75,13 @@ export function createMetrics(registry: Registry, cluster: string, plane: Contro
     return ms === undefined ? undefined : ms / 1000;
   });
   gauge(`${own}version`, 'Release of this process', ['version'], () => [[{ version: version() }, 1]]);
+  const perScope = (source: string, keys: Iterable<string>): Sample[] =>
+    [...byScope(keys)].map(([scope, count]) => [{ scope, source_cluster: source }, count]);
   gauge(`${own}kvstore_sync_queue_size`, 'Keys waiting to be written', scoped, () =>
-    Object.entries(plane.exporter.writers()).map(([scope, status]) => [
-      { scope, source_cluster: cluster },
-      status.pending,
-    ]),
+    perScope(cluster, pendingKeys(plane.exporter.writers())),
   );
   rises(`${own}kvstore_sync_errors_total`, 'Keys that etcd refused', scoped, () =>
-    Object.entries(plane.exporter.writers()).map(([scope, status]) => [
-      { scope, source_cluster: cluster },
-      status.errors.length,
-    ]),
+    perScope(cluster, refusedKeys(plane.exporter.writers())),
   );
   gauge(
     `${own}kvstore_initial_sync_completed`,
@@ -115,19 +130,11 @@ export function createMetrics(registry: Registry, cluster: string, plane: Contro
     const ms = plane.mirror.tookMs();
     return ms === undefined ? undefined : ms / 1000;
   });
-  const perWriter = (read: (counters: PeerCounters) => number) => (): Sample[] =>
-    [...plane.mirror.counters()].map(([peer, counters]) => [{ scope: 'cache', source_cluster: peer }, read(counters)]);
-  gauge(
-    `${mesh}kvstore_sync_queue_size`,
-    'Keys waiting to be written',
-    scoped,
-    perWriter(({ queued }) => queued),
+  gauge(`${mesh}kvstore_sync_queue_size`, 'Keys waiting to be written', scoped, () =>
+    [...plane.mirror.counters()].flatMap(([peer, { writer }]) => perScope(peer, pendingKeys([writer]))),
   );
-  rises(
-    `${mesh}kvstore_sync_errors_total`,
-    'Keys that etcd refused',
-    scoped,
-    perWriter(({ refused }) => refused),
+  rises(`${mesh}kvstore_sync_errors_total`, 'Keys that etcd refused', scoped, () =>
+    [...plane.mirror.counters()].flatMap(([peer, { writer }]) => perScope(peer, refusedKeys([writer]))),
   );
   for (const family of ['nodes', 'services', 'ip'] as const) {
     const name = family === 'ip' ? 'endpoints' : family;

@@ -1,5 +1,6 @@
 /** What the parts of the apiserver ask of each other. main.ts is the only place that builds the real ones. */
 import type { AgentStatus, HostAlias, PeerStatus } from '@clustermesh/contract';
+import type { Writer } from '@clustermesh/kvstore';
 
 /** The users that may reach this cluster's etcd besides the fixed ones; `users.yaml` is their durable truth (wire-contract §1.12). */
 export interface UserDirectory {
@@ -59,6 +60,9 @@ export interface AgentView {
   /** Live agents (their status key is leased). */
   agents(): readonly AgentStatus[];
 }
+
+/** What of a writer is there to see. */
+export type WriterView = Pick<Writer, 'status' | 'pendingKeys'>;
 
 export interface LocalView {
   /** Readable problems of this cluster's own objects: manifests, annotations, nodes. */

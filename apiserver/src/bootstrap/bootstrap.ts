@@ -8,6 +8,7 @@ import { BOOTSTRAP_KEY, MeshError, messageOf } from '@clustermesh/contract';
 import type { Compare, Etcd } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
 import type { AuthMode } from '../gate/config.ts';
+import { countRuns, type KvstoreMetrics } from '../kvstore-metrics.ts';
 import type { EtcdView, UserDirectory } from '../ports.ts';
 import { watchedDirectory } from '../watched-dir.ts';
 import { type AuthActual, type AuthStep, desiredAuth, type PeerAccess, planAuth, REMOTE_USER_PREFIX } from './plan.ts';
@@ -20,6 +21,7 @@ export interface BootstrapOptions {
   readonly usersFile: string;
   readonly authMode?: AuthMode;
   readonly peerAccess?: PeerAccess;
+  readonly metrics?: KvstoreMetrics | undefined;
   readonly log: Log;
   readonly signal: AbortSignal;
   readonly clock?: Clock;
@@ -149,7 +151,7 @@ export function startBootstrap(options: BootstrapOptions): Bootstrap {
   };
 
   const runner = startRunner({
-    run: pass,
+    run: countRuns(options.metrics, 'clustermesh-users-management', pass),
     minIntervalMs: 50,
     retryMs: 200,
     maxIntervalMs: CHECK_MS,

@@ -5,6 +5,7 @@
 import { clusterConfigKey, messageOf } from '@clustermesh/contract';
 import { type Etcd, startReflector } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner } from '@clustermesh/runtime';
+import { countRuns, type KvstoreMetrics } from '../kvstore-metrics.ts';
 import { fencedWrite, type WriteRight } from '../write-right.ts';
 
 export interface ConfigKeeperOptions {
@@ -12,6 +13,7 @@ export interface ConfigKeeperOptions {
   readonly cluster: string;
   readonly value: string;
   readonly right: WriteRight;
+  readonly metrics?: KvstoreMetrics | undefined;
   readonly log: Log;
   readonly clock: Clock;
   readonly signal: AbortSignal;
@@ -56,7 +58,7 @@ export function keepClusterConfig(options: ConfigKeeperOptions): ConfigKeeper {
   };
 
   const runner = startRunner({
-    run: pass,
+    run: countRuns(options.metrics, 'clustermesh-cluster-config-enforcer', pass),
     minIntervalMs: LEAST_INTERVAL_MS,
     retryMs: 200,
     maxIntervalMs: REFRESH_MS,

@@ -16,8 +16,10 @@ import {
   WIRE_FAMILIES,
   type WireFamily,
 } from '@clustermesh/contract';
-import { type Etcd, startWriter, type WriteRate, type Writer, type WriterStatus } from '@clustermesh/kvstore';
+import { type Etcd, startWriter, type WriteRate, type Writer } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
+import { countRuns, type KvstoreMetrics } from '../kvstore-metrics.ts';
+import type { WriterView } from '../ports.ts';
 import { isGlobalNamespace, type ManifestSnapshot } from '../sources/manifests/snapshot.ts';
 import type { NodesSnapshot } from '../sources/nodes/node-table.ts';
 import type { WriteRight } from '../write-right.ts';
@@ -43,6 +45,7 @@ export interface ExporterOptions {
   readonly zstd: Compression;
   readonly right: WriteRight;
   readonly rate: WriteRate;
+  readonly metrics?: KvstoreMetrics | undefined;
   readonly heartbeatMs: number;
   readonly log: Log;
   readonly signal: AbortSignal;
@@ -60,7 +63,7 @@ export interface Exporter {
   synced(): ReadonlySet<WireFamily>;
   /** Times that somebody else's cluster config was put right. */
   configRepairs(): number;
-  writers(): Readonly<Record<string, WriterStatus>>;
+  writers(): readonly WriterView[];
   readonly ended: Promise<void>;
 }
 
@@ -90,6 +93,7 @@ export function startExporter(options: ExporterOptions): Exporter {
     cluster: cluster.name,
     value: ownClusterConfig(cluster, options.sliceExport),
     right: options.right,
+    metrics: options.metrics,
     log,
     clock,
     signal,
@@ -212,7 +216,7 @@ export function startExporter(options: ExporterOptions): Exporter {
     if (failures === 1 && !signal.aborted) log.warn({ reason: messageOf(error) }, 'export waits');
   };
   const runner = startRunner({
-    run: pass,
+    run: countRuns(options.metrics, 'export', pass),
     minIntervalMs: 20,
     retryMs: 200,
     maxIntervalMs: 10_000,
@@ -239,7 +243,7 @@ export function startExporter(options: ExporterOptions): Exporter {
     outgrown: () => outgrown,
     synced: () => synced,
     configRepairs: config.repairs,
-    writers: () => ({ local: local.status(), state: state.status(), heartbeat: heartbeat.status() }),
+    writers: () => [local, state, heartbeat],
     ended: Promise.all([runner.ended, beats.ended, config.ended, local.done, state.done, heartbeat.done]).then(
       () => {},
     ),

@@ -15,7 +15,7 @@ import {
 } from '@clustermesh/contract';
 import type { Etcd, WriteRate } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
-import type { KvstoreMetrics } from '../kvstore-metrics.ts';
+import { countRuns, type KvstoreMetrics } from '../kvstore-metrics.ts';
 import { oncePending } from '../once-pending.ts';
 import type { AgentView, MirrorView, PeerConfig, PeerDirectory } from '../ports.ts';
 import { watchedDirectory } from '../watched-dir.ts';
@@ -258,7 +258,7 @@ export function startMirror(options: MirrorOptions): Mirror {
     signal,
   });
   const runner = startRunner({
-    run: pass,
+    run: countRuns(metrics, 'mirror', pass),
     minIntervalMs: 50,
     retryMs: 200,
     maxIntervalMs: RESCAN_MS,

@@ -30,9 +30,9 @@ import {
 } from '@clustermesh/contract';
 import { type Etcd, observedEtcd, openEtcd, startReflector, startWriter, type WriteRate } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner } from '@clustermesh/runtime';
-import type { KvstoreMetrics } from '../kvstore-metrics.ts';
+import { countRuns, type KvstoreMetrics } from '../kvstore-metrics.ts';
 import { oncePending } from '../once-pending.ts';
-import type { PeerConfig } from '../ports.ts';
+import type { PeerConfig, WriterView } from '../ports.ts';
 import type { WriteRight } from '../write-right.ts';
 import { NodeIps, type TakenCidr } from './addresses.ts';
 import type { ClusterIds } from './cluster-ids.ts';
@@ -70,8 +70,7 @@ export interface PeerCounters {
   readonly lastFailureAtWallMs: number;
   /** Objects quarantined. */
   readonly quarantined: number;
-  readonly queued: number;
-  readonly refused: number;
+  readonly writer: WriterView;
   readonly keys: number;
   readonly bytes: number;
   /** Times that its heartbeat fell silent although its etcd answered. */
@@ -328,7 +327,7 @@ export function startPeer(options: PeerOptions): Peer {
   };
 
   const runner = startRunner({
-    run: pass,
+    run: countRuns(metrics, 'clustermesh-remote-cluster', pass),
     minIntervalMs: 0,
     retryMs: 200,
     maxIntervalMs: HANDSHAKE_CHECK_MS,
@@ -388,13 +387,8 @@ export function startPeer(options: PeerOptions): Peer {
     isReplaced: () => state.name === 'replaced',
     publish: (status) => writer.set(peerKey(name), JSON.stringify(status)),
     counters() {
-      const { pending, errors } = writer.status();
       const { keys, bytes } = families.quota;
-      return {
-        ...{ failures, lastFailureAtWallMs, quarantined, silences, keys, bytes },
-        queued: pending,
-        refused: errors.length,
-      };
+      return { failures, lastFailureAtWallMs, quarantined, silences, keys, bytes, writer };
     },
     status() {
       const nowMs = clock.nowMs();
