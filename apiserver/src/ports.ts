@@ -34,6 +34,8 @@ export interface AgreedPeer {
 /** The config directory: written by operations, watched by the mirror. */
 export interface PeerDirectory {
   list(): Promise<readonly PeerConfig[]>;
+  /** Files that the last `list` found and could not use: name → what is wrong. */
+  unusable(): ReadonlyMap<string, string>;
   /** Writes certificate files first and the peer file last, so that a watcher never sees a half-configured peer. */
   write(peer: {
     readonly name: string;

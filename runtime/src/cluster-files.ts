@@ -66,7 +66,9 @@ export function readClusterFiles(dir: string, ownName: string): ClusterFiles {
     try {
       clusters.set(name, parseClusterFile(name, text));
     } catch (error) {
-      unusable.set(name, { text, reason: messageOf(error) });
+      // What YAML's errors quote of the file, over several lines, is no reason.
+      const [reason = ''] = messageOf(error).split('\n');
+      unusable.set(name, { text, reason });
     }
   }
   return { clusters, unusable };

@@ -7,6 +7,7 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import {
   type Compression,
+  clusterNameProblem,
   FAMILIES,
   type MaxConnectedClusters,
   messageOf,
@@ -77,6 +78,8 @@ export function startMirror(options: MirrorOptions): Mirror {
   const goneSince = new Map<string, number>();
   /** Configured peers that cannot even be tried, with the reason. */
   const unusable = new Map<string, string>();
+  /** Files that are no configuration of a peer, with the reason. */
+  let malformed: ReadonlyMap<string, string> = new Map();
   let agreedCidrs: readonly (TakenCidr & { readonly cluster: string })[] = [];
   let problems: readonly string[] = [];
   /** Why the directory cannot be read; all that runs goes on meanwhile. */
@@ -186,6 +189,7 @@ export function startMirror(options: MirrorOptions): Mirror {
       directoryWatch.arm();
       const configs = await options.directory.list();
       readProblem = undefined;
+      malformed = options.directory.unusable();
       return configs;
     } catch (error) {
       readProblem = `reading the peers in ${options.peersDir}: ${messageOf(error)}`;
@@ -204,6 +208,8 @@ export function startMirror(options: MirrorOptions): Mirror {
       cidr: agreed?.podCidr ?? '',
     }));
     for (const name of [...unusable.keys()]) if (!configs.has(name)) unusable.delete(name);
+    for (const [name, reason] of malformed)
+      if (!running.has(name) && clusterNameProblem(name) === undefined) unusable.set(name, reason);
 
     for (const [name, peer] of [...running]) {
       const config = configs.get(name);
@@ -221,10 +227,15 @@ export function startMirror(options: MirrorOptions): Mirror {
       goneSince.delete(name);
       if (!running.has(name) && !draining.has(name)) start(config);
     }
-    const malformed = [...running.keys()].filter((name) => !configs.has(name) && hasFile(name));
+    const kept = [...running.keys()].filter((name) => !configs.has(name) && hasFile(name));
+    const reasonOf = (name: string) => malformed.get(name) ?? 'it says no endpoints';
     problems = [
-      ...malformed.map((name) => `peer file ${fileOf(name)} is malformed; the last good version stays in force`),
-      ...[...unusable].map(([name, reason]) => `peer file ${fileOf(name)} is not usable: ${reason}`),
+      ...kept.map(
+        (name) => `peer file ${fileOf(name)} is malformed (${reasonOf(name)}); the last good version stays in force`,
+      ),
+      ...[...new Map([...malformed, ...unusable])]
+        .filter(([name]) => !kept.includes(name))
+        .map(([name, reason]) => `peer file ${fileOf(name)} is not usable: ${reason}`),
     ];
     hasPassed = true;
     noteBootstrap();

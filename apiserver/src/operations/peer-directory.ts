@@ -33,14 +33,8 @@ export function createPeerDirectory({ dir, ownName, log }: PeerDirectoryOptions)
     key: join(dir, `${peer}.etcd-client.key`),
     ca: join(dir, `${peer}.etcd-client-ca.crt`),
   });
-  /** Files that were complained about, with the content that was wrong: once per content, not once per pass. */
-  const complained = new Map<string, string>();
-
-  function complain(file: string, text: string, reason: string): void {
-    if (complained.get(file) !== text)
-      log.error({ file: join(dir, file), reason }, 'peer file ignored: it is not valid');
-    complained.set(file, text);
-  }
+  /** Files that cannot be used, with the content that is wrong: complained about once per content, not once per pass. */
+  let broken: ReadonlyMap<string, { readonly text: string; readonly reason: string }> = new Map();
 
   const checkPresent = (attempted: string) => {
     if (existsSync(dir)) return;
@@ -55,15 +49,20 @@ export function createPeerDirectory({ dir, ownName, log }: PeerDirectoryOptions)
     list: async () => {
       checkPresent('listing the peers');
       const { clusters, unusable } = readClusterFiles(dir, ownName);
-      for (const [name, file] of [...complained])
-        if (!unusable.has(name) && clusters.get(name)?.text !== file) complained.delete(name);
-      for (const [name, { text, reason }] of unusable) complain(name, text, reason);
-      return [...clusters.values()].flatMap((file) => {
-        if (isOverTls(file)) return [toPeer(file)];
-        complain(file.name, file.text, WITHOUT_TLS);
-        return [];
-      });
+      const found = new Map(unusable);
+      const peers: PeerConfig[] = [];
+      for (const file of clusters.values()) {
+        if (isOverTls(file)) peers.push(toPeer(file));
+        else found.set(file.name, { text: file.text, reason: WITHOUT_TLS });
+      }
+      for (const [name, { text, reason }] of found)
+        if (broken.get(name)?.text !== text)
+          log.error({ file: join(dir, name), reason }, 'peer file ignored: it is not valid');
+      broken = found;
+      return peers;
     },
+
+    unusable: () => new Map([...broken].map(([name, { reason }]) => [name, reason])),
 
     write: async (peer) => {
       checkName(peer.name, ownName);
