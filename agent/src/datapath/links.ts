@@ -11,10 +11,13 @@ const exec = promisify(execFile);
 /** IANA's VXLAN port is 4789; Cilium's, and so ours, is 8472. */
 export const VXLAN_PORT = 8472;
 
+/** A mesh of 25 000 pod CIDRs has as many routes, of some 100 bytes each. */
+const MOST_OUTPUT_BYTES = 64 << 20;
+
 /** iproute2's `ip` with these arguments; what it prints. */
 export async function ip(args: readonly string[]): Promise<string> {
   try {
-    const { stdout } = await exec('ip', [...args]);
+    const { stdout } = await exec('ip', [...args], { maxBuffer: MOST_OUTPUT_BYTES });
     return stdout;
   } catch (error) {
     const { stderr, message } = error as Error & { stderr?: string };
