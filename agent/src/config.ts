@@ -130,6 +130,11 @@ const schema = z
           clusters: z.record(z.string(), z.enum(['tunnel', 'direct'])).default({}),
         })
         .prefault({}),
+      /**
+       * Lets what the node itself sends (probes, pods of the host's network) reach remote pods by the tunnel: a route for each of
+       * their CIDRs. The kernel takes some milliseconds for each once there are thousands, so meshes of that size leave it out.
+       */
+      hostToRemotePods: z.boolean().default(false),
       /** Rows per map; holds when a map is first made. */
       mapSizes: z.record(z.string(), z.number().int().positive()).optional(),
     }),

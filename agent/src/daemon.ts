@@ -55,6 +55,7 @@ await runDaemon(log, async () => {
       bpffs: config.datapath.bpffs,
       cgroup: config.datapath.cgroup,
       vxlanDevice: config.datapath.vxlanDevice,
+      hostToRemotePods: config.datapath.hostToRemotePods,
       uplinks: config.datapath.uplinks,
       ...(config.datapath.mapSizes === undefined ? {} : { mapSizes: config.datapath.mapSizes }),
     },

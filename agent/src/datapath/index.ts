@@ -128,6 +128,7 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
       underlayMtu,
       gatewayIp: config.gatewayIp,
       gatewayIp6: config.ipv6?.gatewayIp,
+      hostToRemotePods: config.hostToRemotePods ?? false,
       log,
     });
     const nodes = nodeTable(maps.cm_nodes);

@@ -4,7 +4,13 @@ import { batchFailures } from './links.ts';
 import { routeTo, wayOf } from './routes.ts';
 import type { IpcacheRow } from './types.ts';
 
-const options = { vxlanDevice: 'cm_vxlan', underlayMtu: 1500, gatewayIp: '10.1.1.1', gatewayIp6: 'fd00:1:1::1' };
+const options = {
+  vxlanDevice: 'cm_vxlan',
+  underlayMtu: 1500,
+  gatewayIp: '10.1.1.1',
+  gatewayIp6: 'fd00:1:1::1',
+  hostToRemotePods: true,
+};
 const row = (prefix: string, node: string | null, direct?: true): IpcacheRow => ({
   prefix,
   identity: 3,
@@ -37,6 +43,8 @@ test('there is none for hosts, for what lies behind no node, and where the famil
     assert.equal(text(row(prefix, node, direct)), undefined, prefix);
   }
   assert.equal(routeTo(row('fd00:2:1::/64', '172.31.2.11'), { ...options, gatewayIp6: undefined }), undefined);
+  assert.equal(text(row('10.2.1.0/24', '172.31.2.11'), { hostToRemotePods: false }), undefined);
+  assert.ok(text(row('10.2.1.0/24', '172.31.2.11', true), { hostToRemotePods: false }));
 });
 
 test('of a batch it is known which commands failed, and why', () => {

@@ -1,6 +1,6 @@
 /**
- * The host's routes to the pod CIDRs of other nodes, one per ipcache prefix that lies behind a node: what the node itself sends to
- * remote pods takes them, and pods where they are reached directly.
+ * The host's routes to the pod CIDRs of other nodes, one per ipcache prefix that lies behind a node: pods take them where they are
+ * reached directly, and so does what the node itself sends to remote pods, if that is wanted by the tunnel too.
  *
  *   by the tunnel   PREFIX encap ip id 1 dst NODE dev cm_vxlan        the host's identity as VNI
  *   directly        PREFIX via NODE                                   if NODE is on a link of ours; else the network's routes serve
@@ -25,6 +25,8 @@ export interface RouteOptions {
   readonly underlayMtu: number;
   readonly gatewayIp: string;
   readonly gatewayIp6: string | undefined;
+  /** Routes into the tunnel too. Each differs in its encapsulation, which the kernel compares one by one: many take it long. */
+  readonly hostToRemotePods: boolean;
   readonly log: Log;
 }
 
@@ -37,7 +39,7 @@ export function routeTo(row: IpcacheRow, o: Omit<RouteOptions, 'log'>): string[]
   const { prefix, tunnelEndpoint: node } = row;
   const family = familyOf(prefix);
   const source = family === '-4' ? o.gatewayIp : o.gatewayIp6;
-  if (node === null || isHost(prefix) || source === undefined) return undefined;
+  if (node === null || isHost(prefix) || source === undefined || !(row.direct || o.hostToRemotePods)) return undefined;
   const route = ['route', 'replace', prefix, 'src', source, 'proto', PROTOCOL];
   if (row.direct) return family === familyOf(node) ? [...route, 'via', node] : undefined;
   const isV4 = isIpv4(node);
@@ -70,12 +72,14 @@ async function readRoutes(): Promise<Map<string, string>> {
 
 const removal = (prefix: string): string[] => ['route', 'del', prefix, 'proto', PROTOCOL];
 
-/** The ipcache whose prefixes have their routes. Those that are in the kernel already get theirs at once. */
+/** The ipcache whose prefixes have their routes. Rows that are in the kernel already get at once what their routes lack. */
 export async function withRoutes(
   ipcache: ScannedOps<IpcacheRow>,
   options: RouteOptions,
 ): Promise<ScannedOps<IpcacheRow>> {
   const { log } = options;
+  /** Prefixes for which the kernel has a route of ours, as far as is known. */
+  let held = new Set<string>();
 
   /** The routes of these rows (no hosts), made anew; why those could not be made that could not, by prefix. */
   async function program(rows: readonly IpcacheRow[]): Promise<ReadonlyMap<string, MeshError>> {
@@ -86,11 +90,12 @@ export async function withRoutes(
       for (const row of rows) {
         if (familyOf(row.prefix) !== family) continue;
         // From one way to the other: `replace` would leave the old beside it.
-        commands.push(removal(row.prefix));
+        if (held.delete(row.prefix)) commands.push(removal(row.prefix));
         const args = routeTo(row, options);
         if (args === undefined) continue;
         makes.set(commands.length, row);
         commands.push(args);
+        held.add(row.prefix);
       }
       for (const [place, reason] of await ipBatch(family, commands)) {
         const row = makes.get(place);
@@ -121,6 +126,7 @@ export async function withRoutes(
     const before = writes;
     const routes = await readRoutes();
     const isCurrent = () => writing === 0 && writes === before;
+    if (isCurrent()) held = new Set(routes.keys());
     await ipcache.scan((prefix, row) => {
       if (isHost(prefix) || !isCurrent()) return visit(prefix, row);
       const args = routeTo(row, options);
@@ -134,10 +140,14 @@ export async function withRoutes(
       visit(prefix, { prefix, identity: 0, clusterId: 0, tunnelEndpoint: null, encryptKey: 0, route });
   }
 
-  for (const [prefix, { message }] of await program(
-    [...(await ipcache.list()).values()].filter((row) => !isHost(row.prefix)),
-  ))
-    log.warn({ prefix, reason: message }, 'route not made');
+  const routes = await readRoutes();
+  held = new Set(routes.keys());
+  const differing = [...(await ipcache.list()).values()].filter((row) => {
+    if (isHost(row.prefix)) return false;
+    const args = routeTo(row, options);
+    return routes.get(row.prefix) !== (args === undefined ? undefined : wayOf(args));
+  });
+  for (const [prefix, { message }] of await program(differing)) log.warn({ prefix, reason: message }, 'route not made');
   return {
     ...ipcache,
     scan,
@@ -162,8 +172,9 @@ export async function withRoutes(
     remove: (keys) =>
       written(async () => {
         for (const family of FAMILIES) {
-          const prefixes = keys.filter((key) => !isHost(key) && familyOf(key) === family);
+          const prefixes = keys.filter((key) => held.has(key) && familyOf(key) === family);
           await ipBatch(family, prefixes.map(removal));
+          for (const prefix of prefixes) held.delete(prefix);
         }
         return ipcache.remove(keys);
       }),

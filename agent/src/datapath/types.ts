@@ -32,6 +32,8 @@ export interface DatapathConfig {
   vxlanDevice: string;
   /** Devices on which other hosts are reached: what comes in there for pods without encapsulation is looked at. Default: none. */
   uplinks?: readonly string[];
+  /** What the node itself sends reaches remote pods by the tunnel too. Default: false. */
+  hostToRemotePods?: boolean;
   /** Rows a map may hold, by map name; applies when the map is first made (a pinned map keeps its size). */
   mapSizes?: Record<string, number>;
 }

@@ -129,6 +129,7 @@ function agentConfig(instance: string, cluster: LabCluster, node: LabNode) {
       bpffs: instancePaths(instance).bpffs,
       cgroup: join(cgroupMount(), nodeCgroup(instance, cluster.name, node.name)),
       vxlanDevice: 'cm_vxlan',
+      hostToRemotePods: true,
     },
     http: { host: '127.0.0.1', port: 9879 },
     timers: { leaseSeconds: cluster.timers.agentLeaseSeconds },

@@ -83,6 +83,7 @@ function buildNode(sandbox: Sandbox, name: NodeName, n: number): Omit<Node, 'pod
     cgroup,
     vxlanDevice: 'cm_vxlan',
     uplinks: ['eth0'],
+    hostToRemotePods: true,
   };
   sh('ip', '-n', netns, 'addr', 'add', `${config.gatewayIp}/32`, 'dev', 'lo');
   sh('ip', '-n', netns, 'addr', 'add', `${config.ipv6!.gatewayIp}/128`, 'dev', 'lo');
