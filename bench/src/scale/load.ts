@@ -163,6 +163,7 @@ export function expectEndpoint(
 export function expectedOf(shape: LoadShape): Expected {
   const expected: Expected = { ipcache: new Map(), nodes: new Map() };
   expected.ipcache.set('0.0.0.0/0', ipcacheText(2, 0, null));
+  expected.ipcache.set('::/0', ipcacheText(10, 0, null));
   expected.ipcache.set(`${OWN.ip}/32`, ipcacheText(1, OWN.id, null));
   expected.ipcache.set(`${OWN.gatewayIP}/32`, ipcacheText(1, OWN.id, null));
   expected.nodes.set(OWN.ip, String(OWN.id));
