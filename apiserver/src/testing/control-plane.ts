@@ -24,6 +24,7 @@ export interface TestClusterOptions {
   /** Further sections of apiserver.yaml. */
   readonly config?: Readonly<Record<string, unknown>>;
   readonly metrics?: ControlPlaneOptions['metrics'];
+  readonly clock?: ControlPlaneOptions['clock'];
   readonly etcdArgs?: readonly string[];
   /** Another control plane on the etcd of this one; everything else is its own. */
   readonly replicaOf?: TestCluster;
@@ -91,7 +92,7 @@ async function clientCertificate(cluster: string, commonName: string): Promise<K
 }
 
 export async function startCluster(t: TestContext, options: TestClusterOptions): Promise<TestCluster> {
-  const { name, id, replicaOf, metrics } = options;
+  const { name, id, replicaOf, metrics, clock } = options;
   const root = mkdtempSync(join(tmpdir(), `cm-cp-${name}-`));
   const path = (...parts: string[]) => join(root, ...parts);
   cpSync(await pkiOf(name), path('pki'), { recursive: true });
@@ -140,7 +141,14 @@ export async function startCluster(t: TestContext, options: TestClusterOptions):
     async start() {
       const abort = new AbortController();
       const directory = createPeerDirectory({ dir: config.peersDir, ownName: name, log });
-      const started = startControlPlane({ config, directory, log, signal: abort.signal, ...(metrics && { metrics }) });
+      const started = startControlPlane({
+        config,
+        directory,
+        log,
+        signal: abort.signal,
+        ...(metrics && { metrics }),
+        ...(clock && { clock }),
+      });
       plane = started;
       stopPlane = async () => {
         abort.abort();
