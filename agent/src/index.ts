@@ -12,3 +12,4 @@ export type {
   OpResult,
   ServiceRow,
 } from './datapath/types.ts';
+export type { PolicyRow, PolicyStateRow } from './policy/types.ts';

@@ -1,6 +1,6 @@
 /**
  *   npm run bench:datapath                          every row, about four minutes
- *   npm run bench:datapath -- --only services       rows of one part: lookup, services, across, programming (may be repeated)
+ *   npm run bench:datapath -- --only services       rows of one part: lookup, services, across, direct, programming (may be repeated)
  *   npm run bench:datapath -- --pairs 20            more alternated rounds for each figure (10 unless said otherwise)
  *   npm run bench:datapath -- --quick               three short rounds: whether it runs, not what it gives
  *   npm run bench:datapath -- --json                figures as JSON on the last line
@@ -15,6 +15,7 @@ import { parseArgs } from 'node:util';
 import { netnsPath, openSandbox } from '@clustermesh/agent/testing/sandbox';
 import { openTwoNodes, type TwoNodes } from '@clustermesh/agent/testing/two-nodes';
 import { benchAcross } from './datapath/across.ts';
+import { benchDirect } from './datapath/direct.ts';
 import { addKernelPaths, type KernelPaths } from './datapath/kernel-paths.ts';
 import { compileLoad, type Load } from './datapath/load.ts';
 import { benchLookup } from './datapath/lookup.ts';
@@ -23,7 +24,7 @@ import { benchProgramming } from './datapath/programming.ts';
 import { benchServices } from './datapath/services.ts';
 import { type Figure, table } from './report.ts';
 
-const PARTS = ['lookup', 'services', 'across', 'programming'] as const;
+const PARTS = ['lookup', 'services', 'across', 'direct', 'programming'] as const;
 type Part = (typeof PARTS)[number];
 const PREFIX = 'cm-bench-';
 
@@ -91,6 +92,7 @@ const parts: Record<Part, () => Promise<Figure[]>> = {
   lookup: () => withSandbox((sandbox) => benchLookup(sandbox, pairs, flags.quick ? 20_000 : 1_000_000)),
   services: () => withMesh((mesh, paths, load) => benchServices({ mesh, paths, load, pairs })),
   across: () => withMesh((mesh, paths, load) => benchAcross({ mesh, paths, load, pairs })),
+  direct: () => withMesh((mesh, paths, load) => benchDirect({ mesh, paths, load, pairs })),
   programming: () =>
     withSandbox((sandbox) =>
       benchProgramming(

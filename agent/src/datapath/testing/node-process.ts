@@ -7,7 +7,7 @@ import { serve } from './remote.ts';
 const config = JSON.parse(process.argv[2]!) as DatapathConfig;
 const datapath = await openDatapath(config, { log: silentLog() });
 
-type Table = 'ipcache' | 'services' | 'endpoints' | 'nodes';
+type Table = 'ipcache' | 'services' | 'endpoints' | 'nodes' | 'policies' | 'policyStates';
 const ops = (table: Table): MapOps<object> => datapath[table] as unknown as MapOps<object>;
 
 /** Any row that failed fails the call: the tests that expect errors of rows are elsewhere. */
