@@ -1,8 +1,15 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import { type CanaryFamily, encodeNode, makeNode, maskToBase64, parseCidr } from '@clustermesh/contract';
+import {
+  type CanaryFamily,
+  encodeEndpointSlice,
+  encodeNode,
+  makeNode,
+  maskToBase64,
+  parseCidr,
+} from '@clustermesh/contract';
 import { openZstd } from '@clustermesh/runtime';
-import type { AddressFacts } from './addresses.ts';
+import { type AddressFacts, takenCidr } from './addresses.ts';
 import { objectProblem } from './validate.ts';
 
 const us = { cluster: 'us', clusterId: 2, maxConnectedClusters: 255 } as const;
@@ -15,9 +22,10 @@ const facts: AddressFacts = {
   agreed: parseCidr('10.2.0.0/16'),
   nodeIps: new Set(['172.31.2.11', '10.2.1.1', 'fd00:2::11']),
   taken: [
-    { cidr: '10.1.0.0/16', owner: 'this cluster' },
-    { cidr: '10.3.0.0/16', owner: 'cluster ap' },
-    { cidr: '', owner: 'cluster sa' },
+    ...takenCidr('10.1.0.0/16', 'this cluster'),
+    ...takenCidr('10.3.0.0/16', 'cluster ap'),
+    ...takenCidr('', 'cluster sa'),
+    ...takenCidr('fd00:1::/48', 'this cluster'),
   ],
 };
 const byHand: AddressFacts = { ...facts, agreed: undefined };
@@ -40,6 +48,19 @@ function service(backends: readonly string[], held: AddressFacts) {
     backends: Object.fromEntries(backends.map((ip) => [ip, ports])),
   };
   return judge('services', 'shop/web', JSON.stringify(value), held);
+}
+
+function slice(backends: readonly string[], held: AddressFacts) {
+  const value = encodeEndpointSlice(
+    {
+      ...{ cluster: 'us', clusterID: 2, namespace: 'shop', name: 'web-x2x4z', addressType: 'IPv4' },
+      labels: { 'kubernetes.io/service-name': 'web' },
+      endpoints: backends.map((ip) => ({ addresses: [ip], conditions: { ready: true } })),
+      ports: [{ name: 'http', protocol: 'TCP', port: 80 }],
+    },
+    zstd,
+  );
+  return objectProblem('endpointslices', 'shop/web-x2x4z', value, us, held, zstd);
 }
 
 function node(fields: { internalIp?: string; gatewayIp?: string; podCidr?: string }, held: AddressFacts) {
@@ -100,6 +121,8 @@ describe('ip entries of a peer that was configured by hand', () => {
     ["this cluster's pod", entry('10.1.1.5', POD, byHand), /overlaps 10\.1\.0\.0\/16 of this cluster/],
     ["around this cluster's pods", entry('10.0.0.0/8', POD, byHand), /overlaps 10\.1\.0\.0\/16 of this cluster/],
     ["another peer's pod", entry('10.3.1.5', POD, byHand), /overlaps 10\.3\.0\.0\/16 of cluster ap/],
+    ["this cluster's IPv6 pod", entry('fd00:1::5', POD, byHand), /overlaps fd00:1::\/48 of this cluster/],
+    ["around this cluster's IPv6 pods", entry('fd00::/16', POD, byHand), /overlaps fd00:1::\/48 of this cluster/],
   ]);
 });
 
@@ -124,5 +147,22 @@ describe('backends of services', () => {
     ['a host of nobody', service(['172.31.1.2'], facts), /lies outside/],
     ['by hand, a pod', service(['10.9.1.5'], byHand), undefined],
     ['by hand, loopback', service(['127.0.0.1'], byHand), /is loopback/],
+  ]);
+});
+
+describe('backends of endpoint slices', () => {
+  table([
+    ['pods', slice(['10.2.1.5', '10.2.1.6'], facts), undefined],
+    ['none', slice([], facts), undefined],
+    ['a pod on the network of its node', slice(['10.2.1.5', '172.31.2.11'], facts), undefined],
+    [
+      "this cluster's pod",
+      slice(['10.2.1.5', '10.1.1.5'], facts),
+      /web-x2x4z: its backend 10\.1\.1\.5\/32 lies outside/,
+    ],
+    ['a host of nobody', slice(['172.31.1.2'], facts), /lies outside/],
+    ['by hand, a pod', slice(['10.9.1.5'], byHand), undefined],
+    ["by hand, another peer's pod", slice(['10.3.1.5'], byHand), /overlaps 10\.3\.0\.0\/16 of cluster ap/],
+    ['by hand, loopback', slice(['127.0.0.1'], byHand), /is loopback/],
   ]);
 });

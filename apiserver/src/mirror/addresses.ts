@@ -2,16 +2,14 @@
  * Where a peer's addresses may lie. Whoever may name any address here could draw the traffic of another cluster, of this one or of
  * its hosts to itself, so a peer is held to the pod CIDR that was agreed at connect and to its own nodes. Pure.
  */
-import { BlockList } from 'node:net';
 import {
   type Cidr,
   type ClusterEndpointSlice,
+  cidrContains,
   formatCidr,
   type GlobalService,
   type IpEntry,
   ipEntryName,
-  ipv4Contains,
-  ipv4RangesOverlap,
   isIpv4,
   isReservedIdentity,
   type MeshNode,
@@ -20,10 +18,17 @@ import {
   parseCidr,
 } from '@clustermesh/contract';
 
+/** Parsed once: every object of a peer is held against all of them. */
 export interface TakenCidr {
-  readonly cidr: string;
+  readonly cidr: Cidr;
   /** As it reads in "overlaps 10.1.0.0/16 of …". */
   readonly owner: string;
+}
+
+/** None for a text that is no CIDR, as that of a peer with which nothing was agreed. */
+export function takenCidr(text: string, owner: string): TakenCidr[] {
+  const cidr = parseCidr(text);
+  return cidr === undefined ? [] : [{ cidr, owner }];
 }
 
 export interface AddressFacts {
@@ -39,29 +44,27 @@ export interface AddressFacts {
 const SHORTEST = { 4: 8, 6: 16 } as const;
 
 /** None of them can be a pod or a node that is reached through the mesh. */
-const SPECIAL_V4: readonly (readonly [cidr: string, what: string])[] = [
-  ['0.0.0.0/8', 'unspecified'],
-  ['127.0.0.0/8', 'loopback'],
-  ['169.254.0.0/16', 'link-local'],
-  ['224.0.0.0/4', 'multicast'],
-  ['240.0.0.0/4', 'reserved'],
-];
-/** Each is as long as SHORTEST or shorter, so a prefix that is long enough lies in it or apart from it. */
-const SPECIAL_V6: readonly (readonly [cidr: Cidr, what: string])[] = [
-  [{ ip: '::', length: 16 }, 'unspecified, loopback or IPv4 in disguise'],
-  [{ ip: 'fe80::', length: 10 }, 'link-local'],
-  [{ ip: 'ff00::', length: 8 }, 'multicast'],
-];
+const SPECIAL: Readonly<Record<4 | 6, readonly (readonly [cidr: Cidr, what: string])[]>> = {
+  4: [
+    [{ ip: '0.0.0.0', length: 8 }, 'unspecified'],
+    [{ ip: '127.0.0.0', length: 8 }, 'loopback'],
+    [{ ip: '169.254.0.0', length: 16 }, 'link-local'],
+    [{ ip: '224.0.0.0', length: 4 }, 'multicast'],
+    [{ ip: '240.0.0.0', length: 4 }, 'reserved'],
+  ],
+  6: [
+    [{ ip: '::', length: 16 }, 'unspecified, loopback or IPv4 in disguise'],
+    [{ ip: 'fe80::', length: 10 }, 'link-local'],
+    [{ ip: 'ff00::', length: 8 }, 'multicast'],
+  ],
+};
 
 const host = (ip: string): Cidr => ({ ip, length: isIpv4(ip) ? 32 : 128 });
 
-function contains(outer: Cidr, inner: Cidr): boolean {
-  if (inner.length < outer.length || isIpv4(outer.ip) !== isIpv4(inner.ip)) return false;
-  if (isIpv4(outer.ip)) return ipv4Contains(outer, inner.ip);
-  const list = new BlockList();
-  list.addSubnet(outer.ip, outer.length, 'ipv6');
-  return list.check(inner.ip, 'ipv6');
-}
+const contains = (outer: Cidr, inner: Cidr): boolean => inner.length >= outer.length && cidrContains(outer, inner.ip);
+
+/** Of two prefixes that share an address one contains the other. */
+const overlap = (a: Cidr, b: Cidr): boolean => contains(a, b) || contains(b, a);
 
 /** Holds for everything of a peer that nothing more precise was agreed about. */
 function freeProblem(cidr: Cidr, taken: readonly TakenCidr[]): string | undefined {
@@ -69,13 +72,10 @@ function freeProblem(cidr: Cidr, taken: readonly TakenCidr[]): string | undefine
   const family = isIpv4(cidr.ip) ? 4 : 6;
   if (cidr.ip.includes('%')) return `${text} has a zone`;
   if (cidr.length < SHORTEST[family]) return `${text} is wider than a /${SHORTEST[family]}`;
-  const special =
-    family === 4
-      ? SPECIAL_V4.find(([range]) => ipv4RangesOverlap(range, text))
-      : SPECIAL_V6.find(([range]) => contains(range, cidr));
+  const special = SPECIAL[family].find(([range]) => overlap(range, cidr));
   if (special !== undefined) return `${text} is ${special[1]}`;
-  const other = taken.find((range) => ipv4RangesOverlap(range.cidr, text));
-  return other === undefined ? undefined : `${text} overlaps ${other.cidr} of ${other.owner}`;
+  const other = taken.find((range) => overlap(range.cidr, cidr));
+  return other === undefined ? undefined : `${text} overlaps ${formatCidr(other.cidr)} of ${other.owner}`;
 }
 
 function podProblem(cidr: Cidr, { agreed, taken }: AddressFacts): string | undefined {

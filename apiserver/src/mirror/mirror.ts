@@ -21,7 +21,7 @@ import { oncePending } from '../once-pending.ts';
 import type { AgentView, MirrorView, PeerConfig, PeerDirectory } from '../ports.ts';
 import { watchedDirectory } from '../watched-dir.ts';
 import type { WriteRight } from '../write-right.ts';
-import type { TakenCidr } from './addresses.ts';
+import { type TakenCidr, takenCidr } from './addresses.ts';
 import { ClusterIds } from './cluster-ids.ts';
 import { drainPeer, findMirrored } from './drain.ts';
 import { type Peer, startPeer } from './peer.ts';
@@ -80,6 +80,7 @@ export function startMirror(options: MirrorOptions): Mirror {
   const unusable = new Map<string, string>();
   /** Files that are no configuration of a peer, with the reason. */
   let malformed: ReadonlyMap<string, string> = new Map();
+  const ownCidrs = takenCidr(own.podCIDR, 'this cluster');
   let agreedCidrs: readonly (TakenCidr & { readonly cluster: string })[] = [];
   let problems: readonly string[] = [];
   /** Why the directory cannot be read; all that runs goes on meanwhile. */
@@ -100,10 +101,7 @@ export function startMirror(options: MirrorOptions): Mirror {
   /** One peer's unusable file must not keep the others from being mirrored. */
   const start = (config: PeerConfig) => {
     try {
-      const taken = () => [
-        { cidr: own.podCIDR, owner: 'this cluster' },
-        ...agreedCidrs.filter((agreed) => agreed.cluster !== config.name),
-      ];
+      const taken = () => [...ownCidrs, ...agreedCidrs.filter((agreed) => agreed.cluster !== config.name)];
       const peer = startPeer({ ...shared, config, taken, log: options.log });
       running.set(config.name, peer);
       unusable.delete(config.name);
@@ -203,10 +201,9 @@ export function startMirror(options: MirrorOptions): Mirror {
     );
     // A running peer whose file is malformed now is held to its last good one.
     const inForce = new Map([...[...running].map(([name, peer]) => [name, peer.config] as const), ...configs]);
-    agreedCidrs = [...inForce.values()].map(({ name, agreed }) => ({
-      ...{ cluster: name, owner: `cluster ${name}` },
-      cidr: agreed?.podCidr ?? '',
-    }));
+    agreedCidrs = [...inForce.values()].flatMap(({ name, agreed }) =>
+      takenCidr(agreed?.podCidr ?? '', `cluster ${name}`).map((range) => ({ ...range, cluster: name })),
+    );
     for (const name of [...unusable.keys()]) if (!configs.has(name)) unusable.delete(name);
     for (const [name, reason] of malformed)
       if (!running.has(name) && clusterNameProblem(name) === undefined) unusable.set(name, reason);
