@@ -6,6 +6,7 @@ import { z } from 'zod';
 import { PEER_ACCESS } from './bootstrap/plan.ts';
 import { AUTH_MODES } from './gate/config.ts';
 import { redisSchema } from './operations/redis-config.ts';
+import { podRangeProblem } from './pod-ranges.ts';
 
 const path = z.string().min(1);
 
@@ -18,6 +19,11 @@ const ipv6Cidr = z.string().refine((text) => {
   const cidr = parseCidr(text);
   return cidr !== undefined && !isIpv4(cidr.ip) && cidr.length >= 108 && cidr.length <= 124;
 }, 'is no IPv6 CIDR with a length of 108 to 124');
+
+const ipv6PodCidr = z.string().refine((text) => {
+  const cidr = parseCidr(text);
+  return cidr !== undefined && podRangeProblem(cidr, 6) === undefined && cidr.length <= 120;
+}, 'is no IPv6 CIDR with a length of 32 to 120 that can hold pods');
 
 const endpoint = z.string().refine((text) => {
   const url = URL.canParse(text) ? new URL(text) : undefined;
@@ -54,6 +60,8 @@ const clusterSchema = z
     serviceCIDRv6: ipv6Cidr.optional(),
     /** All pods of this cluster; told to peers at connect, so that overlaps are found. */
     podCIDR: ipv4Cidr,
+    /** The same for their IPv6 addresses. Without it, or without that of a peer, IPv6 of pods does not pass between the two. */
+    podCIDRv6: ipv6PodCidr.default(''),
     /** Whether namespaces without the clustermesh.cilium.io/global annotation take part in the mesh. */
     defaultGlobalNamespace: z.boolean().default(true),
     /** Whether selectors of network policies without a cluster label mean this cluster only, as in Cilium since 1.18. */

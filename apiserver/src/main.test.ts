@@ -104,13 +104,13 @@ test('a bad config is refused with every field that is wrong', async (t) => {
     t,
     {
       ...config,
-      cluster: { name: 'EU', id: 300, serviceCIDR: '10.96.0.0', podCIDR: '10.1.0.0/16' },
+      cluster: { name: 'EU', id: 300, serviceCIDR: '10.96.0.0', podCIDR: '10.1.0.0/16', podCIDRv6: 'fe80::/64' },
       http: { port: 'x' },
       typo: 1,
     },
     root,
   );
   assert.equal(await daemon.ended, 1);
-  for (const field of ['cluster.serviceCIDR', 'http.port', 'typo'])
+  for (const field of ['cluster.serviceCIDR', 'cluster.podCIDRv6', 'http.port', 'typo'])
     assert.match(daemon.output(), new RegExp(field.replace('.', '\\.')));
 });

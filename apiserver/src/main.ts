@@ -38,6 +38,7 @@ await runDaemon(log, async (signal) => {
     id: cluster.id,
     maxConnectedClusters: cluster.maxConnectedClusters,
     podCidr: cluster.podCIDR,
+    podCidrV6: cluster.podCIDRv6,
   };
   // Two processes with one state directory would take each other for their own past (term.ts).
   const lock = tryLock(stateFiles(config.stateDir).lock, String(process.pid));

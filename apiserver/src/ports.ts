@@ -29,6 +29,8 @@ export interface AgreedPeer {
   readonly id: number;
   /** '' when the peer named none. */
   readonly podCidr: string;
+  /** The same of IPv6. */
+  readonly podCidrV6: string;
 }
 
 /** The config directory: written by operations, watched by the mirror. */

@@ -194,6 +194,55 @@ test('a strict reader accepts the mirror of a peer, in the cache layout', async 
   assert.deepEqual(counts(report), EXPECTED);
 });
 
+const DUAL_STACK = `apiVersion: v1
+kind: Service
+metadata: { name: dual, namespace: shop, annotations: { service.cilium.io/global: "true" } }
+spec: { clusterIP: 10.96.0.11, ports: [{ name: http, port: 80 }] }
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: { name: dual-4, namespace: shop, labels: { kubernetes.io/service-name: dual } }
+addressType: IPv4
+endpoints: [{ addresses: ["10.2.1.6"], conditions: { ready: true } }]
+ports: [{ name: http, port: 8080 }]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: { name: dual-6, namespace: shop, labels: { kubernetes.io/service-name: dual } }
+addressType: IPv6
+endpoints: [{ addresses: ["fd00:2:1::6"], conditions: { ready: true } }]
+ports: [{ name: http, port: 8080 }]
+`;
+
+test('a strict reader accepts nodes, addresses, services and slices of IPv6 beside IPv4, here and mirrored', async (t) => {
+  const us = await publisher(t);
+  const eu = await startCluster(t, { name: 'eu', id: 1 });
+  await connect(eu, us);
+  const ipv6 = { internalIp: 'fd31::2:13', gatewayIp: 'fd00:2:3::1', podCidr: 'fd00:2:3::/64' };
+  const six = { id: 'six', ipv4: '10.2.3.206', ipv6: 'fd00:2:3::6', identity: 131_998, app: 'six' };
+  await us.publishNode('n3', 3, [six], ipv6);
+  us.manifest('dual.yaml', DUAL_STACK);
+  const mirrored: readonly (readonly [key: string, text: string])[] = [
+    ['nodes/v1/us/n3', 'fd31::2:13'],
+    ['ip/v1/us/10.2.3.206', '10.2.3.206'],
+    ['ip/v1/us/fd00:2:3::6', 'fd00:2:3::6'],
+    ['services/v1/us/shop/dual', 'fd00:2:1::6'],
+    ['endpointslices/v1/us/shop/dual-4', ''],
+    ['endpointslices/v1/us/shop/dual-6', ''],
+  ];
+  for (const [key, text] of mirrored)
+    await eu.eventually(key, async () => (await eu.admin.get(`cilium/cache/${key}`))?.value.toString().includes(text));
+  const expected = { nodes: 3, services: 3, identities: 281, ip: 302, serviceexports: 0, endpointslices: 4 };
+  for (const [from, as, layout] of [
+    [us, 'remote-eu', 'state'],
+    [eu, 'local-eu', 'cache'],
+  ] as const) {
+    const report = await (await startReader(t, from, as, 'us', layout, ['--own-id', '1'])).ended;
+    assertAccepted(report);
+    assert.deepEqual(counts(report), expected, layout);
+  }
+});
+
 test('what is planted in an etcd is found there, and the mirror lets none of it pass', async (t) => {
   const us = await publisher(t);
   const eu = await startCluster(t, { name: 'eu', id: 1 });

@@ -64,6 +64,7 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
     caPem: '',
     version: '9.9.9',
     podCidr: '',
+    podCidrV6: '',
   };
   const handlers: Handlers<AdminMethods> = {
     GetCluster: async () => info,

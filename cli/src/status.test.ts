@@ -35,6 +35,7 @@ const status = (more: Partial<ClusterStatus> = {}): ClusterStatus => ({
     caPem: '',
     version: '0.1.0',
     podCidr: '10.1.0.0/16',
+    podCidrV6: '',
   },
   etcdConnected: true,
   etcdError: '',

@@ -45,12 +45,16 @@ export interface ClusterInfo {
   readonly caPem: string;
   readonly version: string;
   readonly podCidr: string;
+  /** IPv6; '' when its pods have none. */
+  readonly podCidrV6: string;
 }
 
 export interface NodeFacts {
   readonly name: string;
   /** Where tunnels to it end. */
   readonly address: string;
+  /** Its IPv6 address on the underlay; '' when none is known. */
+  readonly addressV6: string;
   readonly podCidrs: readonly string[];
   /** Of the device that carries the tunnel; 0: not known. */
   readonly mtu: number;

@@ -6,6 +6,7 @@ import {
   canonicalCidr,
   canonicalIp,
   cidrContains,
+  cidrsOverlap,
   hostCidr,
   ipv4Contains,
   ipv4RangesOverlap,
@@ -130,6 +131,21 @@ describe('addresses', () => {
     ] as const) {
       assert.equal(ipv4RangesOverlap(a, b), expected, `${a} ${b}`);
       assert.equal(ipv4RangesOverlap(b, a), expected, `${b} ${a}`);
+    }
+    for (const [a, b, expected] of [
+      ['10.0.0.0/8', '10.200.0.0/16', true],
+      ['10.1.0.0/16', '10.2.0.0/16', false],
+      ['fd00:1::/32', 'fd00:1:0:0::7/64', true],
+      ['fd00:1::5/32', 'fd00:1:ffff::/48', true],
+      ['fd00:1::/32', 'fd00:2::/32', false],
+      ['::/0', 'fd00:2::/32', true],
+      ['::/0', '10.0.0.0/8', false],
+      ['0.0.0.0/0', '::/0', false],
+    ] as const) {
+      const [left, right] = [parseCidr(a), parseCidr(b)];
+      assert.ok(left !== undefined && right !== undefined);
+      assert.equal(cidrsOverlap(left, right), expected, `${a} ${b}`);
+      assert.equal(cidrsOverlap(right, left), expected, `${b} ${a}`);
     }
   });
 });

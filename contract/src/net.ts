@@ -156,6 +156,11 @@ function networkOf({ ip, length }: Cidr): string | undefined {
   return readIpAddress(bytes.map((byte, i) => byte & (0xff00 >> Math.max(0, Math.min(8, length - 8 * i)))));
 }
 
+/** Whether two CIDRs share an address: then one of them contains the other. Never across families. */
+export function cidrsOverlap(a: Cidr, b: Cidr): boolean {
+  return a.length <= b.length ? cidrContains(a, b.ip) : cidrContains(b, a.ip);
+}
+
 /** Whether two IPv4 CIDRs share an address: then one of them contains the other's base. Anything that is no CIDR overlaps nothing. */
 export function ipv4RangesOverlap(a: string, b: string): boolean {
   const left = parseCidr(a);

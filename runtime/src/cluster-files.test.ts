@@ -67,7 +67,10 @@ describe('the files of remote clusters', () => {
   test('of ours say what was agreed', () => {
     const agreed = (cidr: string) =>
       parseClusterFile('us', `endpoints: [https://x:1]\n${TLS}x-clustermesh: { id: 2${cidr} }\n`).agreed;
-    assert.deepEqual(agreed(', podCIDR: 10.2.0.0/16'), { id: 2, podCidr: '10.2.0.0/16' });
-    assert.deepEqual(agreed(''), { id: 2, podCidr: '' });
+    assert.deepEqual(agreed(', podCIDR: 10.2.0.0/16'), { id: 2, podCidr: '10.2.0.0/16', podCidrV6: '' });
+    const both = agreed(', podCIDR: 10.2.0.0/16, podCIDRv6: "fd00:2::/32"');
+    assert.deepEqual(both, { id: 2, podCidr: '10.2.0.0/16', podCidrV6: 'fd00:2::/32' });
+    assert.throws(() => agreed(', podCIDRv6: 10.3.0.0/16'), /x-clustermesh\.podCIDRv6: is no IPv6 CIDR/);
+    assert.deepEqual(agreed(''), { id: 2, podCidr: '', podCidrV6: '' });
   });
 });

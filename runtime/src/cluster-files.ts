@@ -17,7 +17,7 @@ export interface ClusterFile {
   readonly certFile: string | undefined;
   readonly keyFile: string | undefined;
   /** What was agreed at connect; undefined in a file that was not written by us. */
-  readonly agreed: { readonly id: number; readonly podCidr: string } | undefined;
+  readonly agreed: { readonly id: number; readonly podCidr: string; readonly podCidrV6: string } | undefined;
   /** The peer is to be left: traffic is moving away from it. */
   readonly draining?: true;
   /** The file as it is: another text is another configuration. */
@@ -29,6 +29,11 @@ export interface ClusterFiles {
   /** Files that cannot be used, with what is wrong with them. */
   readonly unusable: ReadonlyMap<string, { readonly text: string; readonly reason: string }>;
 }
+
+const cidrOrNone = z
+  .string()
+  .refine((text) => text === '' || parseCidr(text) !== undefined, 'is no CIDR')
+  .default('');
 
 /** The file is etcd's client configuration, which has more options than we use. */
 const schema = z.looseObject({
@@ -43,10 +48,8 @@ const schema = z.looseObject({
   'x-clustermesh': z
     .looseObject({
       id: z.number().int(),
-      podCIDR: z
-        .string()
-        .refine((text) => text === '' || parseCidr(text) !== undefined, 'is no CIDR')
-        .default(''),
+      podCIDR: cidrOrNone,
+      podCIDRv6: cidrOrNone.refine((text) => text === '' || text.includes(':'), 'is no IPv6 CIDR'),
       draining: z.boolean().optional(),
     })
     .optional(),
@@ -106,7 +109,7 @@ export function parseClusterFile(name: string, text: string): ClusterFile {
     caFile: file['trusted-ca-file'],
     certFile: file['cert-file'],
     keyFile: file['key-file'],
-    agreed: ours === undefined ? undefined : { id: ours.id, podCidr: ours.podCIDR },
+    agreed: ours === undefined ? undefined : { id: ours.id, podCidr: ours.podCIDR, podCidrV6: ours.podCIDRv6 },
     ...(ours?.draining === true ? { draining: true } : {}),
     text,
   };

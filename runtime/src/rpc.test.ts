@@ -28,6 +28,7 @@ const eu: ClusterInfo = {
   caPem: 'pem',
   version: '0',
   podCidr: '10.1.0.0/16',
+  podCidrV6: 'fd00:1::/32',
 };
 
 function event(step: string): OperationEvent {

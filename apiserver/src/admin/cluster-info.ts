@@ -20,6 +20,7 @@ export function readClusterInfo(options: {
     caPem: loadCaBundle(options.pkiDir),
     version: version(),
     podCidr: options.own.podCidr,
+    podCidrV6: options.own.podCidrV6,
   };
 }
 
@@ -37,7 +38,8 @@ export function readClusterFacts(options: {
     nodes: [...options.nodes].map((node) => ({
       name: node.name,
       address: node.internalIp,
-      podCidrs: [node.podCidr],
+      addressV6: node.ipv6?.internalIp ?? '',
+      podCidrs: [node.podCidr, ...(node.ipv6 === undefined ? [] : [node.ipv6.podCidr])],
       mtu: node.mtu ?? 0,
       routingMode: node.routingMode ?? '',
     })),

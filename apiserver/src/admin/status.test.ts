@@ -38,6 +38,7 @@ const facts = (more: Partial<StatusFacts>): StatusFacts => ({
     caPem: '',
     version: '',
     podCidr: '',
+    podCidrV6: '',
   },
   peers: [],
   agents: [],

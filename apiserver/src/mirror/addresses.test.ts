@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { isIPv6 } from 'node:net';
 import { describe, it } from 'node:test';
 import {
   type CanaryFamily,
@@ -6,11 +7,11 @@ import {
   encodeNode,
   makeNode,
   maskToBase64,
-  parseCidr,
+  type NodeInput,
 } from '@clustermesh/contract';
 import { openZstd } from '@clustermesh/runtime';
-import { type AddressFacts, takenCidr } from './addresses.ts';
-import { objectProblem } from './validate.ts';
+import { type AddressFacts, agreedRanges, takenCidr } from './addresses.ts';
+import { judgeObject } from './validate.ts';
 
 const us = { cluster: 'us', clusterId: 2, maxConnectedClusters: 255 } as const;
 const zstd = openZstd();
@@ -18,20 +19,28 @@ const POD = 131_100;
 const HOST = 1;
 const REMOTE_NODE = 6;
 
+const own = takenCidr('10.1.0.0/16', 'this cluster');
+
+/** One range of IPv4 was agreed, and none of IPv6. */
 const facts: AddressFacts = {
-  agreed: parseCidr('10.2.0.0/16'),
+  agreed: agreedRanges({ id: 2, podCidr: '10.2.0.0/16', podCidrV6: '' }, own),
   nodeIps: new Set(['172.31.2.11', '10.2.1.1', 'fd00:2::11']),
   taken: [
-    ...takenCidr('10.1.0.0/16', 'this cluster'),
+    ...own,
     ...takenCidr('10.3.0.0/16', 'cluster ap'),
     ...takenCidr('', 'cluster sa'),
     ...takenCidr('fd00:1::/48', 'this cluster'),
   ],
 };
 const byHand: AddressFacts = { ...facts, agreed: undefined };
+const both: AddressFacts = {
+  ...facts,
+  agreed: agreedRanges({ id: 2, podCidr: '10.2.0.0/16', podCidrV6: 'fd00:2::/32' }, own),
+};
 
-const judge = (family: CanaryFamily, name: string, value: string, held: AddressFacts) =>
-  objectProblem(family, name, Buffer.from(value), us, held, zstd);
+const judged = (family: CanaryFamily, name: string, value: string, held: AddressFacts) =>
+  judgeObject(family, name, Buffer.from(value), us, held, zstd);
+const judge = (...of: Parameters<typeof judged>) => judged(...of).problem;
 
 function entry(name: string, identity: number, held: AddressFacts) {
   const [ip = '', length] = name.split('/');
@@ -40,34 +49,48 @@ function entry(name: string, identity: number, held: AddressFacts) {
   return judge('ip', name, JSON.stringify(value), held);
 }
 
-function service(backends: readonly string[], held: AddressFacts) {
+function judgeService(backends: readonly string[], held: AddressFacts) {
   const ports = { http: { Protocol: 'TCP', Port: 80 } };
   const value = {
     ...{ cluster: 'us', clusterID: 2, namespace: 'shop', name: 'web', shared: true, includeExternal: true },
     frontends: { '10.96.0.1': ports },
     backends: Object.fromEntries(backends.map((ip) => [ip, ports])),
+    hostnames: Object.fromEntries(backends.map((ip, index) => [ip, `web-${index}`])),
+    aFieldOfTomorrow: 1,
   };
-  return judge('services', 'shop/web', JSON.stringify(value), held);
+  return judged('services', 'shop/web', JSON.stringify(value), held);
 }
+
+const service = (backends: readonly string[], held: AddressFacts) => judgeService(backends, held).problem;
 
 function slice(backends: readonly string[], held: AddressFacts) {
   const value = encodeEndpointSlice(
     {
-      ...{ cluster: 'us', clusterID: 2, namespace: 'shop', name: 'web-x2x4z', addressType: 'IPv4' },
+      ...{
+        cluster: 'us',
+        clusterID: 2,
+        namespace: 'shop',
+        name: 'web-x2x4z',
+        addressType: isIPv6(backends[0] ?? '') ? 'IPv6' : 'IPv4',
+      },
       labels: { 'kubernetes.io/service-name': 'web' },
       endpoints: backends.map((ip) => ({ addresses: [ip], conditions: { ready: true } })),
       ports: [{ name: 'http', protocol: 'TCP', port: 80 }],
     },
     zstd,
   );
-  return objectProblem('endpointslices', 'shop/web-x2x4z', value, us, held, zstd);
+  return judgeObject('endpointslices', 'shop/web-x2x4z', value, us, held, zstd).problem;
 }
 
-function node(fields: { internalIp?: string; gatewayIp?: string; podCidr?: string }, held: AddressFacts) {
+const IPV6 = { gatewayIp: 'fd00:2:2::1', podCidr: 'fd00:2:2::/64' };
+type NodeFields = Partial<Pick<NodeInput, 'internalIp' | 'gatewayIp' | 'podCidr' | 'ipv6'>>;
+
+function judgeNode(fields: NodeFields, held: AddressFacts) {
   const defaults = { internalIp: '172.31.2.12', gatewayIp: '10.2.2.1', podCidr: '10.2.2.0/24' };
   const made = makeNode({ name: 'n2', cluster: 'us', clusterId: 2, labels: {}, ...defaults, ...fields });
-  return judge('nodes', 'n2', encodeNode(made), held);
+  return judged('nodes', 'n2', encodeNode(made), held);
 }
+const node = (fields: NodeFields, held: AddressFacts) => judgeNode(fields, held).problem;
 
 type Row = readonly [what: string, problem: string | undefined, expected: RegExp | undefined];
 function table(rows: readonly Row[]) {
@@ -87,7 +110,7 @@ describe('ip entries of a peer with an agreed pod CIDR', () => {
     ["another peer's pod", entry('10.3.1.5', POD, facts), outside],
     ['more than the pod CIDR', entry('10.0.0.0/8', POD, facts), outside],
     ['everything', entry('0.0.0.0/0', POD, facts), outside],
-    ['an IPv6 pod', entry('fd00:2::5', POD, facts), outside],
+    ['an IPv6 pod', entry('fd00:2::5', POD, facts), /is of IPv6, for which no pod CIDR/],
     ['its gateway as host', entry('10.2.1.1', HOST, facts), undefined],
     ['its node as remote node', entry('172.31.2.11', REMOTE_NODE, facts), undefined],
     ['its IPv6 node as remote node', entry('fd00:2::11', REMOTE_NODE, facts), undefined],
@@ -165,4 +188,72 @@ describe('backends of endpoint slices', () => {
     ["by hand, another peer's pod", slice(['10.3.1.5'], byHand), /overlaps 10\.3\.0\.0\/16 of cluster ap/],
     ['by hand, loopback', slice(['127.0.0.1'], byHand), /is loopback/],
   ]);
+});
+
+describe('two address families', () => {
+  const outside = /lies outside fd00:2::\/32, which was agreed/;
+  const none = /is of IPv6, for which no pod CIDR .* was agreed .*: set cluster\.podCIDRv6 of its apiserver/;
+  table([
+    ['a pod', entry('fd00:2:1::5', POD, both), undefined],
+    ['a pod of IPv4', entry('10.2.1.5', POD, both), undefined],
+    ['a part of the pod CIDR', entry('fd00:2:1::/64', POD, both), undefined],
+    ["this cluster's pod", entry('fd00:1:1::5', POD, both), outside],
+    ['more than the pod CIDR', entry('fd00::/16', POD, both), outside],
+    ['everything', entry('::/0', POD, both), outside],
+    ['a global address', entry('2001:db8::1', POD, both), outside],
+    ['a node', node({ ipv6: IPV6 }, both), undefined],
+    ['a node with a strange pod CIDR', node({ ipv6: { ...IPV6, podCidr: 'fd00:3::/64' } }, both), outside],
+    [
+      "a node at this cluster's pod",
+      node({ ipv6: { ...IPV6, internalIp: 'fd00:1::5' } }, both),
+      /overlaps fd00:1::\/48/,
+    ],
+    ['backends', service(['10.2.1.5', 'fd00:2:1::5'], both), undefined],
+    ['a strange backend', service(['10.2.1.5', 'fd00:3:1::5'], both), outside],
+    ['a slice', slice(['fd00:2:1::5'], both), undefined],
+    ['a slice with a strange backend', slice(['fd00:3:1::5'], both), outside],
+    ['a slice of a family that was not agreed', slice(['fd00:2:1::5'], facts), none],
+    ['backends of a family that was not agreed', service(['10.2.1.5', 'fd00:2:1::5'], facts), none],
+  ]);
+
+  it('a node of a family that was not agreed is taken over without it', () => {
+    const { value, problem } = judgeNode({ ipv6: IPV6 }, facts);
+    assert.match(problem ?? '', /^node n2, taken over without IPv6: its pod CIDR fd00:2:2::\/64 is of IPv6/);
+    const left = JSON.parse(value?.toString() ?? '{}');
+    assert.deepEqual(
+      left,
+      JSON.parse(judgeNode({ ipv6: undefined }, facts).value?.toString() ?? '{}'),
+      'as if of IPv4 only',
+    );
+  });
+
+  it('a service is taken over without the backends of a family that was not agreed, and with every other field', () => {
+    const { value } = judgeService(['10.2.1.5', 'fd00:2:1::5', 'fd00:2::11'], facts);
+    const left = JSON.parse(value?.toString() ?? '{}');
+    assert.deepEqual(Object.keys(left.backends), ['10.2.1.5', 'fd00:2::11'], 'one is at a node');
+    assert.deepEqual(left.hostnames, { '10.2.1.5': 'web-0', 'fd00:2::11': 'web-2' });
+    assert.equal(left.aFieldOfTomorrow, 1);
+    const last = judgeService(['fd00:2:1::5'], facts).value;
+    assert.deepEqual(JSON.parse(last?.toString() ?? '{}').backends, {}, 'none is left: those before are not either');
+  });
+
+  it('what is strange in the family that was agreed is refused as a whole', () => {
+    const { value, problem } = judgeService(['10.1.1.5', 'fd00:2:1::5'], facts);
+    assert.equal(value, undefined);
+    assert.match(problem ?? '', /10\.1\.1\.5\/32 lies outside/);
+  });
+
+  it('what is fine is mirrored byte for byte', () => {
+    const text = '{"cluster":"us", "clusterID":2,"namespace":"shop","name":"web","backends":{"fd00:2:1:0::5":{}}}';
+    assert.equal(judged('services', 'shop/web', text, both).value?.toString(), text);
+  });
+
+  it("a range that overlaps this cluster's own was not agreed", () => {
+    const later = [...own, ...takenCidr('fd00:2::/48', 'this cluster')];
+    const agreed = agreedRanges({ id: 2, podCidr: '10.2.0.0/16', podCidrV6: 'fd00:2::/32' }, later);
+    assert.match(entry('fd00:2:1::5', POD, { ...both, agreed }) ?? '', none);
+    assert.equal(entry('10.2.1.5', POD, { ...both, agreed }), undefined);
+    const neither = agreedRanges({ id: 2, podCidr: '10.1.0.0/16', podCidrV6: '' }, own);
+    assert.match(entry('10.9.1.5', POD, { ...both, agreed: neither }) ?? '', /is of IPv4, for which no pod CIDR/);
+  });
 });

@@ -1,11 +1,12 @@
 /**
  * Where a peer's addresses may lie. Whoever may name any address here could draw the traffic of another cluster, of this one or of
- * its hosts to itself, so a peer is held to the pod CIDR that was agreed at connect and to its own nodes. Pure.
+ * its hosts to itself, so a peer is held to the pod CIDRs that were agreed at connect and to its own nodes. Pure.
  */
 import {
   type Cidr,
   type ClusterEndpointSlice,
   cidrContains,
+  cidrsOverlap,
   formatCidr,
   type GlobalService,
   type IpEntry,
@@ -17,6 +18,8 @@ import {
   nodePodCidrs,
   parseCidr,
 } from '@clustermesh/contract';
+import { type Family, familyOf, type PodRanges, rangeProblem } from '../pod-ranges.ts';
+import type { AgreedPeer } from '../ports.ts';
 
 /** Parsed once: every object of a peer is held against all of them. */
 export interface TakenCidr {
@@ -32,8 +35,8 @@ export function takenCidr(text: string, owner: string): TakenCidr[] {
 }
 
 export interface AddressFacts {
-  /** The pod CIDR that was agreed; undefined for a peer that was configured by hand (a plain Cilium cluster). */
-  readonly agreed: Cidr | undefined;
+  /** The pod CIDRs that were agreed; undefined for a peer that was configured by hand (a plain Cilium cluster). */
+  readonly agreed: PodRanges | undefined;
   /** The addresses of the peer's nodes. */
   readonly nodeIps: { has(ip: string): boolean };
   /** This cluster's pods, and those that were agreed with other peers. */
@@ -43,45 +46,38 @@ export interface AddressFacts {
 /** Wider ones would swallow whole networks. */
 const SHORTEST = { 4: 8, 6: 16 } as const;
 
-/** None of them can be a pod or a node that is reached through the mesh. */
-const SPECIAL: Readonly<Record<4 | 6, readonly (readonly [cidr: Cidr, what: string])[]>> = {
-  4: [
-    [{ ip: '0.0.0.0', length: 8 }, 'unspecified'],
-    [{ ip: '127.0.0.0', length: 8 }, 'loopback'],
-    [{ ip: '169.254.0.0', length: 16 }, 'link-local'],
-    [{ ip: '224.0.0.0', length: 4 }, 'multicast'],
-    [{ ip: '240.0.0.0', length: 4 }, 'reserved'],
-  ],
-  6: [
-    [{ ip: '::', length: 16 }, 'unspecified, loopback or IPv4 in disguise'],
-    [{ ip: 'fe80::', length: 10 }, 'link-local'],
-    [{ ip: 'ff00::', length: 8 }, 'multicast'],
-  ],
-};
-
 const host = (ip: string): Cidr => ({ ip, length: isIpv4(ip) ? 32 : 128 });
 
 const contains = (outer: Cidr, inner: Cidr): boolean => inner.length >= outer.length && cidrContains(outer, inner.ip);
 
-/** Of two prefixes that share an address one contains the other. */
-const overlap = (a: Cidr, b: Cidr): boolean => contains(a, b) || contains(b, a);
-
 /** Holds for everything of a peer that nothing more precise was agreed about. */
 function freeProblem(cidr: Cidr, taken: readonly TakenCidr[]): string | undefined {
-  const text = formatCidr(cidr);
-  const family = isIpv4(cidr.ip) ? 4 : 6;
-  if (cidr.ip.includes('%')) return `${text} has a zone`;
-  if (cidr.length < SHORTEST[family]) return `${text} is wider than a /${SHORTEST[family]}`;
-  const special = SPECIAL[family].find(([range]) => overlap(range, cidr));
-  if (special !== undefined) return `${text} is ${special[1]}`;
-  const other = taken.find((range) => overlap(range.cidr, cidr));
-  return other === undefined ? undefined : `${text} overlaps ${formatCidr(other.cidr)} of ${other.owner}`;
+  const problem = rangeProblem(cidr, SHORTEST[familyOf(cidr.ip)]);
+  if (problem !== undefined) return problem;
+  const other = taken.find((range) => cidrsOverlap(range.cidr, cidr));
+  return other === undefined ? undefined : `${formatCidr(cidr)} overlaps ${formatCidr(other.cidr)} of ${other.owner}`;
 }
 
 function podProblem(cidr: Cidr, { agreed, taken }: AddressFacts): string | undefined {
   if (agreed === undefined) return freeProblem(cidr, taken);
-  if (contains(agreed, cidr)) return undefined;
-  return `${formatCidr(cidr)} lies outside ${formatCidr(agreed)}, which was agreed when the cluster was connected`;
+  const range = agreed[familyOf(cidr.ip)];
+  if (range === undefined) return `${formatCidr(cidr)} ${notAgreed(familyOf(cidr.ip))}`;
+  if (contains(range, cidr)) return undefined;
+  return `${formatCidr(cidr)} lies outside ${formatCidr(range)}, which was agreed when the cluster was connected`;
+}
+
+const notAgreed = (family: Family) =>
+  `is of IPv${family}, for which no pod CIDR apart from this cluster's was agreed when it was connected: set cluster.podCIDR${family === 4 ? '' : 'v6'} of its apiserver and connect it again`;
+
+/**
+ * The ranges of a peer's pods by what was agreed at connect: undefined when nothing was. A range that overlaps this cluster's own,
+ * which may have been given to it later, does not count.
+ */
+export function agreedRanges(agreed: AgreedPeer | undefined, own: readonly TakenCidr[]): PodRanges | undefined {
+  const all = [agreed?.podCidr ?? '', agreed?.podCidrV6 ?? ''].flatMap((text) => parseCidr(text) ?? []);
+  if (all.length === 0) return undefined;
+  const good = all.filter((range) => !own.some(({ cidr }) => cidrsOverlap(cidr, range)));
+  return Object.fromEntries(good.map((range) => [familyOf(range.ip), range]));
 }
 
 /** First problem of many, with what it is a problem of. */
@@ -93,6 +89,11 @@ function firstProblem<T>(items: Iterable<T>, problemOf: (item: T) => string | un
   return undefined;
 }
 
+function isAgreed(ip: string, agreed: PodRanges | undefined): boolean {
+  const range = agreed?.[familyOf(ip)];
+  return range !== undefined && cidrContains(range, ip);
+}
+
 /** A node's pods are where pods may be; its own addresses are anywhere but at somebody else's. */
 export function nodeAddressProblem(node: MeshNode, facts: AddressFacts): string | undefined {
   const { agreed, taken } = facts;
@@ -102,7 +103,7 @@ export function nodeAddressProblem(node: MeshNode, facts: AddressFacts): string 
   });
   if (pods !== undefined) return `node ${node.Name}: its pod CIDR ${pods}`;
   const own = firstProblem(nodeAddresses(node), (ip) =>
-    agreed !== undefined && contains(agreed, host(ip)) ? undefined : freeProblem(host(ip), taken),
+    isAgreed(ip, agreed) ? undefined : freeProblem(host(ip), taken),
   );
   return own === undefined ? undefined : `node ${node.Name}: its address ${own}`;
 }
@@ -141,6 +142,55 @@ export function sliceAddressProblem(
     (ip) => backendProblem(ip, facts),
   );
   return problem === undefined ? undefined : `endpoint slice ${name}: its backend ${problem}`;
+}
+
+/** What remains of an object without the families that were not agreed. */
+export interface Rest<T> {
+  readonly object: T;
+  /** What was left out, and why. */
+  readonly reason: string;
+}
+
+/** A node of two families of which one was agreed is a node of that one. Its addresses on the underlay hold no pods, and stay. */
+export function nodeRest(node: MeshNode, { agreed }: AddressFacts): Rest<MeshNode> | undefined {
+  if (agreed === undefined) return undefined;
+  const isAgreedFamily = (text: string) => agreed[familyOf(text.replace(/\/.*/, ''))] !== undefined;
+  const foreign = nodePodCidrs(node).find((cidr) => !isAgreedFamily(cidr));
+  if (foreign === undefined || nodePodCidrs(node).every((cidr) => !isAgreedFamily(cidr))) return undefined;
+  const family = familyOf(foreign.replace(/\/.*/, ''));
+  const none =
+    family === 4
+      ? { IPv4AllocCIDR: null, IPv4SecondaryAllocCIDRs: null, IPv4HealthIP: '', IPv4IngressIP: '' }
+      : { IPv6AllocCIDR: null, IPv6SecondaryAllocCIDRs: null, IPv6HealthIP: '', IPv6IngressIP: '' };
+  const isLeft = ({ Type, IP }: { Type: string; IP: string }) => Type !== 'CiliumInternalIP' || isAgreedFamily(IP);
+  return {
+    object: { ...node, ...none, IPAddresses: node.IPAddresses.filter(isLeft) },
+    reason: `node ${node.Name}, taken over without IPv${family}: its pod CIDR ${foreign} ${notAgreed(family)}`,
+  };
+}
+
+/** A service with backends of two families of which one was agreed has those of that one. */
+export function serviceRest(
+  service: GlobalService,
+  { agreed, nodeIps }: AddressFacts,
+): Rest<GlobalService> | undefined {
+  if (agreed === undefined) return undefined;
+  const isLeft = (ip: string) => agreed[familyOf(ip)] !== undefined || nodeIps.has(ip);
+  const foreign = Object.keys(service.backends).find((ip) => !isLeft(ip));
+  if (foreign === undefined) return undefined;
+  const left = <T>(byIp: Readonly<Record<string, T>>) =>
+    Object.fromEntries(Object.entries(byIp).filter(([ip]) => isLeft(ip)));
+  const { hostnames, zones } = service;
+  const family = familyOf(foreign);
+  return {
+    object: {
+      ...service,
+      backends: left(service.backends),
+      ...(hostnames === undefined ? {} : { hostnames: left(hostnames) }),
+      ...(zones === undefined ? {} : { zones: left(zones) }),
+    },
+    reason: `service ${service.namespace}/${service.name}, taken over without IPv${family}: its backend ${foreign} ${notAgreed(family)}`,
+  };
 }
 
 /** The addresses of a peer's accepted nodes. */

@@ -1,13 +1,14 @@
 /**
  * One family of one peer: the peer's etcd → checked rows → this cluster's etcd in the cache layout. A bad object is quarantined:
- * it is not taken over, its last good version (if there is one) stays, and everything around it goes on.
+ * it is not taken over, its last good version (if there is one) stays, and everything around it goes on. One that is good but for an
+ * address family that was not agreed is taken over without that, and is in quarantine all the same.
  */
 import { type Compression, canaryKey, dataPrefix, keyName, rfc3339, type WireFamily } from '@clustermesh/contract';
 import { type Etcd, type Reflector, startReflector, type Writer } from '@clustermesh/kvstore';
 import type { Clock, Log } from '@clustermesh/runtime';
 import type { AddressFacts } from './addresses.ts';
 import type { Quota } from './quota.ts';
-import { objectProblem, type PeerFacts, quote } from './validate.ts';
+import { judgeObject, type PeerFacts, quote } from './validate.ts';
 
 export interface FamilyOptions {
   readonly family: WireFamily;
@@ -70,7 +71,7 @@ export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
   const targetCanary = canaryKey(peer.cluster, family, 'cache');
   const log = options.log.child({ family });
   const stopping = new AbortController();
-  /** Names whose good value the writer has. */
+  /** Names of which the writer has a good value. */
   const mirrored = new Set<string>();
   const quarantine = new Map<string, { readonly problem: string; readonly value: Buffer }>();
   /** What of the quota each object holds, bad ones included: those are remembered too. */
@@ -95,8 +96,8 @@ export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
     return true;
   };
 
-  const problemOf = (name: string, value: Buffer, addresses: AddressFacts) =>
-    objectProblem(family, name, value, peer, addresses, options.zstd);
+  const judge = (name: string, value: Buffer, addresses: AddressFacts) =>
+    judgeObject(family, name, value, peer, addresses, options.zstd);
 
   const mirror = (name: string, value: Buffer) => {
     mirrored.add(name);
@@ -105,13 +106,13 @@ export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
   };
 
   const upsert = (name: string, value: Buffer, addresses: AddressFacts) => {
-    const problem = problemOf(name, value, addresses);
-    if (problem === undefined) {
-      quarantine.delete(name);
-      return mirror(name, value);
-    }
+    const { value: good, problem } = judge(name, value, addresses);
+    if (good !== undefined) mirror(name, good);
+    if (problem === undefined) return void quarantine.delete(name);
     if (quarantine.get(name)?.problem !== problem) {
-      log.warn({ name: quote(name), reason: problem, keepsLastGood: mirrored.has(name) }, 'object quarantined');
+      const outcome =
+        good !== undefined ? 'taken in part' : mirrored.has(name) ? 'last good version stays' : 'left out';
+      log.warn({ name: quote(name), reason: problem, outcome }, 'object quarantined');
       options.onQuarantine();
     }
     quarantine.set(name, { problem, value });
@@ -193,7 +194,7 @@ export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
     for (const name of quarantine.keys()) {
       if (mirrored.has(name)) continue;
       const there = await local.get(`${target}${name}`, { signal });
-      if (there === undefined || problemOf(name, there.value, options.addresses()) !== undefined) continue;
+      if (there === undefined || judge(name, there.value, options.addresses()).problem !== undefined) continue;
       mirror(name, there.value);
     }
   };

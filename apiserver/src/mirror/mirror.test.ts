@@ -209,6 +209,43 @@ test('a bad object is quarantined with its reason, its last good version stays, 
   await eu.eventually('the count', async () => (await recordOf(eu, 'us'))?.families['ip']?.quarantined === 2);
 });
 
+test('of a peer with which no IPv6 was agreed everything but IPv6 is mirrored, and all once it is', async (t) => {
+  const { eu, us } = await mesh(t);
+  await connect(eu, us, { podCidrV6: '' });
+  const ipv6 = { internalIp: 'fd31::2:13', gatewayIp: 'fd00:2:3::1', podCidr: 'fd00:2:3::/64' };
+  await us.publishNode('n3', 3, [{ id: 'six', ipv4: '10.2.3.6', ipv6: 'fd00:2:3::6', identity: 131_101 }], ipv6);
+  us.manifest('shop.yaml', shopManifest(['10.2.3.6']));
+  us.manifest('six.yaml', SLICE_OF_IPV6);
+  const mirrored = async (key: string) => (await eu.admin.get(`cilium/cache/${key}`))?.value.toString() ?? '';
+  await eu.eventually('the quarantine', async () => {
+    const families = (await recordOf(eu, 'us'))?.families;
+    return ['nodes', 'ip', 'services', 'endpointslices'].every((family) => families?.[family]?.quarantined === 1);
+  });
+  const reason = (await recordOf(eu, 'us'))?.families['nodes']?.lastQuarantineReason ?? '';
+  assert.match(reason, /^node n3, taken over without IPv6: its pod CIDR fd00:2:3::\/64 .* set cluster\.podCIDRv6/);
+  await eu.eventually('the pod', () => mirrored('ip/v1/us/10.2.3.6'));
+  await eu.eventually('the node', async () => (await mirrored('nodes/v1/us/n3')).includes('10.2.3.0'));
+  await eu.eventually('the service', async () => (await mirrored('services/v1/us/shop/web')).includes('10.2.3.6'));
+  const all = JSON.stringify(await eu.dump('cilium/cache/'));
+  assert.doesNotMatch(all, /fd00:2/);
+
+  await connect(eu, us);
+  await eu.eventually('the pod of IPv6', () => mirrored('ip/v1/us/fd00:2:3::6'));
+  for (const key of ['nodes/v1/us/n3', 'services/v1/us/shop/web'])
+    await eu.eventually(
+      key,
+      async () => (await mirrored(key)) === (await us.dump('cilium/state/'))[`cilium/state/${key}`],
+    );
+});
+
+const SLICE_OF_IPV6 = `apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: { name: web-6, namespace: shop, labels: { kubernetes.io/service-name: web } }
+addressType: IPv6
+endpoints: [{ addresses: ["fd00:2:3::6"], conditions: { ready: true } }]
+ports: [{ name: http, port: 8080 }]
+`;
+
 test('F21 what lies outside the agreed pod CIDR is quarantined, and what is at a node waits for that node', async (t) => {
   const { eu, us } = await mesh(t);
   await us.publishNode('n9', 9, []);

@@ -34,6 +34,7 @@ export interface MirrorOptions {
     readonly id: number;
     readonly maxConnectedClusters: MaxConnectedClusters;
     readonly podCIDR: string;
+    readonly podCIDRv6: string;
   };
   readonly local: Etcd;
   readonly directory: PeerDirectory;
@@ -80,7 +81,7 @@ export function startMirror(options: MirrorOptions): Mirror {
   const unusable = new Map<string, string>();
   /** Files that are no configuration of a peer, with the reason. */
   let malformed: ReadonlyMap<string, string> = new Map();
-  const ownCidrs = takenCidr(own.podCIDR, 'this cluster');
+  const ownCidrs = [own.podCIDR, own.podCIDRv6].flatMap((text) => takenCidr(text, 'this cluster'));
   let agreedCidrs: readonly (TakenCidr & { readonly cluster: string })[] = [];
   let problems: readonly string[] = [];
   /** Why the directory cannot be read; all that runs goes on meanwhile. */
@@ -102,7 +103,7 @@ export function startMirror(options: MirrorOptions): Mirror {
   const start = (config: PeerConfig) => {
     try {
       const taken = () => [...ownCidrs, ...agreedCidrs.filter((agreed) => agreed.cluster !== config.name)];
-      const peer = startPeer({ ...shared, config, taken, log: options.log });
+      const peer = startPeer({ ...shared, config, ownCidrs, taken, log: options.log });
       running.set(config.name, peer);
       unusable.delete(config.name);
     } catch (error) {
@@ -202,7 +203,9 @@ export function startMirror(options: MirrorOptions): Mirror {
     // A running peer whose file is malformed now is held to its last good one.
     const inForce = new Map([...[...running].map(([name, peer]) => [name, peer.config] as const), ...configs]);
     agreedCidrs = [...inForce.values()].flatMap(({ name, agreed }) =>
-      takenCidr(agreed?.podCidr ?? '', `cluster ${name}`).map((range) => ({ ...range, cluster: name })),
+      [agreed?.podCidr ?? '', agreed?.podCidrV6 ?? '']
+        .flatMap((text) => takenCidr(text, `cluster ${name}`))
+        .map((range) => ({ ...range, cluster: name })),
     );
     for (const name of [...unusable.keys()]) if (!configs.has(name)) unusable.delete(name);
     for (const [name, reason] of malformed)

@@ -22,7 +22,6 @@ import {
   MeshError,
   messageOf,
   type PeerStatus,
-  parseCidr,
   peerKey,
   rfc3339,
   WIRE_FAMILIES,
@@ -34,7 +33,7 @@ import { countRuns, type KvstoreMetrics } from '../kvstore-metrics.ts';
 import { oncePending } from '../once-pending.ts';
 import type { PeerConfig, WriterView } from '../ports.ts';
 import type { WriteRight } from '../write-right.ts';
-import { NodeIps, type TakenCidr } from './addresses.ts';
+import { agreedRanges, NodeIps, type TakenCidr } from './addresses.ts';
 import type { ClusterIds } from './cluster-ids.ts';
 import { startFamilies, TRAFFIC_FAMILIES, withoutTraffic } from './families.ts';
 import { type FamilyMirror, startFamilyMirror } from './family.ts';
@@ -48,11 +47,12 @@ export interface PeerOptions {
     readonly name: string;
     readonly id: number;
     readonly maxConnectedClusters: MaxConnectedClusters;
-    readonly podCIDR: string;
   };
   readonly local: Etcd;
   readonly ids: ClusterIds;
-  /** Pod CIDRs that are not this peer's. */
+  /** This cluster's pod CIDRs. */
+  readonly ownCidrs: readonly TakenCidr[];
+  /** All pod CIDRs that are not this peer's. */
   readonly taken: () => readonly TakenCidr[];
   readonly right: WriteRight;
   readonly rate: WriteRate;
@@ -224,7 +224,7 @@ export function startPeer(options: PeerOptions): Peer {
     }
   };
 
-  const agreed = config.agreed === undefined ? undefined : parseCidr(config.agreed.podCidr);
+  const agreed = agreedRanges(config.agreed, options.ownCidrs);
   const nodeIps = new NodeIps();
   let judging = false;
   /** Entries and backends may be at nodes, which may have been told later than they. Once per batch of nodes. */

@@ -1,6 +1,6 @@
 /**
  * A peer's data is data from a stranger. Every object is held against its key and against what the peer's config says; what passes
- * is mirrored byte for byte, so that fields we do not know survive. Pure.
+ * is mirrored byte for byte, so that fields we do not know survive. Only an address family that was not agreed is taken out. Pure.
  */
 import {
   accept,
@@ -15,6 +15,9 @@ import {
   decodeNode,
   decodeServiceExport,
   encodeClusterConfig,
+  encodeGlobalService,
+  encodeNode,
+  type GlobalService,
   isDnsSubdomain,
   type MaxConnectedClusters,
   publishedFamilies,
@@ -32,7 +35,10 @@ import {
   type AddressFacts,
   ipAddressProblem,
   nodeAddressProblem,
+  nodeRest,
+  type Rest,
   serviceAddressProblem,
+  serviceRest,
   sliceAddressProblem,
 } from './addresses.ts';
 
@@ -65,31 +71,42 @@ export function quote(text: string): string {
 const QUOTED = 100;
 const LONGEST_REASON = 400;
 
-/** Why the object under `name` (its key behind the family's prefix) must not be taken over; undefined when it is fine. */
-export function objectProblem(
+export interface Judgement {
+  /** What is mirrored: the peer's own bytes, or what is left of the object; undefined: nothing. */
+  readonly value: Buffer | undefined;
+  /** Why it, or a part of it, must not be taken over; undefined when it is fine. */
+  readonly problem: string | undefined;
+}
+
+/** Judges the object under `name` (its key behind the family's prefix). */
+export function judgeObject(
   family: WireFamily,
   name: string,
   value: Buffer,
   peer: PeerFacts,
   addresses: AddressFacts,
   zstd: Compression,
-): string | undefined {
+): Judgement {
+  const refuse = (problem: string): Judgement => ({ value: undefined, problem: problem.slice(0, LONGEST_REASON) });
   if (value.length > MAX_VALUE_BYTES)
-    return `${family} ${quote(name)} has ${mib(value.length)}; this cluster's etcd takes ${mib(MAX_VALUE_BYTES)}`;
+    return refuse(
+      `${family} ${quote(name)} has ${mib(value.length)}; this cluster's etcd takes ${mib(MAX_VALUE_BYTES)}`,
+    );
   const result =
     family === 'endpointslices'
       ? checkSlice(name, value, peer, addresses, zstd)
       : checkText(family, name, value, peer, addresses);
-  return result.ok ? undefined : result.reason.slice(0, LONGEST_REASON);
+  if (!result.ok) return refuse(result.reason);
+  if (result.value === undefined) return { value, problem: undefined };
+  return { value: Buffer.from(result.value.object), problem: result.value.reason.slice(0, LONGEST_REASON) };
 }
 
-function checkSlice(
-  name: string,
-  value: Buffer,
-  peer: PeerFacts,
-  addresses: AddressFacts,
-  zstd: Compression,
-): Decoded<unknown> {
+/** Undefined: the object is fine as it is. Else what is left of it, as it is written. */
+type Taken = Decoded<Rest<string> | undefined>;
+const WHOLE: Taken = accept(undefined);
+const whole = (decoded: Decoded<unknown>): Taken => (decoded.ok ? WHOLE : decoded);
+
+function checkSlice(name: string, value: Buffer, peer: PeerFacts, addresses: AddressFacts, zstd: Compression): Taken {
   if (!isNamespacedName(name)) return reject(`${quote(name)} is no namespace/name`);
   const decoded = decodeEndpointSlice(value, zstd);
   return checked(
@@ -102,40 +119,31 @@ function checkSlice(
 
 type TextFamily = Exclude<WireFamily, 'endpointslices'>;
 
-function checkText(
-  family: TextFamily,
-  name: string,
-  value: Buffer,
-  peer: PeerFacts,
-  addresses: AddressFacts,
-): Decoded<unknown> {
+function checkText(family: TextFamily, name: string, value: Buffer, peer: PeerFacts, addresses: AddressFacts): Taken {
   const text = decodeText(value);
   return text === undefined
     ? reject(`${family} ${quote(name)} is not UTF-8`)
     : checkObject(family, name, text, peer, addresses);
 }
 
-function checkObject(
-  family: TextFamily,
-  name: string,
-  text: string,
-  peer: PeerFacts,
-  addresses: AddressFacts,
-): Decoded<unknown> {
+function checkObject(family: TextFamily, name: string, text: string, peer: PeerFacts, addresses: AddressFacts): Taken {
   const expected = { ...peer, name };
   switch (family) {
     case 'nodes': {
       if (!isDnsSubdomain(name)) return reject(`${quote(name)} is no node name`);
       const decoded = decodeNode(text);
-      return checked(decoded, (node) => validateNode(node, expected), addresses, nodeAddressProblem);
+      const part = { restOf: nodeRest, encode: encodeNode };
+      return checked(decoded, (node) => validateNode(node, expected), addresses, nodeAddressProblem, part);
     }
     case 'services': {
       if (!isNamespacedName(name)) return reject(`${quote(name)} is no namespace/name`);
       const decoded = decodeGlobalService(text);
-      return checked(decoded, (service) => validateGlobalService(service, expected), addresses, serviceAddressProblem);
+      const part = { restOf: serviceRest, encode: encodeGlobalService };
+      const validate = (service: GlobalService) => validateGlobalService(service, expected);
+      return checked(decoded, validate, addresses, serviceAddressProblem, part);
     }
     case 'identities':
-      return decodeIdentityEntry(name, text, peer);
+      return whole(decodeIdentityEntry(name, text, peer));
     case 'ip': {
       const decoded = decodeIpEntry(text);
       return checked(decoded, (entry) => validateIpEntry(entry, expected), addresses, ipAddressProblem);
@@ -143,7 +151,7 @@ function checkObject(
     case 'serviceexports': {
       if (!isNamespacedName(name)) return reject(`${quote(name)} is no namespace/name`);
       const decoded = decodeServiceExport(text);
-      return decoded.ok ? validateServiceExport(decoded.value, expected) : decoded;
+      return whole(decoded.ok ? validateServiceExport(decoded.value, expected) : decoded);
     }
   }
 }
@@ -154,10 +162,18 @@ function checked<T>(
   validate: (value: T) => Decoded<T>,
   addresses: AddressFacts,
   addressProblem: (value: T, addresses: AddressFacts) => string | undefined,
-): Decoded<T> {
+  part?: {
+    readonly restOf: (value: T, addresses: AddressFacts) => Rest<T> | undefined;
+    readonly encode: (rest: T) => string;
+  },
+): Taken {
   const valid = decoded.ok ? validate(decoded.value) : decoded;
-  const problem = valid.ok ? addressProblem(valid.value, addresses) : undefined;
-  return problem === undefined ? valid : reject(problem);
+  if (!valid.ok) return valid;
+  const rest = part?.restOf(valid.value, addresses);
+  const problem = addressProblem(rest?.object ?? valid.value, addresses);
+  if (problem !== undefined) return reject(problem);
+  if (part === undefined || rest === undefined) return WHOLE;
+  return accept({ object: part.encode(rest.object), reason: rest.reason });
 }
 
 export interface AcceptedConfig {

@@ -70,7 +70,7 @@ async function startSide(name: string, id: number): Promise<Side> {
     removePeer: async (peer) => void users.delete(peer),
   };
   const base = (): OperationsOptions => ({
-    own: { name, id, maxConnectedClusters: 255, podCidr: `10.${id}.0.0/16` },
+    own: { name, id, maxConnectedClusters: 255, podCidr: `10.${id}.0.0/16`, podCidrV6: `fd00:${id}::/32` },
     pkiDir: join(dir, 'pki'),
     stateDir: join(dir, 'state'),
     redis: redis.config,
@@ -101,6 +101,7 @@ async function startSide(name: string, id: number): Promise<Side> {
       caPem: ca.certPem,
       version: '0',
       podCidr: `10.${id}.0.0/16`,
+      podCidrV6: `fd00:${id}::/32`,
     },
     operations: startOperations(base()),
     restart: (more) => {
@@ -205,7 +206,11 @@ describe('operations', () => {
       assert.ok(config !== undefined);
       assert.equal(config.name, peer.name);
       assert.deepEqual(config.endpoints, peer.info.endpoints);
-      assert.deepEqual(config.agreed, { id: peer.info.id, podCidr: peer.info.podCidr });
+      assert.deepEqual(config.agreed, {
+        id: peer.info.id,
+        podCidr: peer.info.podCidr,
+        podCidrV6: peer.info.podCidrV6,
+      });
       const cert = readFileSync(config.certFile, 'utf8');
       assert.equal(certificateFacts(cert).commonName, `remote-${side.name}`);
       assert.ok(isIssuedBy(cert, peer.info.caPem));

@@ -25,7 +25,7 @@ const us = {
   caPem: 'CA',
   certPem: 'CERT',
   keyPem: 'KEY',
-  agreed: { id: 2, podCidr: '10.2.0.0/16' },
+  agreed: { id: 2, podCidr: '10.2.0.0/16', podCidrV6: 'fd00:2::/32' },
 };
 
 describe('the config directory', () => {
@@ -54,7 +54,7 @@ describe('the config directory', () => {
       'cert-file': join(dir, 'us.etcd-client.crt'),
       'key-file': join(dir, 'us.etcd-client.key'),
       'cilium-host-aliases': [{ hostname: 'us.mesh.cilium.io', ips: ['172.31.2.2'] }],
-      'x-clustermesh': { id: 2, podCIDR: '10.2.0.0/16' },
+      'x-clustermesh': { id: 2, podCIDR: '10.2.0.0/16', podCIDRv6: 'fd00:2::/32' },
     });
     assert.equal(readFileSync(join(dir, 'us.etcd-client.key'), 'utf8'), 'KEY');
     for (const file of readdirSync(dir)) assert.equal(statSync(join(dir, file)).mode & 0o777, 0o600, file);
@@ -65,9 +65,9 @@ describe('the config directory', () => {
     const directory = open();
     assert.deepEqual(await directory.list(), []);
     await directory.write(us);
-    await directory.write({ ...us, name: 'ap', hostAliases: [], agreed: { id: 3, podCidr: '' } });
+    await directory.write({ ...us, name: 'ap', hostAliases: [], agreed: { id: 3, podCidr: '', podCidrV6: '' } });
     const [ap, back] = await directory.list();
-    assert.deepEqual([ap?.name, ap?.hostAliases, ap?.agreed], ['ap', [], { id: 3, podCidr: '' }]);
+    assert.deepEqual([ap?.name, ap?.hostAliases, ap?.agreed], ['ap', [], { id: 3, podCidr: '', podCidrV6: '' }]);
     assert.deepEqual(back, {
       name: 'us',
       endpoints: us.endpoints,

@@ -78,7 +78,11 @@ export function createPeerDirectory({ dir, ownName, log }: PeerDirectoryOptions)
         'cert-file': paths.cert,
         'key-file': paths.key,
         ...(peer.hostAliases.length > 0 ? { 'cilium-host-aliases': peer.hostAliases } : {}),
-        'x-clustermesh': { id: peer.agreed.id, podCIDR: peer.agreed.podCidr },
+        'x-clustermesh': {
+          id: peer.agreed.id,
+          podCIDR: peer.agreed.podCidr,
+          ...(peer.agreed.podCidrV6 === '' ? {} : { podCIDRv6: peer.agreed.podCidrV6 }),
+        },
       });
       // Last: whoever watches the directory sees a peer only when it is whole.
       atomicWrite(paths.config, text, 0o600);

@@ -144,7 +144,8 @@ async function installCredentials(
     caPem: peer.caPem,
     certPem: credentials.certPem,
     keyPem: credentials.keyPem,
-    agreed: { id: peer.id, podCidr: peer.podCidr },
+    // A job of an older release says nothing of IPv6.
+    agreed: { id: peer.id, podCidr: peer.podCidr, podCidrV6: peer.podCidrV6 ?? '' },
   });
   ports.mirror.refresh();
   return { message: `${peer.name} is configured at ${endpoint}` };

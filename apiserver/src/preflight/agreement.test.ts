@@ -3,7 +3,7 @@ import { describe, it } from 'node:test';
 import type { ClusterInfo, MeshError } from '@clustermesh/contract';
 import { checkPeer, type KnownPeer } from './agreement.ts';
 
-const own = { name: 'eu', id: 1, maxConnectedClusters: 255, podCidr: '10.1.0.0/16' } as const;
+const own = { name: 'eu', id: 1, maxConnectedClusters: 255, podCidr: '10.1.0.0/16', podCidrV6: 'fd00:1::/32' } as const;
 const us: ClusterInfo = {
   name: 'us',
   id: 2,
@@ -14,11 +14,13 @@ const us: ClusterInfo = {
   caPem: 'CA us\n',
   version: '',
   podCidr: '10.2.0.0/16',
+  podCidrV6: 'fd00:2::/32',
 };
 const known = (more: Partial<KnownPeer>): KnownPeer => ({
   name: 'us',
   id: 2,
   podCidr: '10.2.0.0/16',
+  podCidrV6: 'fd00:2::/32',
   caPem: 'CA us',
   ...more,
 });
@@ -26,10 +28,11 @@ const known = (more: Partial<KnownPeer>): KnownPeer => ({
 describe('a peer', () => {
   const fine: readonly [string, Partial<ClusterInfo>, readonly KnownPeer[]][] = [
     ['that is new', {}, []],
-    ['beside another one', {}, [known({ name: 'ap', id: 3, podCidr: '10.3.0.0/16' })]],
+    ['beside another one', {}, [known({ name: 'ap', id: 3, podCidr: '10.3.0.0/16', podCidrV6: '' })]],
     ['that is connected already, with another address', { endpoints: ['https://other:2379'] }, [known({})]],
     ['that is connected already, in a file that is not ours', {}, [known({ id: 0, podCidr: '', caPem: '' })]],
-    ['that names no pod CIDR', { podCidr: '' }, []],
+    ['that names no pod CIDR', { podCidr: '', podCidrV6: '' }, []],
+    ['that has no IPv6', { podCidrV6: '' }, []],
   ];
   for (const [what, more, peers] of fine) {
     it(`${what} is accepted`, () => checkPeer(own, { ...us, ...more }, peers));
@@ -53,6 +56,28 @@ describe('a peer', () => {
       [],
       /the pod CIDRs 10\.1\.0\.0\/16 of eu and 10\.1\.128\.0\/17 of us overlap/,
     ],
+    [
+      'F21 whose pods have our IPv6 addresses',
+      { podCidrV6: 'fd00:1:1::/48' },
+      [],
+      /the pod CIDRs fd00:1::\/32 of eu and fd00:1:1::\/48 of us overlap/,
+    ],
+    [
+      "F21 whose pods have a connected cluster's IPv6 addresses",
+      {},
+      [known({ name: 'ap', id: 3, podCidr: '10.3.0.0/16', podCidrV6: 'fd00:2:7::/48' })],
+      /fd00:2::\/32 of us overlaps fd00:2:7::\/48 of the connected cluster ap/,
+    ],
+    [
+      'whose pods may have any IPv6 address',
+      { podCidrV6: '::/0' },
+      [],
+      /the pod CIDR of us: ::\/0 is wider than a \/32/,
+    ],
+    ['whose pods may have most', { podCidrV6: '2000::/16' }, [], /2000::\/16 is wider than a \/32/],
+    ['whose pods may be link-local', { podCidrV6: 'fe80::/64' }, [], /fe80::\/64 is link-local/],
+    ['whose IPv6 is none', { podCidrV6: '10.9.0.0/16' }, [], /10\.9\.0\.0\/16 is no IPv6 range/],
+    ['whose pod CIDR is none', { podCidr: 'nowhere' }, [], /"nowhere" is no CIDR/],
     [
       'with the id of a connected cluster',
       {},

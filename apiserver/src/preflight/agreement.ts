@@ -1,14 +1,16 @@
 /** Who may become a peer: pure checks, made before anything is changed, each refusal naming both sides of the conflict. */
 import {
   type ClusterInfo,
+  cidrsOverlap,
   clusterIdProblem,
   clusterNameProblem,
   type ErrorCode,
-  ipv4RangesOverlap,
   type MaxConnectedClusters,
   MeshError,
   type PreflightCheck,
+  parseCidr,
 } from '@clustermesh/contract';
+import { type Family, podRangeProblem } from '../pod-ranges.ts';
 import { type Finding, passed, refused } from './check.ts';
 
 export interface OwnCluster {
@@ -16,6 +18,8 @@ export interface OwnCluster {
   readonly id: number;
   readonly maxConnectedClusters: MaxConnectedClusters;
   readonly podCidr: string;
+  /** '' when its pods have no IPv6. */
+  readonly podCidrV6: string;
 }
 
 /** A peer that is configured already. Id 0: not known (a file that was not written by us, never connected so far). */
@@ -23,6 +27,7 @@ export interface KnownPeer {
   readonly name: string;
   readonly id: number;
   readonly podCidr: string;
+  readonly podCidrV6: string;
   /** Its CA as PEM; '' when it cannot be read. */
   readonly caPem: string;
 }
@@ -65,7 +70,7 @@ export function agreementChecks(own: OwnCluster, peer: ClusterInfo, known: reado
     ),
     check(
       'pod-cidr',
-      `${peer.podCidr || 'no pod CIDR'} of ${peer.name} overlaps no connected cluster`,
+      `${[peer.podCidr, peer.podCidrV6].filter(Boolean).join(' and ') || 'no pod CIDR'} of ${peer.name} overlaps no connected cluster`,
       podCidrFinding(own, peer, known),
     ),
   ];
@@ -142,23 +147,49 @@ function identityFinding(peer: ClusterInfo, known: readonly KnownPeer[]): Findin
   return undefined;
 }
 
+/** Both families; a cluster without one of them has '' there, which overlaps nothing. */
 function podCidrFinding(own: OwnCluster, peer: ClusterInfo, known: readonly KnownPeer[]): Finding | undefined {
-  const why = 'a packet says only an address: of two pods with one address only one can be reached';
-  const fix = 'give the clusters disjoint pod CIDRs';
-  if (ipv4RangesOverlap(own.podCidr, peer.podCidr)) {
+  for (const family of [4, 6] as const) {
+    const finding = familyFinding(family, own, peer, known);
+    if (finding !== undefined) return finding;
+  }
+  return undefined;
+}
+
+const podCidrOf = (family: Family, of: { readonly podCidr: string; readonly podCidrV6: string }) =>
+  family === 4 ? of.podCidr : of.podCidrV6;
+
+function familyFinding(
+  family: Family,
+  own: OwnCluster,
+  peer: ClusterInfo,
+  known: readonly KnownPeer[],
+): Finding | undefined {
+  const theirs = podCidrOf(family, peer);
+  if (theirs === '') return undefined;
+  const cidr = parseCidr(theirs);
+  const unfit = cidr === undefined ? `${JSON.stringify(theirs)} is no CIDR` : podRangeProblem(cidr, family);
+  if (cidr === undefined || unfit !== undefined) {
     return {
-      code: 'conflict',
-      what: `the pod CIDRs ${own.podCidr} of ${own.name} and ${peer.podCidr} of ${peer.name} overlap`,
-      why,
-      fix,
+      code: 'invalid-argument',
+      what: `the pod CIDR of ${peer.name}: ${unfit}`,
+      why: 'a peer may name any address of its pod CIDR as a pod of its own',
+      fix: `correct cluster.${family === 4 ? 'podCIDR' : 'podCIDRv6'} in the configuration of ${peer.name}'s apiserver`,
     };
   }
-  const holder = known.find((other) => other.name !== peer.name && ipv4RangesOverlap(other.podCidr, peer.podCidr));
-  if (holder === undefined) return undefined;
-  return {
-    code: 'conflict',
-    what: `the pod CIDR ${peer.podCidr} of ${peer.name} overlaps ${holder.podCidr} of the connected cluster ${holder.name}`,
-    why,
-    fix,
+  const why = 'a packet says only an address: of two pods with one address only one can be reached';
+  const fix = 'give the clusters disjoint pod CIDRs';
+  const overlaps = (text: string) => {
+    const other = parseCidr(text);
+    return other !== undefined && cidrsOverlap(other, cidr);
   };
+  const ours = podCidrOf(family, own);
+  if (overlaps(ours)) {
+    const what = `the pod CIDRs ${ours} of ${own.name} and ${theirs} of ${peer.name} overlap`;
+    return { code: 'conflict', what, why, fix };
+  }
+  const holder = known.find((other) => other.name !== peer.name && overlaps(podCidrOf(family, other)));
+  if (holder === undefined) return undefined;
+  const what = `the pod CIDR ${theirs} of ${peer.name} overlaps ${podCidrOf(family, holder)} of the connected cluster ${holder.name}`;
+  return { code: 'conflict', what, why, fix };
 }

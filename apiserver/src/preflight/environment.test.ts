@@ -8,6 +8,7 @@ const DAY_MS = 86_400_000;
 const node = (name: string, address: string, more: Partial<NodeFacts> = {}): NodeFacts => ({
   name,
   address,
+  addressV6: '',
   podCidrs: [],
   mtu: 1500,
   routingMode: 'tunnel',
@@ -26,7 +27,7 @@ describe('the surroundings of two clusters', () => {
   const facts = (name: string, id: number, more: Partial<ClusterFacts> = {}, info = {}): ClusterFacts => ({
     cluster: {
       ...{ name, id, maxConnectedClusters: 255, region: '', endpoints: ['https://x:2379'], hostAliases: [] },
-      ...{ caPem, version: '0.1.0', podCidr: `10.${id}.0.0/16`, ...info },
+      ...{ caPem, version: '0.1.0', podCidr: `10.${id}.0.0/16`, podCidrV6: `fd00:${id}::/32`, ...info },
     },
     serviceCidr: '10.96.0.0/16',
     nodes: [node('n1', `192.0.2.${id}`)],
@@ -58,6 +59,12 @@ describe('the surroundings of two clusters', () => {
       () => found(facts('us', 2, { nodes: [node('n9', '10.1.7.7')] }), 'addresses'),
       'failed',
       /node n9 of us \(10\.1\.7\.7\) has an address of the pod CIDR 10\.1\.0\.0\/16 of eu/,
+    ],
+    [
+      'a node with an IPv6 address of the pods of the other',
+      () => found(facts('us', 2, { nodes: [node('n9', '192.0.2.9', { addressV6: 'fd00:1:7::7' })] }), 'addresses'),
+      'failed',
+      /node n9 of us \(fd00:1:7::7\) has an address of the pod CIDR fd00:1::\/32 of eu/,
     ],
     [
       'one address on two nodes',

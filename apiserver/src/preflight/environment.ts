@@ -1,8 +1,8 @@
 /** What surrounds two clusters: networks, clocks, versions, certificates. Pure: facts in, checks out. */
 import {
   type ClusterFacts,
+  cidrContains,
   type ErrorCode,
-  ipv4Contains,
   ipv4RangesOverlap,
   messageOf,
   type NodeFacts,
@@ -53,11 +53,15 @@ function addressCheck(own: ClusterFacts, peer: ClusterFacts): PreflightCheck {
   });
 }
 
+const addressesOf = ({ name, address, addressV6 }: NodeFacts) =>
+  [address, addressV6].flatMap((ip) => (ip === '' ? [] : [{ name, address: ip }]));
+
 function clashesOf(a: ClusterFacts, b: ClusterFacts): string[] {
   const { name } = a.cluster;
   const ranges = [
     { what: 'service CIDR', cidr: a.serviceCidr },
     { what: 'pod CIDR', cidr: a.cluster.podCidr },
+    { what: 'pod CIDR', cidr: a.cluster.podCidrV6 },
   ];
   const clashes: string[] = [];
   if (ipv4RangesOverlap(a.serviceCidr, b.cluster.podCidr))
@@ -66,7 +70,7 @@ function clashesOf(a: ClusterFacts, b: ClusterFacts): string[] {
     );
   for (const { what, cidr } of ranges) {
     const range = parseCidr(cidr);
-    const inside = range && b.nodes.find((node) => ipv4Contains(range, node.address));
+    const inside = range && b.nodes.flatMap(addressesOf).find(({ address }) => cidrContains(range, address));
     if (inside)
       clashes.push(
         `node ${inside.name} of ${b.cluster.name} (${inside.address}) has an address of the ${what} ${cidr} of ${name}`,
@@ -76,8 +80,8 @@ function clashesOf(a: ClusterFacts, b: ClusterFacts): string[] {
 }
 
 function sharedNodeAddress(own: ClusterFacts, peer: ClusterFacts): string | undefined {
-  const byAddress = new Map(own.nodes.map((node) => [node.address, node.name]));
-  const twin = peer.nodes.find((node) => byAddress.has(node.address));
+  const byAddress = new Map(own.nodes.flatMap(addressesOf).map((node) => [node.address, node.name]));
+  const twin = peer.nodes.flatMap(addressesOf).find((node) => byAddress.has(node.address));
   return (
     twin &&
     `node ${byAddress.get(twin.address)} of ${own.cluster.name} and node ${twin.name} of ${peer.cluster.name} both have the address ${twin.address}`

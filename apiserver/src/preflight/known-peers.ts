@@ -9,6 +9,7 @@ export async function knownPeers(directory: PeerDirectory, mirror: MirrorView): 
     name: peer.name,
     id: peer.agreed?.id ?? statuses.get(peer.name)?.clusterId ?? 0,
     podCidr: peer.agreed?.podCidr ?? '',
+    podCidrV6: peer.agreed?.podCidrV6 ?? '',
     caPem: existsSync(peer.caFile) ? readFileSync(peer.caFile, 'utf8') : '',
   }));
 }

@@ -4,7 +4,7 @@ import type { NodeFacts } from '@clustermesh/contract';
 import { nodesCheck } from './reach.ts';
 
 const node = (name: string, address: string): NodeFacts => ({
-  ...{ name, address, podCidrs: [], mtu: 0 },
+  ...{ name, address, addressV6: '', podCidrs: [], mtu: 0 },
   routingMode: '',
 });
 

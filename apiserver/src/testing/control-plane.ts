@@ -6,7 +6,14 @@ import { cpSync, mkdirSync, mkdtempSync, renameSync, rmSync, writeFileSync } fro
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
-import { type AgentStatus, agentKey, endpointRecordKey, nodeRecordKey, nodeSyncedKey } from '@clustermesh/contract';
+import {
+  type AgentStatus,
+  agentKey,
+  endpointRecordKey,
+  type NodeRecord,
+  nodeRecordKey,
+  nodeSyncedKey,
+} from '@clustermesh/contract';
 import type { Etcd, EtcdOptions } from '@clustermesh/kvstore';
 import { type EtcdServer, startEtcd } from '@clustermesh/kvstore/testing';
 import { ensureClusterPki, issueClient, type KeyAndCertificate, loadCa } from '@clustermesh/pki';
@@ -51,7 +58,12 @@ export interface TestCluster {
   /** Everything under a prefix: key → text. */
   dump(prefix: string): Promise<Record<string, string>>;
   /** What an agent of this cluster would publish. */
-  publishNode(node: string, index: number, endpoints: readonly TestEndpoint[]): Promise<void>;
+  publishNode(
+    node: string,
+    index: number,
+    endpoints: readonly TestEndpoint[],
+    ipv6?: NodeRecord['ipv6'],
+  ): Promise<void>;
   publishAgent(status: Partial<AgentStatus> & { readonly node: string }): Promise<void>;
   eventually<T>(what: string, condition: () => T | Promise<T>): Promise<NonNullable<T>>;
 }
@@ -59,6 +71,7 @@ export interface TestCluster {
 export interface TestEndpoint {
   readonly id: string;
   readonly ipv4: string;
+  readonly ipv6?: string;
   readonly namespace?: string;
   readonly app?: string;
   readonly identity: number;
@@ -108,7 +121,14 @@ export async function startCluster(t: TestContext, options: TestClusterOptions):
 
   const config = configSchema.parse({
     cluster: {
-      ...{ name, id, serviceCIDR: '10.96.0.0/16', podCIDR: `10.${id}.0.0/16`, region: `${name}-region` },
+      ...{
+        name,
+        id,
+        serviceCIDR: '10.96.0.0/16',
+        podCIDR: `10.${id}.0.0/16`,
+        podCIDRv6: `fd00:${id}::/32`,
+        region: `${name}-region`,
+      },
       ...options.cluster,
     },
     etcd: { endpoints: [endpoint], ...adminFiles },
@@ -179,12 +199,13 @@ export async function startCluster(t: TestContext, options: TestClusterOptions):
       const { kvs } = await admin.range(prefix);
       return Object.fromEntries(kvs.map((kv) => [kv.key, kv.value.toString()]));
     },
-    async publishNode(node, index, endpoints) {
+    async publishNode(node, index, endpoints, ipv6) {
       const record = {
         name: node,
         internalIp: `172.31.${id}.${10 + index}`,
         gatewayIp: `${podPrefix(index)}.1`,
         podCidr: `${podPrefix(index)}.0/24`,
+        ...(ipv6 === undefined ? {} : { ipv6 }),
       };
       await admin.put(nodeRecordKey(node), JSON.stringify(record));
       for (const { id: endpoint, namespace = 'shop', app = 'web', ...fields } of endpoints) {
@@ -214,7 +235,12 @@ export async function startCluster(t: TestContext, options: TestClusterOptions):
 export async function connect(
   from: TestCluster,
   to: TestCluster,
-  overrides: { readonly endpoint?: string; readonly as?: string; readonly podCidr?: string } = {},
+  overrides: {
+    readonly endpoint?: string;
+    readonly as?: string;
+    readonly podCidr?: string;
+    readonly podCidrV6?: string;
+  } = {},
 ): Promise<void> {
   const pair = await clientCertificate(to.name, `remote-${from.name}`);
   await to.eventually('bootstrap', () => to.plane.bootstrap.ready());
@@ -231,7 +257,11 @@ export async function connect(
     caPem: loadCa(join(to.root, 'pki')).certPem,
     certPem: pair.certPem,
     keyPem: pair.keyPem,
-    agreed: { id: 0, podCidr: overrides.podCidr ?? `10.${to.id}.0.0/16` },
+    agreed: {
+      id: 0,
+      podCidr: overrides.podCidr ?? `10.${to.id}.0.0/16`,
+      podCidrV6: overrides.podCidrV6 ?? `fd00:${to.id}::/32`,
+    },
   });
 }
 
