@@ -249,6 +249,29 @@ describe('compiled policies', () => {
     );
   });
 
+  it('keep nothing of an endpoint that went, when another of its number comes before the next pass', () => {
+    const world = createWorld();
+    const [pod] = LOCAL_PODS;
+    const open: PolicyRule = { direction: 'ingress', effect: 'allow', peers: [], layer4: null };
+    const one = (name: string, isClosed: boolean, rules: PolicyRule[]): Step => ({
+      kind: 'policy',
+      name,
+      policy: {
+        ...{ kind: 'CiliumNetworkPolicy', namespace: 'x', name, refused: [] },
+        specs: [{ subject: [], defaultDeny: { ingress: isClosed, egress: false }, rules }],
+      },
+    });
+    world.take({ kind: 'endpoint', pod: pod!, isThere: true });
+    world.take(one('p', false, [open]));
+    world.take({ kind: 'flush' });
+    world.take({ kind: 'endpoint', pod: pod!, isThere: false });
+    world.take({ kind: 'policy', name: 'p', policy: undefined });
+    world.take({ kind: 'endpoint', pod: pod!, isThere: true });
+    world.take(one('q', true, []));
+    world.take({ kind: 'flush' });
+    world.compare();
+  });
+
   it('leave nothing behind when policies, identities or endpoints go', () => {
     fc.assert(
       fc.property(fc.array(step, { minLength: 5, maxLength: 25 }), (steps) => {

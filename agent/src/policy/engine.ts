@@ -370,11 +370,13 @@ export function createPolicyEngine(options: PolicyEngineOptions): PolicyEngine {
       cidrChanges.clear();
       for (const subject of changed) {
         if (subject.isStale) recompile(subject);
-        if (subject.labels === undefined && subjects.has(subject.id)) continue;
+        // Another of the same number may have come since: what this one had goes nevertheless.
+        const isCurrent = subjects.get(subject.id) === subject;
+        if (subject.labels === undefined && isCurrent) continue;
         let differs = false;
         for (const slot of subject.dirty) differs = refresh(subject, slot, into.rows) || differs;
         subject.dirty.clear();
-        const state = subjects.has(subject.id) ? setState(subject.id, stateOf(subject), differs) : undefined;
+        const state = isCurrent ? setState(subject.id, stateOf(subject), differs) : undefined;
         if (state !== undefined) into.states.set(String(subject.id), state);
       }
       changed.clear();
