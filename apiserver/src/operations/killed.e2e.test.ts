@@ -32,8 +32,13 @@ const every: Kill[] = (['connect', 'disconnect'] as const).flatMap((kind) =>
 );
 /** Combinations of side and moment per step. */
 const PER_STEP = 2 * MOMENTS.length;
-/** One per step, with another side and moment each time. */
-const slice = every.filter((_, index) => index % PER_STEP === Math.floor(index / PER_STEP) % PER_STEP);
+/**
+ * One per step, with another side and moment each time. Not as the first step starts: the command's own call may not be answered yet,
+ * and a call that was never answered is an error, not repeated.
+ */
+const slice = every
+  .filter((_, index) => index % PER_STEP === Math.floor(index / PER_STEP) % PER_STEP)
+  .map((kill) => (kill.step === STEPS[kill.kind][0] ? { ...kill, moment: 'step done' as const } : kill));
 const kills = process.env.CM_KILL === 'all' ? every : slice;
 
 describe('an apiserver that is killed in the middle', () => {
