@@ -487,6 +487,34 @@ describe('writer', { timeout: 60_000 }, () => {
     await stop();
   });
 
+  it('what is set and declared complete while a pass is under way still goes out at the bootstrap rate', async () => {
+    let isFirst = true;
+    let started: Writer | undefined;
+    const slow = beforeTransactions(etcd, () => {
+      if (!isFirst || started === undefined) return;
+      isFirst = false;
+      for (let i = 0; i < 10; i++) started.set(`copy/rest-${i}`, 'x');
+      started.ready('copy/');
+    });
+    const { writer, stop } = write(slow, ['copy/'], { rate: { keysPerSecond: 10 } });
+    started = writer;
+    writer.set('copy/first', 'x');
+    await writer.flush();
+    await writer.flush();
+    const { kvs } = await etcd.range('copy/rest-');
+    assert.equal(kvs.length, 10);
+    assert.equal(
+      new Set(kvs.map((kv) => kv.modRevision)).size,
+      1,
+      'in one transaction, not in those of the steady rate',
+    );
+    for (let i = 0; i < 3; i++) writer.set(`copy/rest-${i}`, 'y');
+    await writer.flush();
+    const after = (await etcd.range('copy/rest-')).kvs.filter((kv) => kv.value.toString() === 'y');
+    assert.equal(new Set(after.map((kv) => kv.modRevision)).size, 3, 'what comes later keeps to the steady rate');
+    await stop();
+  });
+
   it('does not sit out its retry delay when the connection is back', async () => {
     await using away = await startEtcd();
     const client = away.client();

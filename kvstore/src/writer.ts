@@ -396,10 +396,12 @@ export function startWriter(options: WriterOptions): Writer {
       if (compareWanted) await compare();
       else if (auditIntervalMs > 0 && clock.nowMs() >= auditDueAt && touchedSinceAudit === undefined)
         auditing = audit();
+      // Judged before: what is declared complete from here on may not be in this pass, and is of the first copy all the same.
+      const isComplete = owned.every((prefix) => readyPrefixes.has(prefix));
       await drain();
       await writeCanaries(thisPass);
       await pool?.trim();
-      bootstrapped ||= owned.every((prefix) => readyPrefixes.has(prefix));
+      bootstrapped ||= isComplete;
       lastFlushAt = clock.nowMs();
       lastError = undefined;
     } catch (error) {
