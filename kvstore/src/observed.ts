@@ -58,7 +58,7 @@ export function observedEtcd(etcd: Etcd, observe: Observe, nowMs: () => number):
       }
     },
   };
-  return new Proxy(etcd, { get: (target, name) => Reflect.get(name in observed ? observed : target, name) });
+  return Object.create(etcd, Object.getOwnPropertyDescriptors(observed)) as Etcd;
 }
 
 /** A label for a key, as Cilium's: `<resource>/<version>` of data, else the part that says what it is. Few values, whatever the keys. */
