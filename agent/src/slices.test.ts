@@ -4,11 +4,13 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
-import { canaryKey, clusterConfigKey, endpointSliceKey, localKey, serviceKey } from '@clustermesh/contract';
+import { canaryKey, clusterConfigKey, dataPrefix, endpointSliceKey, localKey, serviceKey } from '@clustermesh/contract';
+import type { Etcd } from '@clustermesh/kvstore';
 import { loadPrograms } from './datapath/loader.ts';
 import { toFamily } from './datapath/rows.ts';
 import { openServices } from './datapath/services.ts';
 import { openSandbox } from './datapath/testing/sandbox.ts';
+import { localService } from './services/testing.ts';
 import {
   eventually,
   LOCAL_BACKEND,
@@ -66,6 +68,45 @@ describe('endpoint slices of a peer', { timeout: 180_000 }, () => {
     await backendsAre(node, 'the local backend alone', LOCAL_BACKEND);
     await cluster.etcd.put(canaryKey('us', 'endpointslices', 'cache'), 'now');
     await backendsAre(node, 'the backends', LOCAL_BACKEND, ...US.pods);
+    await applied(node);
+  });
+
+  test('of which a part is known never take the place of the whole legacy value', async () => {
+    await using cluster = await startCluster();
+    await cluster.writeLocal();
+    await cluster.writePeer({ ...BOTH, slices: { 'shop-1': ['10.2.1.7'], 'shop-2': US.pods } });
+    let release = () => {};
+    const released = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    // The list of the slices stops after the first of them.
+    const through = (etcd: Etcd) =>
+      Object.create(etcd, {
+        pages: {
+          value: async function* (...args: Parameters<Etcd['pages']>) {
+            const isSlices = args[0] === dataPrefix('us', 'endpointslices', 'cache');
+            for await (const page of etcd.pages(...args)) {
+              if (isSlices) {
+                yield { ...page, kvs: page.kvs.slice(0, 1) };
+                await released;
+              }
+              yield page;
+            }
+          },
+        },
+      }) as Etcd;
+    const node = await cluster.node('n1', { through });
+    await backendsAre(node, 'the legacy value', LOCAL_BACKEND, ...US.pods);
+    await eventually('the first slice', () =>
+      node.agent.status().families.some((of) => of.peer === 'us' && of.family === 'endpointslices' && of.count === 1),
+    );
+    // Written by a pass that began after that.
+    const marker = localService({ name: 'marker', clusterIPs: ['10.96.0.99'] });
+    await cluster.etcd.put(localKey('services', 'default/marker'), JSON.stringify(marker));
+    await eventually('the next pass', () => node.kernel.services.rows.has('10.96.0.99:80/TCP'));
+    assert.deepEqual(node.backends(), [LOCAL_BACKEND, ...US.pods]);
+    release();
+    await backendsAre(node, 'all the slices', LOCAL_BACKEND, ...US.pods, '10.2.1.7');
     await applied(node);
   });
 

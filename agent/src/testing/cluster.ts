@@ -66,6 +66,8 @@ export interface NodeOptions {
   /** How it reaches its etcd. */
   readonly etcd?: Partial<EtcdOptions>;
   readonly staleAfterMs?: number;
+  /** What stands between the agent and its etcd. */
+  readonly through?: (etcd: Etcd) => Etcd;
   /** In place of the fake kernel's table. */
   readonly services?: MapOps<ServiceRow>;
 }
@@ -158,7 +160,7 @@ export async function startCluster(): Promise<TestCluster> {
     const start = () =>
       startAgent({
         config: config(name, options),
-        etcd: client,
+        etcd: options.through?.(client) ?? client,
         datapath: { ...fakeDatapath(kernel), ...(options.services && { services: options.services }) },
         interfaces: () => kernel.interfaces,
         zstd,
