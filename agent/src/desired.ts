@@ -234,6 +234,10 @@ export function createDesired(options: DesiredOptions): Desired {
   const services = createServicesProjection({
     clusterId: own.clusterId,
     podCidr,
+    node: {
+      own: ownUnderlay,
+      isHere: (ip) => ownUnderlay.includes(ip) || isOwnPodAddress(ip),
+    },
     serviceV2: options.serviceV2,
     sources: {
       isSettled: (id) => view.isSettled(id, 'services'),

@@ -67,8 +67,10 @@ struct cm_service_key {
 	struct cm_addr addr;
 	__be16 port;
 	__u8 proto;
-	__u8 scope; /* 0: from anywhere */
+	__u8 scope; /* CM_SCOPE_* */
 };
+#define CM_SCOPE_INSIDE	 0 /* what sockets and pods of this node ask for */
+#define CM_SCOPE_OUTSIDE 1 /* what arrives at the uplinks */
 _Static_assert(sizeof(struct cm_service_key) == 20, "cm_service_key");
 
 /* Names the slots that are valid now. Replacing this row swaps the whole backend set at once. */

@@ -13,7 +13,20 @@ export const localServiceSchema = z.looseObject({
   name: z.string(),
   /** Allocated or explicit; empty for headless services. */
   clusterIPs: z.array(z.string()),
-  ports: z.array(z.looseObject({ name: z.string(), protocol, port: z.number().int() })),
+  ports: z.array(
+    z.looseObject({
+      name: z.string(),
+      protocol,
+      port: z.number().int(),
+      /** Of every node's own addresses. */
+      nodePort: z.number().int().min(1).max(65535).optional(),
+    }),
+  ),
+  /** Its external addresses and those of its load balancer. Absent: none. */
+  externalIPs: z.array(z.string()).optional(),
+  /** Only backends of the node that is asked: from outside of the cluster, and by the cluster addresses. Absent: any. */
+  externalTrafficPolicy: z.literal('Local').optional(),
+  internalTrafficPolicy: z.literal('Local').optional(),
   /** Joined with the services of the same namespace/name in other clusters; false in a namespace that is not global. */
   global: z.boolean(),
   shared: z.boolean(),

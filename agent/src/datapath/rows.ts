@@ -126,6 +126,14 @@ export const toProtocol = (name: Protocol): number => PROTOCOL_NUMBER[name];
 export const fromProtocol = (number: number): string =>
   (({ 1: 'ICMP', 6: 'TCP', 17: 'UDP', 58: 'ICMPv6', 132: 'SCTP' }) as Record<number, string>)[number] ?? String(number);
 
+/** CM_SCOPE_OUTSIDE of bpf/lib/layout.h. */
+const SCOPE_OUTSIDE = 1;
+
+export const toScope = (scope: Frontend['scope']): number => (scope === undefined ? 0 : SCOPE_OUTSIDE);
+/** Of a scope that is not of our making, as of 0: its row is told apart by its key. */
+export const fromScope = (scope: number): Pick<Frontend, 'scope'> =>
+  scope === SCOPE_OUTSIDE ? { scope: 'outside' } : {};
+
 /** What makes two backends the same one, of whatever services. */
 export const backendKey = (b: Backend, protocol: string): string => `${b.clusterId}/${b.ip}:${b.port}/${protocol}`;
 

@@ -1,7 +1,7 @@
 /** The service tables as the kernel has them: rows, slots and backends put together into services again. */
 import type { CmBackend, CmBlock, CmBlockKey, CmMemberKey, CmService, CmServiceKey } from '@clustermesh/bpf';
 import type { BpfMap } from './bpf-map.ts';
-import { fromProtocol } from './rows.ts';
+import { fromProtocol, fromScope, toScope } from './rows.ts';
 import { digestOf, fromBlocks, weightsFrom } from './slots.ts';
 import { type Backend, type Protocol, type ServiceRow, serviceKey } from './types.ts';
 
@@ -65,7 +65,12 @@ function rowOf(
   const draining = [...new Set(ids.subarray(value.count))].filter((id) => isOurs(id) && !drawn.has(id));
   const weights = weightsFrom([...drawn.values()]);
   const row: ServiceRow = {
-    frontend: { ip: kernelKey.addr, port: kernelKey.port, protocol: fromProtocol(kernelKey.proto) as Protocol },
+    frontend: {
+      ip: kernelKey.addr,
+      port: kernelKey.port,
+      protocol: fromProtocol(kernelKey.proto) as Protocol,
+      ...fromScope(kernelKey.scope),
+    },
     flags,
     backends: [...drawn.keys()].map((id, i) => {
       const weight = weights[i];
@@ -97,7 +102,8 @@ export async function readServices(maps: ServiceMaps, known: ReadonlyMap<string,
     const blocks = sets.get(setOf(id, generation)) ?? new Map<number, CmBlock>();
     const slots = fromBlocks(blocks);
     const read = rowOf({ kernelKey, value }, slots, backends);
-    const key = serviceKey(read.row.frontend) + (kernelKey.scope === 0 ? '' : `/${kernelKey.scope}`);
+    const isForeign = kernelKey.scope !== toScope(read.row.frontend.scope);
+    const key = serviceKey(read.row.frontend) + (isForeign ? `/${kernelKey.scope}` : '');
     const digest = digestOf(slots);
     const expected = [...new Set(slots.subarray(0, count))];
     const written = known.get(key);

@@ -16,7 +16,7 @@ import { setImmediate } from 'node:timers/promises';
 import type { CmBackend, CmBlockKey, CmMemberKey, CmServiceKey } from '@clustermesh/bpf';
 import { MeshError } from '@clustermesh/contract';
 import type { BpfMap } from './bpf-map.ts';
-import { backendKey, checkFrontend, fromProtocol, toAddr, toProtocol } from './rows.ts';
+import { backendKey, checkFrontend, fromProtocol, toAddr, toProtocol, toScope } from './rows.ts';
 import { serializer } from './serializer.ts';
 import { fromBackend, type Programmed, readServices, type ServiceMaps, setOf } from './services-kernel.ts';
 import { backendsOf, blockCount, digestOf, slotBuilder, toBlocks } from './slots.ts';
@@ -359,11 +359,11 @@ const sameRow = (a: ServiceRow, b: ServiceRow): boolean =>
   sameBackends(a.backends, b.backends) &&
   sameBackends(a.draining, b.draining);
 
-const toServiceKey = ({ ip, port, protocol }: Frontend): CmServiceKey => ({
+const toServiceKey = ({ ip, port, protocol, scope }: Frontend): CmServiceKey => ({
   addr: toAddr(ip),
   port,
   proto: toProtocol(protocol),
-  scope: 0,
+  scope: toScope(scope),
 });
 
 const toBackend = ({ ip, port, clusterId }: Backend, protocol: Protocol): CmBackend => ({

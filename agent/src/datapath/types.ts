@@ -96,6 +96,8 @@ export interface Frontend {
   ip: string;
   port: number;
   protocol: Protocol;
+  /** Who is served by it: what arrives at the uplinks from other hosts. Absent: the node's own sockets and pods. */
+  scope?: 'outside';
 }
 
 export interface Backend {
@@ -167,6 +169,6 @@ export interface Datapath {
   close(): Promise<void>;
 }
 
-/** `10.96.0.10:80/TCP`, `[fd00:96::a]:80/TCP`. */
-export const serviceKey = ({ ip, port, protocol }: Frontend): string =>
-  `${ip.includes(':') ? `[${ip}]` : ip}:${port}/${protocol}`;
+/** `10.96.0.10:80/TCP`, `[fd00:96::a]:80/TCP`, `172.31.0.1:30080/TCP/outside`. */
+export const serviceKey = ({ ip, port, protocol, scope }: Frontend): string =>
+  `${ip.includes(':') ? `[${ip}]` : ip}:${port}/${protocol}${scope === undefined ? '' : `/${scope}`}`;

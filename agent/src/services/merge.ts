@@ -1,7 +1,7 @@
 /**
  * One service of this cluster, merged with its namesakes in other clusters, as rows for the kernel (wire-contract §3.2). Pure.
  *
- *   local service ─ frontends, affinity, "is it global?"
+ *   local service ─ frontends (frontends.ts), affinity, "is it global?"
  *   local ───────── backends of this cluster: active, or terminating (not ready, still serving)
  *   remotes ─────── those of each peer, in the form that was chosen of it
  *   restored ────── what the kernel still holds of clusters that have not been heard out since the agent started
@@ -17,6 +17,7 @@ import {
   type ServiceRow,
   serviceKey,
 } from '../datapath/types.ts';
+import { frontendsOf, NO_NODE, type NodeAddresses, type ServiceFrontend } from './frontends.ts';
 import { type BackendGroup, type BackendPort, isIpv6 } from './groups.ts';
 
 export interface RemoteBackends {
@@ -28,6 +29,8 @@ export interface MergeInput {
   /** This cluster's id: that of the local backends. */
   readonly clusterId: number;
   readonly service: LocalService;
+  /** This node. Default: one without addresses and backends. */
+  readonly node?: NodeAddresses;
   /** One group per slice of this service. */
   readonly local: readonly BackendGroup[];
   readonly remotes: readonly RemoteBackends[];
@@ -48,18 +51,13 @@ interface Candidates {
 }
 
 export function mergeService(input: MergeInput): ServiceRow[] {
-  const rows: ServiceRow[] = [];
-  for (const ip of input.service.clusterIPs) {
-    for (const port of input.service.ports) {
-      rows.push(rowOf(input, { ip, port: port.port, protocol: port.protocol }, port.name));
-    }
-  }
-  return rows;
+  return frontendsOf(input.service, input.node ?? NO_NODE).map((each) => rowOf(input, each));
 }
 
-function rowOf(input: MergeInput, frontend: Frontend, portName: string): ServiceRow {
+function rowOf(input: MergeInput, { frontend, portName, isOnlyHere }: ServiceFrontend): ServiceRow {
   const { affinity, lbAlgorithm, sessionAffinitySeconds } = input.service;
-  const candidates = candidatesOf(input, frontend, portName);
+  const everywhere = candidatesOf(input, frontend, portName);
+  const candidates = isOnlyHere ? onlyHere(everywhere, input.node ?? NO_NODE) : everywhere;
   const backends = sortBackends(select(affinity, candidates));
   const draining = without(sortBackends(Object.values(candidates).flat()), backends);
   return {
@@ -68,6 +66,17 @@ function rowOf(input: MergeInput, frontend: Frontend, portName: string): Service
     ...(draining.length === 0 ? {} : { draining }),
     flags: lbAlgorithm === 'maglev' ? SERVICE_FLAG.maglev : 0,
     ...(sessionAffinitySeconds === undefined ? {} : { affinitySeconds: sessionAffinitySeconds }),
+  };
+}
+
+function onlyHere(candidates: Candidates, { isHere }: NodeAddresses): Candidates {
+  const here = (backends: readonly Backend[]) => backends.filter(({ ip }) => isHere(ip));
+  return {
+    localActive: here(candidates.localActive),
+    localTerminating: here(candidates.localTerminating),
+    remoteActive: here(candidates.remoteActive),
+    remoteTerminating: here(candidates.remoteTerminating),
+    unready: here(candidates.unready),
   };
 }
 

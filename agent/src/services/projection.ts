@@ -12,6 +12,7 @@ import type { Cidr, ClusterEndpointSlice, GlobalService, LocalService, LocalSlic
 import { type Backend, type ServiceRow, serviceKey } from '../datapath/types.ts';
 import type { RowSink } from '../reconcile/table.ts';
 import type { ServiceV2 } from './choice.ts';
+import { NO_NODE, type NodeAddresses } from './frontends.ts';
 import { type BackendGroup, groupOfLocalSlice } from './groups.ts';
 import { mergeService } from './merge.ts';
 import { createRemoteServices } from './remote-services.ts';
@@ -47,6 +48,8 @@ export function createServicesProjection(options: {
   readonly clusterId: number;
   /** Pod addresses of this node: none of them is a backend of another cluster. */
   readonly podCidr?: Cidr | undefined;
+  /** This node, as external clients find it. Default: no addresses. */
+  readonly node?: NodeAddresses;
   readonly serviceV2: ServiceV2;
   readonly sources: ServiceSources;
 }): ServicesProjection {
@@ -88,6 +91,7 @@ export function createServicesProjection(options: {
       const merged = mergeService({
         clusterId,
         service,
+        node: options.node ?? NO_NODE,
         local: [...(slicesOf.get(name)?.values() ?? [])],
         remotes: remotes.of(name),
         restored: restoredBackends,

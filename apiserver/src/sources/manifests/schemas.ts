@@ -44,7 +44,11 @@ const servicePort = z.looseObject({
   protocol,
   port: portNumber,
   targetPort: z.union([portNumber, z.string()]).nullish(),
+  nodePort: portNumber.nullish(),
 });
+
+const ip = z.string().refine((text) => isIP(text) !== 0, 'is no IP address');
+const trafficPolicy = z.enum(['Cluster', 'Local']).nullish();
 
 export const serviceSchema = z
   .looseObject({
@@ -59,6 +63,10 @@ export const serviceSchema = z
         .nullish(),
       ipFamilyPolicy: z.enum(['SingleStack', 'PreferDualStack', 'RequireDualStack']).nullish(),
       selector: z.record(z.string(), z.string()).nullish(),
+      externalIPs: z.array(ip).nullish(),
+      externalTrafficPolicy: trafficPolicy,
+      internalTrafficPolicy: trafficPolicy,
+      loadBalancerSourceRanges: z.array(z.string()).nullish(),
       sessionAffinity: z.enum(['None', 'ClientIP']).nullish(),
       sessionAffinityConfig: z
         .looseObject({
@@ -70,6 +78,15 @@ export const serviceSchema = z
         .nullish()
         .transform((value) => value ?? []),
     }),
+    status: z
+      .looseObject({
+        loadBalancer: z
+          .looseObject({
+            ingress: z.array(z.looseObject({ ip: ip.nullish(), ipMode: z.enum(['VIP', 'Proxy']).nullish() })).nullish(),
+          })
+          .nullish(),
+      })
+      .nullish(),
   })
   .superRefine(({ spec }, context) => {
     const issue = (path: (string | number)[], message: string) =>

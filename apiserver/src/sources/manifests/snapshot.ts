@@ -11,6 +11,7 @@ import {
   readWeight,
 } from '@clustermesh/contract';
 import { allocateAddresses, type ClusterIps, isHeadless, type ServiceCidrs } from './addresses.ts';
+import { readExternal } from './external.ts';
 import type { LocatedObject } from './parse.ts';
 import { readPolicies } from './policies.ts';
 import { SERVICE_NAME_LABEL } from './schemas.ts';
@@ -103,6 +104,7 @@ export function buildSnapshot(input: SnapshotInput): SnapshotResult {
   problems.push(...addresses.problems);
 
   const services = new Map<string, LocalService>();
+  const nodePorts = new Map<string, string>();
   for (const manifest of manifests) {
     const clusterIPs = addresses.of(manifest);
     if (!isHeadless(manifest) && clusterIPs.length === 0) continue;
@@ -118,11 +120,15 @@ export function buildSnapshot(input: SnapshotInput): SnapshotResult {
           `${manifest.where}: ${manifest.key}: port ${port}/SCTP has the targetPort ${targetPort}: SCTP ports cannot be translated, because its checksum covers them; no connection is made through this port. Give both the same number`,
         );
     }
-    services.set(`${metadata.namespace}/${metadata.name}`, {
+    const name = `${metadata.namespace}/${metadata.name}`;
+    const external = readExternal(name, manifest.object, nodePorts);
+    problems.push(...external.problems.map((problem) => `${manifest.where}: ${manifest.key}: ${problem}`));
+    services.set(name, {
       namespace: metadata.namespace,
       name: metadata.name,
       clusterIPs,
-      ports: spec.ports.map((port) => ({ name: port.name ?? '', protocol: port.protocol, port: port.port })),
+      ports: [...external.ports],
+      ...external.face,
       global,
       shared: global && mesh.shared,
       affinity: mesh.affinity,
