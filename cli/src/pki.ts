@@ -1,8 +1,9 @@
 /** `clustermesh pki init`: the certificates that a standalone cluster starts with. Run again, it issues what is missing or ran out. */
+import { readFileSync } from 'node:fs';
 import { isIP } from 'node:net';
 import { relative, resolve } from 'node:path';
-import { clusterNameProblem, isDnsSubdomain } from '@clustermesh/contract';
-import { ensureClusterPki } from '@clustermesh/pki';
+import { clusterNameProblem, isDnsSubdomain, MeshError, messageOf } from '@clustermesh/contract';
+import { ensureClusterPki, importCa } from '@clustermesh/pki';
 import { UsageError } from './exit-codes.ts';
 import type { Terminal } from './terminal.ts';
 
@@ -12,6 +13,9 @@ export interface PkiInitOptions {
   readonly serverIp: readonly string[];
   readonly serverName: readonly string[];
   readonly node: readonly string[];
+  /** Files of an existing CA; both or none. */
+  readonly caCert?: string;
+  readonly caKey?: string;
 }
 
 export async function pkiInit(options: PkiInitOptions, terminal: Terminal): Promise<void> {
@@ -20,10 +24,13 @@ export async function pkiInit(options: PkiInitOptions, terminal: Terminal): Prom
     ...options.serverIp.filter((ip) => isIP(ip) === 0).map((ip) => `--server-ip ${ip} is no IP address`),
     ...options.serverName.filter((name) => !isDnsSubdomain(name)).map((name) => `--server-name ${name} is no DNS name`),
     ...options.node.filter((name) => !isDnsSubdomain(name)).map((name) => `--node ${name} is no node name`),
+    ...((options.caCert === undefined) === (options.caKey === undefined) ? [] : ['--ca-cert and --ca-key go together']),
   ];
   if (problems.length > 0)
     throw new UsageError({ code: 'invalid-argument', message: `making certificates: ${problems.join('; ')}` });
   const dir = resolve(options.dir);
+  if (options.caCert !== undefined && options.caKey !== undefined)
+    importCa({ dir, certPem: readPem(options.caCert), keyPem: readPem(options.caKey) });
   const { issued } = await ensureClusterPki({
     dir,
     cluster: options.cluster,
@@ -37,4 +44,12 @@ export async function pkiInit(options: PkiInitOptions, terminal: Terminal): Prom
       ? `${dir}: all certificates are there and valid, nothing was issued`
       : `${dir}: ${issued.length} issued; keys (*.key) stay on this machine, nodes/<node>/ belongs on that node`,
   );
+}
+
+function readPem(file: string): string {
+  try {
+    return readFileSync(file, 'utf8');
+  } catch (error) {
+    throw new MeshError({ code: 'not-found', message: `importing a CA: ${messageOf(error)}`, cause: error });
+  }
 }

@@ -76,7 +76,7 @@ export function issueCertificate(request: LeafRequest): string {
   const certificate = forge.pki.createCertificate();
   certificate.publicKey = forge.pki.publicKeyFromPem(request.publicKeyPem);
   certificate.setSubject([{ name: 'commonName', value: request.commonName }]);
-  certificate.setIssuer(issuer.subject.attributes);
+  certificate.setIssuer([...subjectOf(issuer)]);
   const altNames = [
     ...(request.dnsNames ?? []).map((value) => ({ type: 2, value })),
     ...(request.ips ?? []).map((ip) => ({ type: 7, ip: checkedIp(ip) })),
@@ -103,7 +103,19 @@ function checkedIp(ip: string): string {
   return ip;
 }
 
-function keyIdentifier(certificate: forge.pki.Certificate): string {
+/** Its name to be written again: forge encodes texts when it writes, and does not decode them when it reads. */
+export function subjectOf(certificate: forge.pki.Certificate): readonly forge.pki.CertificateField[] {
+  return certificate.subject.attributes.map((attribute) =>
+    (attribute.valueTagClass as unknown as forge.asn1.Type) === forge.asn1.Type.UTF8
+      ? { ...attribute, value: forge.util.decodeUtf8(String(attribute.value)) }
+      : attribute,
+  );
+}
+
+/** The one that it says itself, if it does: an imported CA may have another than the usual hash of its key. */
+export function keyIdentifier(certificate: forge.pki.Certificate): string {
+  const own = certificate.getExtension('subjectKeyIdentifier') as { readonly subjectKeyIdentifier?: string } | null;
+  if (own?.subjectKeyIdentifier !== undefined) return forge.util.hexToBytes(own.subjectKeyIdentifier);
   return (certificate.generateSubjectKeyIdentifier() as forge.util.ByteStringBuffer).getBytes();
 }
 

@@ -5,7 +5,13 @@
 import { sign, verify } from 'node:crypto';
 import { MeshError, messageOf } from '@clustermesh/contract';
 import forge from 'node-forge';
-import { type CertificateAuthority, certificatesIn, parseCertificate } from './certificate.ts';
+import {
+  type CertificateAuthority,
+  certificatesIn,
+  keyIdentifier,
+  parseCertificate,
+  subjectOf,
+} from './certificate.ts';
 import { rsaPrivateKey } from './keys.ts';
 
 const { asn1 } = forge;
@@ -41,12 +47,12 @@ export function createCrl(options: {
 }): string {
   const now = options.now ?? new Date();
   const issuer = forge.pki.certificateFromPem(options.ca.certPem);
-  const keyId = (issuer.generateSubjectKeyIdentifier() as forge.util.ByteStringBuffer).getBytes();
+  const keyId = keyIdentifier(issuer);
   const algorithm = sequence(oid(OID_SHA256_RSA), asn1.create(Class.UNIVERSAL, Type.NULL, false, ''));
   const list = sequence(
     integer('01'),
     algorithm,
-    forge.pki.distinguishedNameToAsn1(issuer.subject),
+    forge.pki.distinguishedNameToAsn1({ attributes: [...subjectOf(issuer)] }),
     time(now),
     time(new Date(now.getTime() + CRL_VALIDITY_DAYS * DAY_MS)),
     // Absent when empty: an empty sequence is not allowed there.

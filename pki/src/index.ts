@@ -12,6 +12,7 @@ export { type ClusterPki, type ClusterPkiOptions, ensureClusterPki, whyIssue } f
 export { createCrl, normalSerial, readCrl, serialOf } from './crl.ts';
 export { createCsr, createKeyAndCsr, signCsr } from './csr.ts';
 export { loadCa, loadCaBundle } from './files.ts';
+export { importCa } from './import-ca.ts';
 export { createCa, issueClient, issueServer } from './issue.ts';
 export * from './names.ts';
 export {

@@ -15,6 +15,8 @@ export function addPki({ add, terminal }: CommandKit): void {
     .option('--server-ip <address>', 'address of etcd beyond 127.0.0.1 and ::1; may be repeated', several, [])
     .option('--server-name <name>', 'name of etcd beyond *.mesh.cilium.io and localhost; may be repeated', several, [])
     .option('--node <name>', 'node whose agent gets a certificate in nodes/<name>; may be repeated', several, [])
+    .option('--ca-cert <file>', 'existing CA to sign with, self-signed and RSA; default: a new one is made')
+    .option('--ca-key <file>', 'its private key')
     .addHelpText('after', `\n${EXIT_CODES_HELP}`)
     .action((given: PkiInitOptions) => pkiInit(given, terminal));
 }
