@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { it, type TestContext } from 'node:test';
@@ -10,6 +9,7 @@ import { MeshError } from '@clustermesh/contract';
 import { createCa, issueClient, issueServer } from '@clustermesh/pki';
 import { createLog, type Log, repoRoot, waitFor } from '@clustermesh/runtime';
 import { Redis } from 'ioredis';
+import { freePort } from '../testing/apiserver-process.ts';
 import { type RedisServer, startRedisServer } from '../testing/redis-server.ts';
 import { type OperationQueue, openQueue, type QueueOptions } from './queue.ts';
 import { type RedisConfig, readRedisCredentials, redisAddress, redisSchema } from './redis-config.ts';
@@ -90,14 +90,6 @@ async function start(t: TestContext): Promise<Stage> {
       return queue;
     },
   };
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise<void>((resolve) => server.close(() => resolve()));
-  return port;
 }
 
 const job = (operation: string) => ({ kind: 'disconnect' as const, operation, peer: 'us' });

@@ -30,11 +30,12 @@ export interface TestCluster {
   close(): Promise<void>;
 }
 
-/** `config`: further sections of apiserver.yaml. */
+/** `config`: further sections of apiserver.yaml. `wrapper`: a command that runs the apiserver as its arguments say. */
 export async function startTestCluster(
   name: string,
   id: number,
   config: Readonly<Record<string, unknown>> = {},
+  wrapper: readonly string[] = [],
 ): Promise<TestCluster> {
   const dir = mkdtempSync(join(tmpdir(), `cm-${name}-`));
   const pkiDir = join(dir, 'pki');
@@ -102,7 +103,8 @@ export async function startTestCluster(
         }),
       );
       const main = join(repoRoot(), 'apiserver/src/main.ts');
-      const started = spawn(process.execPath, ['--import', 'tsx', main, '--config', configFile], {
+      const [command, ...args] = [...wrapper, process.execPath, '--import', 'tsx', main, '--config', configFile];
+      const started = spawn(command!, args, {
         cwd: repoRoot(),
         stdio: ['ignore', 'pipe', 'inherit'],
       });
@@ -140,7 +142,7 @@ export async function startTestCluster(
 }
 
 /** Free when asked; the apiserver takes it again after every restart. */
-async function freePort(): Promise<number> {
+export async function freePort(): Promise<number> {
   const server = createServer();
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const { port } = server.address() as AddressInfo;
