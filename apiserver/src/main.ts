@@ -22,6 +22,7 @@ import { createJoining } from './join/joining.ts';
 import { createKvstoreMetrics } from './kvstore-metrics.ts';
 import { createMetrics, MESH_METRICS, OWN_METRICS } from './metrics.ts';
 import { createPeerDirectory, housekeeping, startOperations, startSchedule } from './operations/index.ts';
+import { createPeerIssuer, createPeerRenewal } from './peer-renewal.ts';
 import { knownPeers } from './preflight/known-peers.ts';
 import { runPreflight } from './preflight/preflight.ts';
 import { startRenewal } from './renewal.ts';
@@ -92,7 +93,11 @@ await runDaemon(log, async (signal) => {
     redis: config.redis,
     mayRun: plane.runsTerm,
     log,
-    tasks: housekeeping({ invites, operations }),
+    tasks: housekeeping({
+      invites,
+      operations,
+      renewPeers: createPeerRenewal({ own: cluster.name, directory, log }).run,
+    }),
   });
   const renewal = startRenewal({
     ...{ pkiDir, cluster: cluster.name, log, signal },
@@ -126,6 +131,7 @@ await runDaemon(log, async (signal) => {
       ),
     operations,
     inviting: createInviting({ invites, operations, cluster: info }),
+    renewPeer: createPeerIssuer({ pkiDir, caPem: () => info().caPem }),
     rotateLeaves: renewal.rotateLeaves,
     join: createJoining({ operations, cluster: info, log, signal }),
     mirror: plane.mirror,

@@ -20,6 +20,8 @@ export interface PeerConfig {
   readonly keyFile: string;
   /** What was agreed at connect; undefined for a file that was not written by us. */
   readonly agreed?: AgreedPeer | undefined;
+  /** `host:port` of its admin interface, where certificates are renewed; undefined when none was named. */
+  readonly adminEndpoints?: readonly string[] | undefined;
   /** Its services are not to be used here any more; what is open goes on. */
   readonly draining?: boolean | undefined;
 }
@@ -47,7 +49,10 @@ export interface PeerDirectory {
     readonly certPem: string;
     readonly keyPem: string;
     readonly agreed: AgreedPeer;
+    readonly adminEndpoints?: readonly string[] | undefined;
   }): Promise<void>;
+  /** Replaces what is given, and nothing else; readers take it up at their next connection. False: there is no such peer. */
+  renew(peer: string, files: { readonly caPem: string; readonly certPem?: string }): Promise<boolean>;
   /** Marks a peer as draining, until it is written again. False: there is no such peer. */
   drain(peer: string): Promise<boolean>;
   remove(peer: string): Promise<void>;

@@ -93,6 +93,7 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
     },
     RedeemInvite: async () => assert.fail('asked by clusters only'),
     CompleteInvite: async () => assert.fail('asked by clusters only'),
+    RenewPeer: async () => ({ certificatePem: '', caPem: '' }),
     RotateLeaves: async () => ({ issued: [{ file: '/pki/server.crt', reason: 'asked for' }] }),
     Diagnose: async () => ({ diagnoses: scripted.diagnoses }),
     ListOperations: async () => ({ operations: scripted.operations }),

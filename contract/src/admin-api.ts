@@ -42,11 +42,14 @@ export interface ClusterInfo {
   /** etcd endpoints that peers connect to. */
   readonly endpoints: readonly string[];
   readonly hostAliases: readonly HostAlias[];
+  /** All that are trusted, the one that signs first: two while a CA is replaced. */
   readonly caPem: string;
   readonly version: string;
   readonly podCidr: string;
   /** IPv6; '' when its pods have none. */
   readonly podCidrV6: string;
+  /** `host:port` of the admin interface for peers. Default: they cannot reach it. */
+  readonly adminEndpoints?: readonly string[];
 }
 
 export interface NodeFacts {
@@ -191,6 +194,7 @@ export interface AdminMethods {
     response: Record<string, never>;
   };
   RotateLeaves: { request: Record<string, never>; response: { issued: readonly IssuedCertificate[] } };
+  RenewPeer: { request: { csrPem: string }; response: { certificatePem: string; caPem: string } };
   GetStatus: { request: Record<string, never>; response: ClusterStatus };
   GetFacts: { request: Record<string, never>; response: ClusterFacts };
   Preflight: { request: PreflightRequest; response: { checks: readonly PreflightCheck[] } };

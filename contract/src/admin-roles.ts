@@ -11,6 +11,8 @@ const LOOK: readonly AdminRole[] = ['operator', 'viewer'];
 const ACT: readonly AdminRole[] = ['operator'];
 /** They prove their right by the token that they bring. */
 const JOIN: readonly AdminRole[] = ['operator', 'viewer', 'peer', 'anyone'];
+/** What concerns nobody but the peer that asks. */
+const PEER: readonly AdminRole[] = ['peer'];
 const MEET: readonly AdminRole[] = ['operator', 'viewer', 'peer'];
 
 export const ADMIN_METHOD_ROLES: Readonly<Record<keyof AdminMethods, readonly AdminRole[]>> = {
@@ -30,6 +32,7 @@ export const ADMIN_METHOD_ROLES: Readonly<Record<keyof AdminMethods, readonly Ad
   CancelOperation: ACT,
   CreateInvite: ACT,
   RotateLeaves: ACT,
+  RenewPeer: PEER,
   Join: ACT,
   RedeemInvite: JOIN,
   CompleteInvite: JOIN,

@@ -18,6 +18,8 @@ export interface ClusterFile {
   readonly keyFile: string | undefined;
   /** What was agreed at connect; undefined in a file that was not written by us. */
   readonly agreed: { readonly id: number; readonly podCidr: string; readonly podCidrV6: string } | undefined;
+  /** `host:port` of its admin interface; undefined when none was named. */
+  readonly adminEndpoints?: readonly string[];
   /** The peer is to be left: traffic is moving away from it. */
   readonly draining?: true;
   /** The file as it is: another text is another configuration. */
@@ -50,6 +52,7 @@ const schema = z.looseObject({
       id: z.number().int(),
       podCIDR: cidrOrNone,
       podCIDRv6: cidrOrNone.refine((text) => text === '' || text.includes(':'), 'is no IPv6 CIDR'),
+      admin: z.array(z.string().min(1)).optional(),
       draining: z.boolean().optional(),
     })
     .optional(),
@@ -110,6 +113,7 @@ export function parseClusterFile(name: string, text: string): ClusterFile {
     certFile: file['cert-file'],
     keyFile: file['key-file'],
     agreed: ours === undefined ? undefined : { id: ours.id, podCidr: ours.podCIDR, podCidrV6: ours.podCIDRv6 },
+    ...(ours?.admin === undefined ? {} : { adminEndpoints: ours.admin }),
     ...(ours?.draining === true ? { draining: true } : {}),
     text,
   };

@@ -79,6 +79,7 @@ const handlers: Handlers<AdminMethods> = {
   Join: async () => assert.fail('not called'),
   RedeemInvite: async () => assert.fail('not called'),
   CompleteInvite: async () => assert.fail('not called'),
+  RenewPeer: async () => assert.fail('not called'),
   RotateLeaves: async () => assert.fail('not called'),
   Diagnose: async () => assert.fail('not called'),
   ListOperations: async () => assert.fail('not called'),

@@ -1,5 +1,5 @@
 import type { ClusterFacts, ClusterInfo, HostAlias, NodeRecord } from '@clustermesh/contract';
-import { loadCaBundle } from '@clustermesh/pki';
+import { certificatesIn, loadCa, loadCaBundle } from '@clustermesh/pki';
 import { version } from '@clustermesh/runtime';
 import type { OwnCluster } from '../preflight/agreement.ts';
 
@@ -7,7 +7,11 @@ import type { OwnCluster } from '../preflight/agreement.ts';
 export function readClusterInfo(options: {
   readonly own: OwnCluster;
   readonly region: string;
-  readonly advertise: { readonly endpoints: readonly string[]; readonly hostAliases: readonly HostAlias[] };
+  readonly advertise: {
+    readonly endpoints: readonly string[];
+    readonly hostAliases: readonly HostAlias[];
+    readonly admin: readonly string[];
+  };
   readonly pkiDir: string;
 }): ClusterInfo {
   return {
@@ -17,11 +21,21 @@ export function readClusterInfo(options: {
     region: options.region,
     endpoints: options.advertise.endpoints,
     hostAliases: options.advertise.hostAliases,
-    caPem: loadCaBundle(options.pkiDir),
+    caPem: signingCaFirst(options.pkiDir),
     version: version(),
     podCidr: options.own.podCidr,
     podCidrV6: options.own.podCidrV6,
+    adminEndpoints: options.advertise.admin,
   };
+}
+
+/** So that a peer sees by which one its next certificate would be signed. */
+function signingCaFirst(pkiDir: string): string {
+  const signing = loadCa(pkiDir).certPem.trim();
+  const others = certificatesIn(loadCaBundle(pkiDir))
+    .map((pem) => pem.trim())
+    .filter((pem) => pem !== signing);
+  return `${[signing, ...others].join('\n')}\n`;
 }
 
 /** For a preflight: also what this cluster's network looks like, as far as its nodes tell. */

@@ -28,6 +28,7 @@ export interface AdminOptions {
   readonly operations: Operations;
   readonly inviting: Inviting;
   readonly join: (token: string) => Promise<string>;
+  readonly renewPeer: (peer: string, csrPem: string) => Promise<{ certificatePem: string; caPem: string }>;
   readonly rotateLeaves: () => Promise<readonly IssuedCertificate[]>;
   readonly mirror: MirrorView;
   readonly agents: AgentView;
@@ -71,6 +72,7 @@ export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {
       return {};
     },
     RotateLeaves: async () => ({ issued: await options.rotateLeaves() }),
+    RenewPeer: ({ csrPem }, { caller }) => options.renewPeer(peerOf(caller), csrPem),
     Diagnose: async ({ peer }) => ({ diagnoses: await options.diagnose(peer) }),
     GetFacts: async () => options.facts(),
     Preflight: async (request) => ({ checks: await options.preflight(request) }),
@@ -90,3 +92,6 @@ export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {
 }
 
 const sourceOf = (caller: Caller): string => (caller.via === 'socket' ? 'socket' : caller.address);
+
+/** Only the role `peer` comes so far, and that is a certificate for remote-<peer>. */
+const peerOf = (caller: Caller): string => (caller.via === 'tls' ? (caller.user ?? '').replace(/^remote-/, '') : '');

@@ -8,8 +8,11 @@ const MINUTE_MS = 60_000;
 export function housekeeping(ports: {
   readonly invites: Pick<Invites, 'sweep'>;
   readonly operations: Pick<Operations, 'sweepPending'>;
+  /** peer-renewal.ts */
+  readonly renewPeers: () => Promise<string | undefined>;
 }): ScheduledTask[] {
   return [
+    { name: 'renew-peers', everyMs: MINUTE_MS, run: ports.renewPeers },
     {
       name: 'sweep-invites',
       everyMs: 10 * MINUTE_MS,

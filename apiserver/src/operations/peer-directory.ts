@@ -82,10 +82,20 @@ export function createPeerDirectory({ dir, ownName, log }: PeerDirectoryOptions)
           id: peer.agreed.id,
           podCIDR: peer.agreed.podCidr,
           ...(peer.agreed.podCidrV6 === '' ? {} : { podCIDRv6: peer.agreed.podCidrV6 }),
+          ...((peer.adminEndpoints ?? []).length > 0 ? { admin: peer.adminEndpoints } : {}),
         },
       });
       // Last: whoever watches the directory sees a peer only when it is whole.
       atomicWrite(paths.config, text, 0o600);
+    },
+
+    renew: async (peer, { caPem, certPem }) => {
+      checkName(peer, ownName);
+      const paths = files(peer);
+      if (!existsSync(paths.config)) return false;
+      atomicWrite(paths.ca, caPem, 0o600);
+      if (certPem !== undefined) atomicWrite(paths.cert, certPem, 0o600);
+      return true;
     },
 
     drain: async (peer) => {

@@ -146,6 +146,7 @@ async function installCredentials(
     keyPem: credentials.keyPem,
     // A job of an older release says nothing of IPv6.
     agreed: { id: peer.id, podCidr: peer.podCidr, podCidrV6: peer.podCidrV6 ?? '' },
+    adminEndpoints: peer.adminEndpoints,
   });
   ports.mirror.refresh();
   return { message: `${peer.name} is configured at ${endpoint}` };
