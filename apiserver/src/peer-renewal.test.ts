@@ -3,7 +3,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { type AdminMethods, MeshError } from '@clustermesh/contract';
+import { ADMIN_METHOD_ROLES, type AdminMethods, MeshError } from '@clustermesh/contract';
 import {
   certificatesIn,
   createKeyAndCsr,
@@ -57,7 +57,9 @@ test("a peer's new CA arrives before it signs, our certificate there follows it,
       pkiDir,
     });
   const issue = createPeerIssuer({ pkiDir, caPem: () => info().caPem, clock });
+  const others = Object.keys(ADMIN_METHOD_ROLES).map((method) => [method, () => assert.fail(`${method} was called`)]);
   const handlers = {
+    ...Object.fromEntries(others),
     GetCluster: async () => info(),
     RenewPeer: ({ csrPem }: { csrPem: string }) => issue('us', csrPem),
   } as unknown as Handlers<AdminMethods>;

@@ -1,9 +1,9 @@
 /** `clustermesh pki init`: the certificates that a standalone cluster starts with. Run again, it issues what is missing or ran out. */
-import { readFileSync } from 'node:fs';
 import { isIP } from 'node:net';
 import { relative, resolve } from 'node:path';
-import { clusterNameProblem, isDnsSubdomain, MeshError, messageOf } from '@clustermesh/contract';
+import { clusterNameProblem, isDnsSubdomain } from '@clustermesh/contract';
 import { ensureClusterPki, importCa } from '@clustermesh/pki';
+import { type CaPems, readCaFiles, readCaSecret } from './ca-source.ts';
 import { UsageError } from './exit-codes.ts';
 import type { Terminal } from './terminal.ts';
 
@@ -16,6 +16,8 @@ export interface PkiInitOptions {
   /** Files of an existing CA; both or none. */
   readonly caCert?: string;
   readonly caKey?: string;
+  /** Instead of them: a secret, mounted or as a manifest. */
+  readonly caSecret?: string;
 }
 
 export async function pkiInit(options: PkiInitOptions, terminal: Terminal): Promise<void> {
@@ -25,12 +27,15 @@ export async function pkiInit(options: PkiInitOptions, terminal: Terminal): Prom
     ...options.serverName.filter((name) => !isDnsSubdomain(name)).map((name) => `--server-name ${name} is no DNS name`),
     ...options.node.filter((name) => !isDnsSubdomain(name)).map((name) => `--node ${name} is no node name`),
     ...((options.caCert === undefined) === (options.caKey === undefined) ? [] : ['--ca-cert and --ca-key go together']),
+    ...(options.caSecret !== undefined && options.caCert !== undefined
+      ? ['--ca-secret takes the place of --ca-cert and --ca-key']
+      : []),
   ];
   if (problems.length > 0)
     throw new UsageError({ code: 'invalid-argument', message: `making certificates: ${problems.join('; ')}` });
   const dir = resolve(options.dir);
-  if (options.caCert !== undefined && options.caKey !== undefined)
-    importCa({ dir, certPem: readPem(options.caCert), keyPem: readPem(options.caKey) });
+  const ca = givenCa(options);
+  if (ca !== undefined) importCa({ dir, ...ca });
   const { issued } = await ensureClusterPki({
     dir,
     cluster: options.cluster,
@@ -46,10 +51,7 @@ export async function pkiInit(options: PkiInitOptions, terminal: Terminal): Prom
   );
 }
 
-function readPem(file: string): string {
-  try {
-    return readFileSync(file, 'utf8');
-  } catch (error) {
-    throw new MeshError({ code: 'not-found', message: `importing a CA: ${messageOf(error)}`, cause: error });
-  }
+function givenCa({ caCert, caKey, caSecret }: PkiInitOptions): CaPems | undefined {
+  if (caSecret !== undefined) return readCaSecret(caSecret);
+  return caCert === undefined || caKey === undefined ? undefined : readCaFiles(caCert, caKey);
 }

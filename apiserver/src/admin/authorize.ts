@@ -14,7 +14,7 @@ import type { Audit } from './audit.ts';
 type Method = keyof AdminMethods;
 type AnyHandler = (request: unknown, context: CallContext) => Promise<unknown> | AsyncIterable<unknown>;
 
-/** The socket is its owner's, who may do everything. */
+/** The socket is its owner's, who may do everything but what only a peer can ask for itself. */
 export function roleOf(context: CallContext, cluster: string): AdminRole {
   if (context.caller.via === 'socket') return 'operator';
   return (context.caller.user === undefined ? undefined : adminRoleOf(context.caller.user, cluster)) ?? 'anyone';
@@ -52,7 +52,7 @@ function guard(method: Method, handler: AnyHandler, cluster: string, audit: Audi
 
 function refusal(method: Method, role: AdminRole, { caller }: CallContext): MeshError {
   const roles = ADMIN_METHOD_ROLES[method].join(' or ');
-  const user = caller.via === 'tls' ? caller.user : undefined;
+  const user = caller.via === 'tls' ? caller.user : 'the owner of the socket';
   if (user === undefined)
     return new MeshError({
       code: 'unauthenticated',

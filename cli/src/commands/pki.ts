@@ -17,6 +17,10 @@ export function addPki({ add, terminal }: CommandKit): void {
     .option('--node <name>', 'node whose agent gets a certificate in nodes/<name>; may be repeated', several, [])
     .option('--ca-cert <file>', 'existing CA to sign with, self-signed and RSA; default: a new one is made')
     .option('--ca-key <file>', 'its private key')
+    .option(
+      '--ca-secret <path>',
+      'the same from a secret of cert-manager: the directory it is mounted at, or its manifest',
+    )
     .addHelpText('after', `\n${EXIT_CODES_HELP}`)
     .action((given: PkiInitOptions) => pkiInit(given, terminal));
 }
