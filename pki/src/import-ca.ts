@@ -29,7 +29,11 @@ export function importCa(options: {
   const certificate = new X509Certificate(certPem);
   if (certificate.publicKey.asymmetricKeyType !== 'rsa' || !isKeyOf(certPem, keyPem))
     throw refusal('certificate and key do not belong together');
-  if (!certificate.ca) throw refusal(`it is no CA (${certificate.subject.replaceAll('\n', ', ')})`);
+  if (!certificate.ca)
+    throw refusal(
+      `it is no CA (${certificate.subject.replaceAll('\n', ', ')})`,
+      'it needs the basic constraint CA:TRUE and, where it names key usages, keyCertSign',
+    );
   if (certificate.issuer !== certificate.subject || !certificate.verify(certificate.publicKey))
     throw refusal(
       `it is signed by another CA (${certificate.issuer.replaceAll('\n', ', ')})`,
@@ -42,7 +46,7 @@ export function importCa(options: {
   // OpenSSL's judgement of what it would sign: key usage, names and key identifiers are in it.
   const trial = issueCertificate({ ca, kind: 'client', commonName: 'trial', publicKeyPem: publicKeyPem(keyPem), now });
   if (!isIssuedBy(trial, certPem))
-    throw refusal('OpenSSL does not accept what it signs: does it lack the key usage keyCertSign?');
+    throw refusal('OpenSSL does not accept what it signs');
 
   const present = readPair(dir, 'ca');
   if (present !== undefined && certificatesIn(present.certPem).some((pem) => pem.trim() === certPem.trim())) return;

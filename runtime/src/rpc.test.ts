@@ -29,6 +29,7 @@ const eu: ClusterInfo = {
   version: '0',
   podCidr: '10.1.0.0/16',
   podCidrV6: 'fd00:1::/32',
+  adminEndpoints: ['eu.example:9882'],
 };
 
 function event(step: string): OperationEvent {
