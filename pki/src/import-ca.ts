@@ -45,8 +45,7 @@ export function importCa(options: {
   const ca: CertificateAuthority = { certPem, keyPem: key.export({ type: 'pkcs8', format: 'pem' }).toString() };
   // OpenSSL's judgement of what it would sign: key usage, names and key identifiers are in it.
   const trial = issueCertificate({ ca, kind: 'client', commonName: 'trial', publicKeyPem: publicKeyPem(keyPem), now });
-  if (!isIssuedBy(trial, certPem))
-    throw refusal('OpenSSL does not accept what it signs');
+  if (!isIssuedBy(trial, certPem)) throw refusal('OpenSSL does not accept what it signs');
 
   const present = readPair(dir, 'ca');
   if (present !== undefined && certificatesIn(present.certPem).some((pem) => pem.trim() === certPem.trim())) return;
