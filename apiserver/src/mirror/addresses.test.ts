@@ -10,7 +10,7 @@ import {
   type NodeInput,
 } from '@clustermesh/contract';
 import { openZstd } from '@clustermesh/runtime';
-import { type AddressFacts, agreedRanges, takenCidr } from './addresses.ts';
+import { type AddressFacts, agreedRanges, NodeIps, takenCidr } from './addresses.ts';
 import { judgeObject } from './validate.ts';
 
 const us = { cluster: 'us', clusterId: 2, maxConnectedClusters: 255 } as const;
@@ -100,6 +100,50 @@ function table(rows: readonly Row[]) {
       else assert.match(problem ?? '', expected);
     });
 }
+
+/** The host of a pod is where packets to it are sent: the node of another cluster, or anybody, must not be named as that. */
+describe('hosts of ip entries', () => {
+  const at = (host: string, held: AddressFacts) => {
+    const value = { IP: '10.2.1.5', Mask: null, HostIP: host, ID: POD, Key: 0, Metadata: '' };
+    return judge('ip', '10.2.1.5', JSON.stringify(value), held);
+  };
+  const strange =
+    /^ip entry 10\.2\.1\.5 is at host 172\.31\.1\.11, which is no address of a node that the cluster has published$/;
+  table([
+    ['a node of the peer', at('172.31.2.11', facts), undefined],
+    ['its IPv6 address', at('fd00:2::11', facts), undefined],
+    ['none', at('', facts), undefined],
+    ["this cluster's node", at('172.31.1.11', facts), strange],
+    ['the same of a peer that was configured by hand', at('172.31.1.11', byHand), strange],
+    ['loopback', at('127.0.0.1', facts), /is at host 127\.0\.0\.1, which is no address of a node/],
+  ]);
+});
+
+describe("addresses of a peer's nodes", () => {
+  const called = (name: string, internalIp: string) =>
+    makeNode({
+      name,
+      cluster: 'us',
+      clusterId: 2,
+      labels: {},
+      internalIp,
+      gatewayIp: '10.2.2.1',
+      podCidr: '10.2.2.0/24',
+    });
+
+  it('follow the nodes; one that two nodes have, while one is renamed, stays until the last of them goes', () => {
+    const ips = new NodeIps();
+    assert.equal(ips.set('old', called('old', '172.31.2.12')), true);
+    assert.equal(ips.set('old', called('old', '172.31.2.12')), false, 'nothing new');
+    assert.equal(ips.set('new', called('new', '172.31.2.12')), true);
+    assert.equal(ips.set('old', undefined), true);
+    assert.equal(ips.has('172.31.2.12'), true);
+    assert.equal(ips.set('new', called('new', '172.31.2.13')), true);
+    assert.deepEqual([ips.has('172.31.2.12'), ips.has('172.31.2.13'), ips.has('10.2.2.1')], [false, true, true]);
+    ips.set('new', undefined);
+    assert.deepEqual([ips.has('172.31.2.13'), ips.has('10.2.2.1')], [false, false]);
+  });
+});
 
 describe('ip entries of a peer with an agreed pod CIDR', () => {
   const outside = /lies outside 10\.2\.0\.0\/16, which was agreed/;

@@ -108,9 +108,14 @@ export function nodeAddressProblem(node: MeshNode, facts: AddressFacts): string 
   return own === undefined ? undefined : `node ${node.Name}: its address ${own}`;
 }
 
-/** Reserved identities (host, remote-node, health) are for single addresses, which may be those of nodes. */
+/**
+ * Reserved identities (host, remote-node, health) are for single addresses, which may be those of nodes. Packets to the address are
+ * sent through the tunnel to its `HostIP`: to anything but a node of the peer, they would be a flood that a stranger aims.
+ */
 export function ipAddressProblem(entry: IpEntry, facts: AddressFacts): string | undefined {
   const name = ipEntryName(entry) ?? entry.IP;
+  if (entry.HostIP !== '' && !facts.nodeIps.has(entry.HostIP))
+    return `ip entry ${name} is at host ${entry.HostIP}, which is no address of a node that the cluster has published`;
   const cidr = parseCidr(name) ?? host(entry.IP);
   if (isReservedIdentity(entry.ID)) {
     if (cidr.length !== host(cidr.ip).length)
@@ -196,20 +201,28 @@ export function serviceRest(
 /** The addresses of a peer's accepted nodes. */
 export class NodeIps {
   readonly #byNode = new Map<string, readonly string[]>();
-  #all: ReadonlySet<string> | undefined;
+  /** How many nodes have the address. */
+  readonly #nodes = new Map<string, number>();
 
   has(ip: string): boolean {
-    this.#all ??= new Set([...this.#byNode.values()].flat());
-    return this.#all.has(ip);
+    return this.#nodes.has(ip);
   }
 
   /** Undefined: the node is gone. Returns whether anything changed. */
   set(name: string, node: MeshNode | undefined): boolean {
     const ips = node === undefined ? [] : nodeAddresses(node);
-    if (ips.join() === (this.#byNode.get(name) ?? []).join()) return false;
+    const before = this.#byNode.get(name) ?? [];
+    if (ips.join() === before.join()) return false;
+    for (const ip of ips) this.#count(ip, 1);
+    for (const ip of before) this.#count(ip, -1);
     if (ips.length === 0) this.#byNode.delete(name);
     else this.#byNode.set(name, ips);
-    this.#all = undefined;
     return true;
+  }
+
+  #count(ip: string, change: 1 | -1): void {
+    const nodes = (this.#nodes.get(ip) ?? 0) + change;
+    if (nodes === 0) this.#nodes.delete(ip);
+    else this.#nodes.set(ip, nodes);
   }
 }

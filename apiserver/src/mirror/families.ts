@@ -42,8 +42,8 @@ export interface FamiliesOptions {
 
 export interface Families {
   /**
-   * Level-triggered: begins what is published and not followed yet, withdraws what is not published any more, and tries again what
-   * was halted. True when the set has changed.
+   * Level-triggered: begins what is published and not followed yet (the nodes first, the others once those are listed), withdraws
+   * what is not published any more, and tries again what was halted. True when the set has changed.
    */
   follow(accepted: AcceptedConfig): Promise<boolean>;
   current(): ReadonlyMap<WireFamily, FamilyMirror>;
@@ -120,8 +120,14 @@ export function startFamilies(options: FamiliesOptions): Families {
       quota.reset();
       for (const mirror of current.values()) fresh.add(mirror);
     }
-    for (const mirror of fresh) mirror.follow(following.signal);
-    fresh.clear();
+    // Addresses and backends are held against the nodes: without them, all of a first list would be quarantined and judged again.
+    const nodes = current.get('nodes');
+    const areNodesKnown = nodes?.listed() ?? true;
+    for (const mirror of fresh) {
+      if (mirror !== nodes && !areNodesKnown) continue;
+      mirror.follow(following.signal);
+      fresh.delete(mirror);
+    }
     return isChanged;
   };
 

@@ -254,12 +254,18 @@ test('F21 what lies outside the agreed pod CIDR is quarantined, and what is at a
     JSON.stringify({ name: 'n9', internalIp: '172.31.2.19', gatewayIp: '10.3.9.1', podCidr: '10.3.9.0/24' }),
   );
   us.manifest('shop.yaml', shopManifest(['172.31.2.77']));
+  const pod = { IP: '10.2.67.5', Mask: null, HostIP: '172.31.2.77', ID: 131_100, Key: 0, Metadata: '' };
+  await us.admin.put('cilium/state/ip/v1/default/10.2.67.5', JSON.stringify(pod));
   const record = await eu.eventually('the quarantine', async () => {
     const status = await recordOf(eu, 'us');
-    return status?.families['services']?.quarantined === 1 && status.families['nodes']?.quarantined === 1
+    return ['services', 'nodes', 'ip'].every((family) => status?.families[family]?.quarantined === 1)
       ? status
       : undefined;
   });
+  assert.match(
+    record.families['ip']?.lastQuarantineReason ?? '',
+    /10\.2\.67\.5 is at host 172\.31\.2\.77, which is no/,
+  );
   assert.match(
     record.families['nodes']?.lastQuarantineReason ?? '',
     /node n9: its pod CIDR 10\.3\.9\.0\/24 lies outside/,
@@ -275,6 +281,7 @@ test('F21 what lies outside the agreed pod CIDR is quarantined, and what is at a
       (await eu.dump('cilium/cache/services/'))['cilium/cache/services/v1/us/shop/web']?.includes('172.31.2.77'),
     );
   await atNode();
+  await eu.eventually('the pod', () => eu.admin.get('cilium/cache/ip/v1/us/10.2.67.5'));
 
   await eu.stop();
   let withdrawn = false;

@@ -93,7 +93,10 @@ export async function openChanges(options: {
     ),
   );
 
-  /** A put or (a third of them) a delete of something that exists; what is absent comes back. */
+  /**
+   * A put or (a third of them) a delete of something that exists; what is absent comes back. Nodes only change: the endpoints of one
+   * that is gone would rightly be refused.
+   */
   const change = (family: Exclude<Family, 'services'>): void => {
     const { peer, etcd } = sources[random(sources.length)]!;
     const entry: Entry = {
@@ -106,7 +109,7 @@ export async function openChanges(options: {
     // The one before has not arrived: which of both a watch shows could not be told.
     if (waiting.has(key)) return;
     // An identity that is put again is the same again, and no change.
-    const remove = !absent.has(key) && (family === 'identities' || random(3) === 0);
+    const remove = family !== 'nodes' && !absent.has(key) && (family === 'identities' || random(3) === 0);
     if (remove) absent.add(key);
     else absent.delete(key);
     waiting.set(key, { value: remove ? undefined : entry.value, sinceMs: performance.now() });
