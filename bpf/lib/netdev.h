@@ -46,7 +46,7 @@ static __always_inline enum cm_reason from_network(struct __sk_buff *skb, const 
 	if (err)
 		return err;
 	if (unparsed)
-		return unparsed;
+		return unparsed == CM_R_ND ? CM_R_ROGUE_ND : unparsed;
 
 	ends.source = policy_end(NULL, d->identity);
 	ends.dest = policy_end(dst, dst->identity);

@@ -4,7 +4,8 @@
  *
  * parse_packet() copies what the datapath needs into struct packet, so that nothing points into the
  * packet across a helper that may move it. It returns 0 or the reason for which the packet must be
- * dropped (CM_R_ARP and CM_R_ND: unless the caller knows better).
+ * dropped (CM_R_ARP and CM_R_ND: unless the caller knows better). Addresses are there also then, if
+ * an IP header is: who must leave to the stack what is not for a pod can tell.
  */
 #ifndef CM_PARSE_H
 #define CM_PARSE_H
@@ -30,6 +31,8 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
 		return CM_R_TRUNCATED;
 	if (ip->version != 4 || ip->ihl < 5)
 		return CM_R_BAD_HEADER;
+	p->saddr = addr_v4(ip->saddr);
+	p->daddr = addr_v4(ip->daddr);
 	if (ip->ihl != 5)
 		return CM_R_IP_OPTIONS;
 	len = bpf_ntohs(ip->tot_len);
@@ -37,8 +40,6 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
 	if (len ? len < sizeof(*ip) || len > skb->len - IP_OFF : !skb->gso_size)
 		return CM_R_BAD_HEADER;
 
-	p->saddr = addr_v4(ip->saddr);
-	p->daddr = addr_v4(ip->daddr);
 	p->proto = ip->protocol;
 	p->hop_limit = ip->ttl;
 	p->ip_len = len;
@@ -112,12 +113,11 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 		return CM_R_TRUNCATED;
 	if (ip6->version != 6)
 		return CM_R_BAD_HEADER;
+	__builtin_memcpy(&p->saddr, &ip6->saddr, sizeof(p->saddr));
+	__builtin_memcpy(&p->daddr, &ip6->daddr, sizeof(p->daddr));
 	len = bpf_ntohs(ip6->payload_len);
 	if (len ? len > skb->len - L4_OFF_V6 : !skb->gso_size)
 		return CM_R_BAD_HEADER;
-
-	__builtin_memcpy(&p->saddr, &ip6->saddr, sizeof(p->saddr));
-	__builtin_memcpy(&p->daddr, &ip6->daddr, sizeof(p->daddr));
 	/* An IPv4 address in an IPv6 header would pass for the IPv4 host (RFC 4942, 2.2). */
 	if (addr_is_v4(&p->saddr) || addr_is_v4(&p->daddr))
 		return CM_R_BAD_HEADER;

@@ -277,8 +277,36 @@ static __always_inline enum cm_reason from_pod(struct __sk_buff *skb, const stru
 }
 
 /*
- * What the host's stack sends a pod: its own, or what it forwards. What cannot be read passes;
- * replies get their service address back.
+ * Who the host's stack speaks for. `came_by` is the interface through which the packet reached this
+ * host, 0 if it is the host's own. What a pod sent came by its veth, where its source was checked;
+ * what remote pods send through the tunnel never takes this way; and with the host's address comes
+ * also what it masquerades, for the world as far as we know.
+ */
+static __always_inline int believe_stack(const struct cm_addr *saddr, __u32 came_by,
+					 __u32 *identity)
+{
+	struct route from;
+
+	*identity = route_to(saddr, &from);
+	if (from.endpoint && from.endpoint->ifindex != came_by)
+		return CM_R_SPOOFED_SOURCE;
+	if (*identity == CM_IDENTITY_HOST && came_by)
+		*identity = CM_IDENTITY_WORLD;
+	return from.remote && is_tunnelled(from.remote) ? CM_R_NOT_ENCAPSULATED : 0;
+}
+
+/* Discovery is spoken on one link: what was routed arrives with a hop less, or from further away. */
+static __always_inline int is_on_link(const struct packet *p)
+{
+	if (p->icmp_type >= ICMPV6_ND_RS && p->icmp_type <= ICMPV6_ND_REDIRECT)
+		return p->hop_limit == 255;
+	return addr_is_link_local(&p->saddr) || addr_is_none(&p->saddr);
+}
+
+/*
+ * What the host's stack sends a pod: its own, or what it forwards, by whatever way that reached it
+ * (another interface, a VLAN). The last place to ask policies, so what cannot be read does not pass.
+ * Replies get their service address back.
  */
 static __always_inline enum cm_reason to_pod(struct __sk_buff *skb, struct cm_decision *d)
 {
@@ -287,14 +315,19 @@ static __always_inline enum cm_reason to_pod(struct __sk_buff *skb, struct cm_de
 	struct cm_endpoint *dst;
 	struct policy_ends ends;
 	struct packet p = {};
-	struct route from;
 	int err;
 
 	err = parse_packet(skb, &p);
+	if (err == CM_R_ND && !is_on_link(&p))
+		return CM_R_ROGUE_ND;
+	if (err == CM_R_ARP || err == CM_R_ND)
+		return to_stack(d, err);
 	if (err)
-		return to_stack(d, err == CM_R_ARP || err == CM_R_ND ? err : CM_R_FROM_STACK);
+		return err;
+	err = believe_stack(&p.saddr, skb->ingress_ifindex, &d->identity);
+	if (err)
+		return err;
 
-	d->identity = route_to(&p.saddr, &from);
 	dst = endpoint_lookup(&p.daddr);
 	ends.source = policy_end(NULL, d->identity);
 	ends.dest = policy_end(dst, dst ? dst->identity : CM_IDENTITY_UNMANAGED);

@@ -110,6 +110,9 @@ describe('what a pod sends by IPv6', () => {
     assertOutcome(fromPod(nd(135, B.ip6)), SHOT, 'DROP', 'SPOOFED_SOURCE');
     assertOutcome(overlay(nd(135, C.ip6)), SHOT, 'DROP', 'ROGUE_ND');
     assertOutcome(toPod(nd(135, GATEWAY6)), OK, 'STACK', 'ND');
+    assertOutcome(toPod(nd(130, 'fe80::1', { hopLimit: 1 })), OK, 'STACK', 'ND');
+    assertOutcome(toPod(nd(135, '2001:db8::1', { hopLimit: 254 })), SHOT, 'DROP', 'ROGUE_ND');
+    assertOutcome(toPod(nd(130, '2001:db8::1', { hopLimit: 1 })), SHOT, 'DROP', 'ROGUE_ND');
   });
 });
 
@@ -231,7 +234,7 @@ for (const [family, a, c, service, gateway, router, far] of [
     it("tell the client of the service, so that path MTU discovery works through the service's address", () => {
       fromPod(request);
       const error = { saddr: router, daddr: a, icmp: { ...tooBig, quote: quoteOf(udp(a, 4000, c, 5353)) } };
-      for (const o of [overlay(error, 1), toPod(error)]) {
+      for (const o of [overlay(error, 1), toPod(error, 2)]) {
         assertFrame(o.out, { saddr: router, daddr: a });
         assert.deepEqual([read(o.out).icmp?.mtu, read(o.out).icmp?.quote], [1400, quoted]);
       }

@@ -15,6 +15,7 @@ import {
   C,
   D,
   GATEWAY,
+  GATEWAY6,
   NODE,
   OK,
   openPacketLab,
@@ -26,6 +27,9 @@ import {
   udp,
   VXLAN,
 } from './testing/packet-lab.ts';
+
+/** By which what is not from the host itself reached it. */
+const UPLINK = 2;
 
 let lab: PacketLab;
 const fromPod: PacketLab['fromPod'] = (...args) => lab.fromPod(...args);
@@ -136,9 +140,11 @@ describe('per-packet load balancing', () => {
     assertFrame(back.out, { saddr: '10.96.0.20', daddr: A.ip, dstMac: A.mac });
   });
 
-  it('translates replies that come through the host', () => {
+  it('translates replies that come through the host', async () => {
+    const frontend = { ip: '10.96.0.10', port: 80, protocol: 'TCP' } as const;
+    await lab.services.update([{ frontend, backends: [{ ip: D.ip, clusterId: 4, port: 8080 }], flags: 0 }]);
     fromPod(tcp(A.ip, 4000, '10.96.0.10', 80));
-    const o = toPod(tcp(C.ip, 8080, A.ip, 4000, 'SA'));
+    const o = toPod(tcp(D.ip, 8080, A.ip, 4000, 'SA'), UPLINK);
     assertOutcome(o, OK, 'STACK', 'FROM_STACK');
     assertFrame(o.out, { saddr: '10.96.0.10' });
   });
@@ -235,7 +241,7 @@ describe('per-packet load balancing', () => {
       icmp: { type: 3, code: 1, quote: quoteOf(udp(A.ip, 4000, C.ip, 5353)) },
     };
     const quote = { saddr: A.ip, daddr: '10.96.0.10', protocol: 17, sport: 4000, dport: 53 };
-    for (const o of [overlay(error, 1), toPod(error)]) {
+    for (const o of [overlay(error, 1), toPod(error, UPLINK)]) {
       assertFrame(o.out, { daddr: A.ip, icmp: { type: 3, code: 1, id: 0, quote } });
     }
 
@@ -289,6 +295,32 @@ describe('what arrives without encapsulation', () => {
     assertOutcome(there, OK, 'STACK', 'TO_STACK');
     assertFrame(there.out, { daddr: D.ip });
     assertFrame(fromNetwork(udp(D.ip, 5353, A.ip, 4000, 'answer')).out, { saddr: '10.96.0.10' });
+  });
+});
+
+describe('what the host sends a pod', () => {
+  it('is the host’s only where nobody sent it to the host, else of whoever the source is', () => {
+    for (const [saddr, cameBy, identity] of [
+      [NODE, 0, 1],
+      [GATEWAY, 0, 1],
+      [NODE, UPLINK, 2],
+      [GATEWAY6, UPLINK, 2],
+      ['192.0.2.1', UPLINK, 2],
+      [D.ip, UPLINK, D.identity],
+      [B.ip, B.ifindex, B.identity],
+    ] as const) {
+      const o = toPod(udp(saddr, 4000, saddr === GATEWAY6 ? A.ip6 : A.ip, 53), cameBy);
+      assertOutcome(o, OK, 'STACK', 'FROM_STACK');
+      assert.equal(o.decision.identity, identity, `${saddr} by ${cameBy}`);
+    }
+  });
+
+  it('is dropped with a source that did not come the way of that source', () => {
+    for (const cameBy of [0, UPLINK, A.ifindex]) {
+      assertOutcome(toPod(udp(B.ip, 4000, A.ip, 53), cameBy), SHOT, 'DROP', 'SPOOFED_SOURCE');
+      assertOutcome(toPod(udp(C.ip, 4000, A.ip, 53), cameBy), SHOT, 'DROP', 'NOT_ENCAPSULATED');
+      assertOutcome(toPod(udp(C.ip6, 4000, A.ip6, 53), cameBy), SHOT, 'DROP', 'NOT_ENCAPSULATED');
+    }
   });
 });
 
@@ -410,9 +442,34 @@ describe('odd packets get a defined verdict', () => {
     });
   }
 
-  it('passes to a pod whatever the host sends', () => {
-    const o = toPod(changed(14, 0x46));
-    assertOutcome(o, OK, 'STACK', 'FROM_STACK');
+  for (const [name, packet, reason] of cases) {
+    it(`${name}, from the host: ${reason.toLowerCase()}`, () => {
+      assertOutcome(toPod(packet), SHOT, 'DROP', reason);
+    });
+  }
+
+  it('plain ones for a pod are not left to the host, which would forward them', () => {
+    const between = (saddr: string, daddr: string, extensions: Frame['extensions'] = []) =>
+      build({ ...udp(saddr, 4000, daddr, 53), extensions });
+    const withOptions = (saddr: string, daddr: string) => {
+      const packet = between(saddr, daddr);
+      packet[14] = 0x46;
+      return packet;
+    };
+    const withoutLength = between('2001:db8::1', A.ip6, ['hop-by-hop']);
+    withoutLength.writeUInt16BE(0, 18);
+    for (const [packet, reason] of [
+      [withOptions('192.0.2.1', A.ip), 'IP_OPTIONS'],
+      [withOptions(C.ip, A.ip), 'NOT_ENCAPSULATED'],
+      [withOptions(B.ip, A.ip), 'SPOOFED_SOURCE'],
+      [between('2001:db8::1', A.ip6, ['routing']), 'EXT_HEADER'],
+      [between('2001:db8::1', A.ip6, Array(5).fill('destination')), 'EXT_HEADER'],
+      [between(C.ip6, A.ip6, ['routing']), 'NOT_ENCAPSULATED'],
+      [withoutLength, 'BAD_HEADER'],
+      [build({ saddr: '2001:db8::1', daddr: A.ip6, icmp: { type: 135 }, hopLimit: 255 }), 'ROGUE_ND'],
+    ] as const)
+      assertOutcome(fromNetwork(packet), SHOT, 'DROP', reason);
+    assertOutcome(fromNetwork(withOptions('192.0.2.1', NODE)), OK, 'STACK', 'FROM_NETWORK');
   });
 
   for (const [first, pod, where] of [

@@ -61,6 +61,72 @@ describe('by the tunnel', () => {
   });
 });
 
+describe('plain, but not as plainly', () => {
+  /** A second wire between the nodes, of which n1's agent was not told: a VLAN looks no different to it. */
+  function addWire(): void {
+    const peer = ['type', 'veth', 'peer', 'name', 'eth1', 'netns', n2.netns];
+    sh('ip', '-n', n1.netns, 'link', 'add', 'eth1', 'address', mac, ...peer);
+    for (const { netns } of [n1, n2]) sh('ip', '-n', netns, 'link', 'set', 'eth1', 'up');
+    for (const { ip } of [a.endpoint, a.endpoint6]) {
+      sh('ip', '-n', n2.netns, 'neigh', 'replace', ip, 'lladdr', mac, 'dev', 'eth1', 'nud', 'permanent');
+    }
+  }
+
+  const mac = '02:cc:00:00:00:01';
+  const FORGED = ['10.2.1.77', 'fd00:2:1::77'];
+
+  before(() => {
+    for (const ip of FORGED) sh('ip', '-n', n2.netns, 'addr', 'add', ip, 'dev', 'lo');
+    addWire();
+  });
+
+  after(async () => {
+    sh('ip', '-n', n1.netns, 'link', 'del', 'eth1');
+    for (const ip of FORGED) sh('ip', '-n', n2.netns, 'addr', 'del', ip, 'dev', 'lo');
+  });
+
+  const state = { endpointId: 1, egress: false, locked: false };
+  const setIngress = (ingress: boolean, revision: number) =>
+    n1.datapath.call('update', { table: 'policyStates', rows: [{ ...state, ingress, revision }] });
+
+  /** Sends one echo request from n2 by this interface, and expects that the pod does not get it. */
+  async function assertDropped(
+    reason: string,
+    dev: string,
+    ip: string,
+    from: string,
+    ...args: string[]
+  ): Promise<void> {
+    const via = dev === 'eth0' ? ['via', n1.config.nodeIp] : [];
+    sh('ip', '-n', n2.netns, 'route', 'add', ip, ...via, 'dev', dev);
+    const dropped = await count(n1, reason);
+    const got = ping(n2.netns, ip, '-W', '0.2', '-I', from, ...args);
+    const what = `${from} to ${ip} by ${dev} ${args} dropped as ${reason}: ${got.output}`;
+    assert.ok(!got.ok, what);
+    await waitFor(async () => (await count(n1, reason)) === dropped + 1, { what, timeoutMs: 10_000 });
+    sh('ip', '-n', n2.netns, 'route', 'del', ip, 'dev', dev);
+  }
+
+  it('a forged source is dropped also behind IP options, and by an interface that nobody told us of', async () => {
+    const [ip, ip6] = [a.endpoint.ip, a.endpoint6.ip];
+    await assertDropped('not-encapsulated', 'eth0', ip, FORGED[0]!, '-R');
+    await assertDropped('not-encapsulated', 'eth1', ip, FORGED[0]!);
+    await assertDropped('not-encapsulated', 'eth1', ip6, FORGED[1]!);
+  });
+
+  it('no way around the policies of a pod leads through the host', async () => {
+    await setIngress(true, 2);
+    const [ip, ip6] = [a.endpoint.ip, a.endpoint6.ip];
+    const [from, from6] = [n2.config.nodeIp, n2.config.ipv6!.nodeIp!];
+    for (const dev of ['eth0', 'eth1']) {
+      await assertDropped('ingress-denied', dev, ip, from);
+      await assertDropped('ip-options', dev, ip, from, '-R');
+    }
+    await assertDropped('ingress-denied', 'eth1', ip6, from6);
+    await setIngress(false, 3);
+  });
+});
+
 describe('directly', () => {
   it('a mixed mesh: one pod directly, its neighbour by the tunnel', async () => {
     await mesh.setDirect({ pods: [0] });

@@ -45,8 +45,6 @@ export function judge(fuzz: FuzzCase, { verdict, decision, out }: Outcome): stri
   if (!REASONS.has(reason) || reason === CmReason.UNSPEC || reason === CmReason.MAX) return `reason ${reason}`;
   if (direction !== DIRECTION_OF[program]) return `direction ${direction}`;
   const kind = classOf(reason);
-  // Discovery for a pod, from the network: dropped under the name that it has elsewhere.
-  if (program === 'cm_test_from_network' && reason === CmReason.ND && action === CmAction.DROP) return undefined;
   if (kind === 'noted' || (kind === 'dropped') !== (action === CmAction.DROP))
     return `reason ${reason} for action ${action}`;
   if (action === CmAction.DROP) return undefined;

@@ -214,6 +214,20 @@ export function createOracle(isPoliced: boolean): Oracle {
     return parsed.discovery === undefined ? undefined : 'discovery from afar';
   }
 
+  function toPod(parsed: Parsed, { cameBy }: FuzzCase['hook']): string | undefined {
+    if ('arp' in parsed) return undefined;
+    if ('drop' in parsed) return parsed.drop;
+    const { saddr, discovery } = parsed;
+    if (discovery !== undefined) {
+      const isNeighbour = discovery.type >= 133 && discovery.type <= 137;
+      const isOnLink = isNeighbour ? discovery.hops === 255 : saddr === '::' || isLinkLocal(saddr);
+      return isOnLink ? undefined : 'discovery from afar';
+    }
+    const sender = podOf(saddr);
+    if (sender !== undefined) return sender.ifindex === cameBy ? undefined : 'spoofed source';
+    return isTunnelled(saddr) ? 'not encapsulated' : undefined;
+  }
+
   /** Who begins it, as the program sees it; the sender's own policies count on its node alone. */
   function beginner(
     { program, hook }: FuzzCase,
@@ -221,6 +235,8 @@ export function createOracle(isPoliced: boolean): Oracle {
   ): { readonly identity: number; readonly pod: LabPod | undefined } {
     const believed = hook.vni === RESERVED_IDENTITY.host ? RESERVED_IDENTITY.remoteNode : hook.vni;
     const identity = program === 'cm_test_overlay' ? believed : identityOf(saddr);
+    if (identity === RESERVED_IDENTITY.host && program === 'cm_test_to_pod' && hook.cameBy !== 0)
+      return { identity: RESERVED_IDENTITY.world, pod: undefined };
     return { identity, pod: program === 'cm_test_from_pod' ? podOf(saddr) : undefined };
   }
 
@@ -257,7 +273,7 @@ export function createOracle(isPoliced: boolean): Oracle {
         cm_test_from_pod: () => fromPod(parsed, hook.ifindex),
         cm_test_overlay: () => overlay(parsed, hook),
         cm_test_from_network: () => fromNetwork(parsed),
-        cm_test_to_pod: () => undefined,
+        cm_test_to_pod: () => toPod(parsed, hook),
       }[program]();
       return inItself ?? byPolicy(fuzz, parsed);
     },

@@ -17,7 +17,7 @@ const PROGRAMS = [
 export interface FuzzCase {
   readonly program: (typeof PROGRAMS)[number];
   readonly packet: Buffer;
-  readonly hook: MadeUp & { readonly ifindex: number; readonly vni: number; readonly remote: string };
+  readonly hook: MadeUp & Readonly<Required<Pick<MadeUp, 'ifindex' | 'vni' | 'remote' | 'cameBy'>>>;
   /** As built, with right checksums. */
   readonly isWellFormed: boolean;
 }
@@ -139,6 +139,7 @@ export function makeCase(random: Random): FuzzCase {
         program === 'cm_test_overlay' ? VXLAN : random.oneOf([A.ifindex, A.ifindex, A.ifindex, B.ifindex, 23, 0]),
       vni: random.oneOf(vnis),
       remote: random.oneOf(REMOTES),
+      cameBy: random.oneOf([0, 2, A.ifindex, B.ifindex]),
     },
   };
 }

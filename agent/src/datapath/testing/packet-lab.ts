@@ -78,13 +78,16 @@ export interface MadeUp {
   vni?: number;
   remote?: string;
   ifindex?: number;
+  /** By which interface the host got what it sends a pod; 0: it is its own. */
+  cameBy?: number;
   gsoSize?: number;
 }
 
 /** struct __sk_buff with it. */
-function context({ vni = 0, remote = '::', ifindex = 0, gsoSize = 0 }: MadeUp): Buffer {
+function context({ vni = 0, remote = '::', ifindex = 0, cameBy = 0, gsoSize = 0 }: MadeUp): Buffer {
   const skb = Buffer.alloc(192);
   skb.writeUInt32LE(ifindex, 8); // mark
+  skb.writeUInt32LE(cameBy, 36); // ingress_ifindex
   skb.writeUInt32LE(vni, 48); // cb
   cmAddr.encode(remote, skb, 52);
   if (gsoSize > 0) skb.writeUInt32LE(2, 164); // gso_segs
@@ -137,7 +140,7 @@ export interface PacketLab {
   services: ServiceTable;
   run(program: Program, packet: Buffer, hook: MadeUp): Outcome;
   fromPod(frame: Frame | Buffer, pod?: LabPod, hook?: MadeUp): Outcome;
-  toPod(frame: Frame | Buffer): Outcome;
+  toPod(frame: Frame | Buffer, cameBy?: number): Outcome;
   fromNetwork(frame: Frame | Buffer): Outcome;
   overlay(frame: Frame | Buffer, vni?: number, remote?: string): Outcome;
   counted(reason: string, direction: string): number;
@@ -222,7 +225,7 @@ export async function openPacketLab(): Promise<PacketLab> {
     services,
     run,
     fromPod: (frame, pod = A, hook = {}) => run('cm_test_from_pod', bytesOf(frame), { ifindex: pod.ifindex, ...hook }),
-    toPod: (frame) => run('cm_test_to_pod', bytesOf(frame), { ifindex: A.ifindex }),
+    toPod: (frame, cameBy = 0) => run('cm_test_to_pod', bytesOf(frame), { ifindex: A.ifindex, cameBy }),
     fromNetwork: (frame) => run('cm_test_from_network', bytesOf(frame), {}),
     overlay: (frame, vni = C.identity, remote = C.node) =>
       run('cm_test_overlay', bytesOf(frame), { vni, remote, ifindex: VXLAN }),
