@@ -40,6 +40,7 @@ await runDaemon(log, async (signal) => {
     maxConnectedClusters: cluster.maxConnectedClusters,
     podCidr: cluster.podCIDR,
     podCidrV6: cluster.podCIDRv6,
+    serviceCidrs: [cluster.serviceCIDR, cluster.serviceCIDRv6 ?? []].flat(),
   };
   // Two processes with one state directory would take each other for their own past (term.ts).
   const lock = tryLock(stateFiles(config.stateDir).lock, String(process.pid));

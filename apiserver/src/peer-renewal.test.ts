@@ -51,7 +51,7 @@ test("a peer's new CA arrives before it signs, our certificate there follows it,
   const abort = new AbortController();
   const info = () =>
     readClusterInfo({
-      own: { name: 'eu', id: 1, maxConnectedClusters: 255, podCidr: '', podCidrV6: '' },
+      own: { name: 'eu', id: 1, maxConnectedClusters: 255, podCidr: '', podCidrV6: '', serviceCidrs: [] },
       region: '',
       advertise: { endpoints: ['https://127.0.0.1:1'], hostAliases: [], admin: [] },
       pkiDir,

@@ -70,7 +70,14 @@ async function startSide(name: string, id: number): Promise<Side> {
     removePeer: async (peer) => void users.delete(peer),
   };
   const base = (): OperationsOptions => ({
-    own: { name, id, maxConnectedClusters: 255, podCidr: `10.${id}.0.0/16`, podCidrV6: `fd00:${id}::/32` },
+    own: {
+      name,
+      id,
+      maxConnectedClusters: 255,
+      podCidr: `10.${id}.0.0/16`,
+      podCidrV6: `fd00:${id}::/32`,
+      serviceCidrs: [],
+    },
     pkiDir: join(dir, 'pki'),
     stateDir: join(dir, 'state'),
     redis: redis.config,

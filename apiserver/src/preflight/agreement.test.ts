@@ -1,9 +1,16 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import type { ClusterInfo, MeshError } from '@clustermesh/contract';
-import { checkPeer, type KnownPeer } from './agreement.ts';
+import { checkPeer, type KnownPeer, type OwnCluster } from './agreement.ts';
 
-const own = { name: 'eu', id: 1, maxConnectedClusters: 255, podCidr: '10.1.0.0/16', podCidrV6: 'fd00:1::/32' } as const;
+const own: OwnCluster = {
+  name: 'eu',
+  id: 1,
+  maxConnectedClusters: 255,
+  podCidr: '10.1.0.0/16',
+  podCidrV6: 'fd00:1::/32',
+  serviceCidrs: ['10.96.0.0/16', 'fd00:96::/112'],
+};
 const us: ClusterInfo = {
   name: 'us',
   id: 2,
@@ -61,6 +68,18 @@ describe('a peer', () => {
       { podCidrV6: 'fd00:1:1::/48' },
       [],
       /the pod CIDRs fd00:1::\/32 of eu and fd00:1:1::\/48 of us overlap/,
+    ],
+    [
+      'F21 whose pods have addresses of our services',
+      { podCidr: '10.96.128.0/17' },
+      [],
+      /the pod CIDR 10\.96\.128\.0\/17 of us overlaps the service CIDR 10\.96\.0\.0\/16 of eu/,
+    ],
+    [
+      'F21 whose pods have IPv6 addresses of our services',
+      { podCidrV6: 'fd00:96::/64' },
+      [],
+      /the pod CIDR fd00:96::\/64 of us overlaps the service CIDR fd00:96::\/112 of eu/,
     ],
     [
       "F21 whose pods have a connected cluster's IPv6 addresses",

@@ -20,6 +20,8 @@ export interface OwnCluster {
   readonly podCidr: string;
   /** '' when its pods have no IPv6. */
   readonly podCidrV6: string;
+  /** Of either family. */
+  readonly serviceCidrs: readonly string[];
 }
 
 /** A peer that is configured already. Id 0: not known (a file that was not written by us, never connected so far). */
@@ -70,7 +72,7 @@ export function agreementChecks(own: OwnCluster, peer: ClusterInfo, known: reado
     ),
     check(
       'pod-cidr',
-      `${[peer.podCidr, peer.podCidrV6].filter(Boolean).join(' and ') || 'no pod CIDR'} of ${peer.name} overlaps no connected cluster`,
+      `${[peer.podCidr, peer.podCidrV6].filter(Boolean).join(' and ') || 'no pod CIDR'} of ${peer.name} overlaps no connected cluster and no service CIDR of ${own.name}`,
       podCidrFinding(own, peer, known),
     ),
   ];
@@ -187,6 +189,15 @@ function familyFinding(
   if (overlaps(ours)) {
     const what = `the pod CIDRs ${ours} of ${own.name} and ${theirs} of ${peer.name} overlap`;
     return { code: 'conflict', what, why, fix };
+  }
+  const services = own.serviceCidrs.find(overlaps);
+  if (services !== undefined) {
+    return {
+      code: 'conflict',
+      what: `the pod CIDR ${theirs} of ${peer.name} overlaps the service CIDR ${services} of ${own.name}`,
+      why: `in ${own.name}, what is sent to a service would be sent to a pod of ${peer.name}, or the other way round`,
+      fix: 'give pods and services of the two clusters addresses of their own',
+    };
   }
   const holder = known.find((other) => other.name !== peer.name && overlaps(podCidrOf(family, other)));
   if (holder === undefined) return undefined;
