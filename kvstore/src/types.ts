@@ -437,6 +437,8 @@ export interface WriterStatus {
 export interface Writer {
   set(key: string, value: string | Buffer): void;
   delete(key: string): void;
+  /** What is wanted under a key, in etcd or on its way there. */
+  get(key: string): Buffer | undefined;
   /** The desired set of a prefix, whole: keys of this writer under it that are not in `rows` are removed. */
   replace(prefix: string, rows: ReadonlyMap<string, string | Buffer>): void;
   /** The desired set of an owned prefix is complete from here on: what is under it and not desired is a leftover. */

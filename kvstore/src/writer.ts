@@ -504,5 +504,7 @@ export function startWriter(options: WriterOptions): Writer {
     leases: pool?.size ?? 0,
   });
 
-  return { set, delete: remove, replace, ready, flush, canary, status, pendingKeys, done };
+  const get = (key: string) => desired.get(key);
+
+  return { set, delete: remove, get, replace, ready, flush, canary, status, pendingKeys, done };
 }

@@ -34,12 +34,14 @@ export function takenCidr(text: string, owner: string): TakenCidr[] {
   return cidr === undefined ? [] : [{ cidr, owner }];
 }
 
+export const describeTaken = ({ cidr, owner }: TakenCidr): string => `${formatCidr(cidr)} of ${owner}`;
+
 export interface AddressFacts {
   /** The pod CIDRs that were agreed; undefined for a peer that was configured by hand (a plain Cilium cluster). */
   readonly agreed: PodRanges | undefined;
   /** The addresses of the peer's nodes. */
   readonly nodeIps: { has(ip: string): boolean };
-  /** This cluster's pods, and those that were agreed with other peers. */
+  /** This cluster's pods and services, and the pods that were agreed with other peers. */
   readonly taken: readonly TakenCidr[];
 }
 
@@ -55,7 +57,7 @@ function freeProblem(cidr: Cidr, taken: readonly TakenCidr[]): string | undefine
   const problem = rangeProblem(cidr, SHORTEST[familyOf(cidr.ip)]);
   if (problem !== undefined) return problem;
   const other = taken.find((range) => cidrsOverlap(range.cidr, cidr));
-  return other === undefined ? undefined : `${formatCidr(cidr)} overlaps ${formatCidr(other.cidr)} of ${other.owner}`;
+  return other === undefined ? undefined : `${formatCidr(cidr)} overlaps ${describeTaken(other)}`;
 }
 
 function podProblem(cidr: Cidr, { agreed, taken }: AddressFacts): string | undefined {
@@ -67,11 +69,11 @@ function podProblem(cidr: Cidr, { agreed, taken }: AddressFacts): string | undef
 }
 
 const notAgreed = (family: Family) =>
-  `is of IPv${family}, for which no pod CIDR apart from this cluster's was agreed when it was connected: set cluster.podCIDR${family === 4 ? '' : 'v6'} of its apiserver and connect it again`;
+  `is of IPv${family}, for which no pod CIDR apart from this cluster's pods and services was agreed when it was connected: set cluster.podCIDR${family === 4 ? '' : 'v6'} of its apiserver and connect it again`;
 
 /**
- * The ranges of a peer's pods by what was agreed at connect: undefined when nothing was. A range that overlaps this cluster's own,
- * which may have been given to it later, does not count.
+ * The ranges of a peer's pods by what was agreed at connect: undefined when nothing was. A range that overlaps this cluster's own
+ * pods or services, which may have been given to it later, does not count.
  */
 export function agreedRanges(agreed: AgreedPeer | undefined, own: readonly TakenCidr[]): PodRanges | undefined {
   const all = [agreed?.podCidr ?? '', agreed?.podCidrV6 ?? ''].flatMap((text) => parseCidr(text) ?? []);

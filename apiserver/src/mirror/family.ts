@@ -3,6 +3,7 @@
  * it is not taken over, its last good version (if there is one) stays, and everything around it goes on. One that is good but for an
  * address family that was not agreed is taken over without that, and is in quarantine all the same.
  */
+import { setImmediate } from 'node:timers/promises';
 import { type Compression, canaryKey, dataPrefix, keyName, rfc3339, type WireFamily } from '@clustermesh/contract';
 import { type Etcd, type Reflector, startReflector, type Writer } from '@clustermesh/kvstore';
 import type { Clock, Log } from '@clustermesh/runtime';
@@ -48,6 +49,11 @@ export interface FamilyMirror {
   announce(): Promise<void>;
   /** Looks at what is in quarantine again: the facts that it was held against have changed. */
   judgeAgain(): void;
+  /**
+   * Holds also what is mirrored against the facts as they are now, as a restart would: what would be refused is withdrawn. Returns
+   * whether anything was.
+   */
+  recheck(): Promise<boolean>;
   /** The complete list has been read. */
   listed(): boolean;
   /** The peer does not publish this family any more: it is not followed, and holds nothing of the quota. */
@@ -60,6 +66,9 @@ export interface FamilyMirror {
   status(): ReturnType<Reflector['status']> | undefined;
   ended(): Promise<void>;
 }
+
+/** Judged in one go; between two of them others have their turn. */
+const RECHECK_PIECE = 256;
 
 /** Watches have lost events in the field (etcd#17529, #18089, #19179): listed again this often. */
 const RESYNC_MS = 600_000;
@@ -117,6 +126,30 @@ export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
     }
     quarantine.set(name, { problem, value });
     lastReason = problem;
+  };
+
+  /** False: it is fine. */
+  const withdrawIfRefused = (name: string, addresses: AddressFacts): boolean => {
+    const value = mirrored.has(name) ? writer.get(`${target}${name}`) : undefined;
+    if (value === undefined) return false;
+    const { value: good, problem } = judge(name, value, addresses);
+    if (good !== undefined || problem === undefined) return false;
+    log.warn({ name: quote(name), reason: problem, outcome: 'withdrawn' }, 'object quarantined');
+    options.onQuarantine();
+    // A newer version that was refused before is what will be looked at again.
+    if (!quarantine.has(name)) quarantine.set(name, { problem, value });
+    lastReason = problem;
+    mirrored.delete(name);
+    writer.delete(`${target}${name}`);
+    options.onObject(name, undefined);
+    return true;
+  };
+
+  const judgeAgain = () => {
+    if (quarantine.size === 0) return;
+    const addresses = options.addresses();
+    for (const [name, { value }] of [...quarantine]) upsert(name, value, addresses);
+    reportFlush('upsert');
   };
 
   const remove = (name: string) => {
@@ -215,11 +248,18 @@ export function startFamilyMirror(options: FamilyOptions): FamilyMirror {
         () => {}, // rejects only when the writer has ended
       );
     },
-    judgeAgain() {
-      if (quarantine.size === 0) return;
-      const addresses = options.addresses();
-      for (const [name, { value }] of [...quarantine]) upsert(name, value, addresses);
-      reportFlush('upsert');
+    judgeAgain,
+    async recheck() {
+      judgeAgain();
+      let withdrawn = 0;
+      let judged = 0;
+      for (const name of [...mirrored]) {
+        if (stopping.signal.aborted || signal.aborted) break;
+        if (withdrawIfRefused(name, options.addresses())) withdrawn++;
+        if (++judged % RECHECK_PIECE === 0) await setImmediate();
+      }
+      if (withdrawn > 0) reportFlush('delete');
+      return withdrawn > 0;
     },
     listed: () => isListed,
     stop() {

@@ -302,6 +302,60 @@ test('F21 what lies outside the agreed pod CIDR is quarantined, and what is at a
   assert.equal(withdrawn, false, 'a restart does not withdraw it');
 });
 
+test('F21 what another peer is granted later is withdrawn from the one that used it so far, and comes back when it is free', async (t) => {
+  const [eu, us] = await Promise.all([
+    startCluster(t, { name: 'eu', id: 1 }),
+    startCluster(t, { name: 'us', id: 2, nodes: ['n1'] }),
+  ]);
+  us.manifest('shop.yaml', shopManifest(['10.2.1.5']));
+  await us.eventually('bootstrap', () => us.plane.bootstrap.ready());
+  await us.publishNode('n1', 1, [{ id: 'a', ipv4: '10.2.1.5', identity: 131_100 }]);
+  // As with a cluster of plain Cilium, no pod CIDR was agreed.
+  await connect(eu, us, { podCidr: '', podCidrV6: '' });
+  await ready(eu, 'us');
+  assert.deepEqual(await cacheKeys(eu), MIRRORED);
+
+  await connect(eu, us, { as: 'ap', podCidr: '10.2.0.0/17', podCidrV6: '' });
+  await eu.eventually('the withdrawal', async () => (await cacheKeys(eu)).join() === MIRRORED[1]);
+  const { families } = await eu.eventually('the reason', async () => {
+    const status = await recordOf(eu, 'us');
+    return ['nodes', 'ip', 'services', 'endpointslices'].every((family) => status?.families[family]?.quarantined === 1)
+      ? status
+      : undefined;
+  });
+  assert.match(
+    families['nodes']?.lastQuarantineReason ?? '',
+    /node n1: its pod CIDR 10\.2\.1\.0\/24 overlaps 10\.2\.0\.0\/17 of cluster ap/,
+  );
+
+  disconnect(eu, 'ap');
+  await eu.eventually('all of it', async () => (await cacheKeys(eu)).join() === MIRRORED.join());
+  await eu.eventually('no quarantine', () =>
+    Object.values(statusOf(eu, 'us')?.families ?? {}).every((family) => family.quarantined === 0),
+  );
+});
+
+test("F21 an agreed pod CIDR that overlaps this cluster's services does not count", async (t) => {
+  const [eu, us] = await Promise.all([
+    startCluster(t, { name: 'eu', id: 1, cluster: { serviceCIDR: '10.2.0.0/20' } }),
+    startCluster(t, { name: 'us', id: 2, nodes: ['n1'] }),
+  ]);
+  await us.eventually('bootstrap', () => us.plane.bootstrap.ready());
+  await us.publishNode('n1', 1, [{ id: 'a', ipv4: '10.2.1.5', identity: 131_100 }]);
+  await connect(eu, us);
+  const { families } = await eu.eventually('the quarantine', () => {
+    const status = statusOf(eu, 'us');
+    return status?.families['ip']?.quarantined === 1 && status.families['nodes']?.quarantined === 1
+      ? status
+      : undefined;
+  });
+  assert.match(
+    families['nodes']?.lastQuarantineReason ?? '',
+    /no pod CIDR apart from this cluster's pods and services was agreed/,
+  );
+  assert.doesNotMatch((await cacheKeys(eu)).join(), /10\.2\.1\.5|n1/);
+});
+
 test('a removed peer is drained in order: config, then the agents, then canaries and data', async (t) => {
   const { eu } = await mesh(t, { drainWaitMs: 60_000 });
   await eu.publishAgent({ node: 'n1', applied: { us: { ip: 1 } } });

@@ -21,7 +21,7 @@ import { oncePending } from '../once-pending.ts';
 import type { AgentView, MirrorView, PeerConfig, PeerDirectory } from '../ports.ts';
 import { watchedDirectory } from '../watched-dir.ts';
 import type { WriteRight } from '../write-right.ts';
-import { type TakenCidr, takenCidr } from './addresses.ts';
+import { describeTaken, type TakenCidr, takenCidr } from './addresses.ts';
 import { ClusterIds } from './cluster-ids.ts';
 import { drainPeer, findMirrored } from './drain.ts';
 import { type Peer, startPeer } from './peer.ts';
@@ -35,6 +35,8 @@ export interface MirrorOptions {
     readonly maxConnectedClusters: MaxConnectedClusters;
     readonly podCIDR: string;
     readonly podCIDRv6: string;
+    readonly serviceCIDR: string;
+    readonly serviceCIDRv6?: string | undefined;
   };
   readonly local: Etcd;
   readonly directory: PeerDirectory;
@@ -81,7 +83,10 @@ export function startMirror(options: MirrorOptions): Mirror {
   const unusable = new Map<string, string>();
   /** Files that are no configuration of a peer, with the reason. */
   let malformed: ReadonlyMap<string, string> = new Map();
-  const ownCidrs = [own.podCIDR, own.podCIDRv6].flatMap((text) => takenCidr(text, 'this cluster'));
+  const ownCidrs = [
+    ...[own.podCIDR, own.podCIDRv6].flatMap((text) => takenCidr(text, 'this cluster')),
+    ...[own.serviceCIDR, own.serviceCIDRv6 ?? ''].flatMap((text) => takenCidr(text, "this cluster's services")),
+  ];
   let agreedCidrs: readonly (TakenCidr & { readonly cluster: string })[] = [];
   let problems: readonly string[] = [];
   /** Why the directory cannot be read; all that runs goes on meanwhile. */
@@ -202,11 +207,13 @@ export function startMirror(options: MirrorOptions): Mirror {
     );
     // A running peer whose file is malformed now is held to its last good one.
     const inForce = new Map([...[...running].map(([name, peer]) => [name, peer.config] as const), ...configs]);
+    const before = agreedCidrs.map(describeTaken).join();
     agreedCidrs = [...inForce.values()].flatMap(({ name, agreed }) =>
       [agreed?.podCidr ?? '', agreed?.podCidrV6 ?? '']
         .flatMap((text) => takenCidr(text, `cluster ${name}`))
         .map((range) => ({ ...range, cluster: name })),
     );
+    if (agreedCidrs.map(describeTaken).join() !== before) for (const peer of running.values()) peer.refresh();
     for (const name of [...unusable.keys()]) if (!configs.has(name)) unusable.delete(name);
     for (const [name, reason] of malformed)
       if (!running.has(name) && clusterNameProblem(name) === undefined) unusable.set(name, reason);

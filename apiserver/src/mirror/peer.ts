@@ -33,7 +33,7 @@ import { countRuns, type KvstoreMetrics } from '../kvstore-metrics.ts';
 import { oncePending } from '../once-pending.ts';
 import type { PeerConfig, WriterView } from '../ports.ts';
 import type { WriteRight } from '../write-right.ts';
-import { agreedRanges, NodeIps, type TakenCidr } from './addresses.ts';
+import { agreedRanges, describeTaken, NodeIps, type TakenCidr } from './addresses.ts';
 import type { ClusterIds } from './cluster-ids.ts';
 import { startFamilies, TRAFFIC_FAMILIES, withoutTraffic } from './families.ts';
 import { type FamilyMirror, startFamilyMirror } from './family.ts';
@@ -50,9 +50,9 @@ export interface PeerOptions {
   };
   readonly local: Etcd;
   readonly ids: ClusterIds;
-  /** This cluster's pod CIDRs. */
+  /** Of this cluster's pods and services. */
   readonly ownCidrs: readonly TakenCidr[];
-  /** All pod CIDRs that are not this peer's. */
+  /** All CIDRs of pods and services that are not this peer's. */
   readonly taken: () => readonly TakenCidr[];
   readonly right: WriteRight;
   readonly rate: WriteRate;
@@ -85,6 +85,8 @@ export interface Peer {
   /** The peer's data here belongs to another cluster id: to be drained, and the peer begun anew. */
   isReplaced(): boolean;
   counters(): PeerCounters;
+  /** What its objects are held against may have changed: looks now rather than at the next look. */
+  refresh(): void;
   /** Keeps all mirrored data. */
   close(): Promise<void>;
 }
@@ -225,6 +227,21 @@ export function startPeer(options: PeerOptions): Peer {
   };
 
   const agreed = agreedRanges(config.agreed, options.ownCidrs);
+  const takenNow = () => options.taken().map(describeTaken).join();
+  /** What all that is mirrored is held against. */
+  let heldAgainst = takenNow();
+  /** Another peer may have been granted what this one has used so far: from then on it is that one's. */
+  const recheck = async () => {
+    const taken = takenNow();
+    if (taken === heldAgainst) return;
+    let isNodeWithdrawn = false;
+    for (const [family, mirror] of families.current()) {
+      if (family === 'nodes') isNodeWithdrawn = await mirror.recheck();
+      // Where pods may be was agreed, and nothing else matters to what is not a node.
+      else if (agreed === undefined || isNodeWithdrawn) await mirror.recheck();
+    }
+    heldAgainst = taken;
+  };
   const nodeIps = new NodeIps();
   let judging = false;
   /** Entries and backends may be at nodes, which may have been told later than they. Once per batch of nodes. */
@@ -309,6 +326,7 @@ export function startPeer(options: PeerOptions): Peer {
     // Before anything is withdrawn: a reader must not miss what its config still promises.
     writer.set(clusterConfigKey(name), accepted.cachedValue);
     const isChanged = await families.follow(accepted);
+    await recheck();
     if (state.name !== 'mirroring' || state.complaint !== undefined || isChanged)
       setState({ name: 'mirroring', id: accepted.id, complaint: undefined });
     for (const [name, family] of families.current()) {
@@ -384,6 +402,7 @@ export function startPeer(options: PeerOptions): Peer {
 
   return {
     config,
+    refresh: runner.trigger,
     isReplaced: () => state.name === 'replaced',
     publish: (status) => writer.set(peerKey(name), JSON.stringify(status)),
     counters() {
