@@ -16,6 +16,7 @@
 #define CM_IDENTITY_WORLD	 2
 #define CM_IDENTITY_UNMANAGED	 3
 #define CM_IDENTITY_REMOTE_NODE	 6
+#define CM_IDENTITY_WORLD_IPV6	 10
 #define CM_IDENTITY_FIRST_GLOBAL 256
 #define CM_IDENTITY_MASK	 0xffffff
 
@@ -32,6 +33,12 @@ static __always_inline struct cm_addr addr_v4(__be32 addr)
 static __always_inline int addr_is_v4(const struct cm_addr *a)
 {
 	return !a->word[0] && !a->word[1] && a->word[2] == bpf_htonl(0xffff);
+}
+
+/* Whoever is not known. */
+static __always_inline __u32 world_of(const struct cm_addr *a)
+{
+	return addr_is_v4(a) ? CM_IDENTITY_WORLD : CM_IDENTITY_WORLD_IPV6;
 }
 
 static __always_inline int addr_is_link_local(const struct cm_addr *a)

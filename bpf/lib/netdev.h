@@ -21,7 +21,7 @@ static __always_inline int believe_plain(const struct cm_addr *saddr, __u32 *ide
 	if (is_own_pod_cidr(saddr) || is_own_host(saddr))
 		return CM_R_SPOOFED_SOURCE;
 	source = ipcache_lookup(saddr);
-	*identity = source ? source->identity : CM_IDENTITY_WORLD;
+	*identity = source ? source->identity : world_of(saddr);
 	if (*identity == CM_IDENTITY_HOST)
 		*identity = CM_IDENTITY_REMOTE_NODE;
 	return source && is_tunnelled(source) ? CM_R_NOT_ENCAPSULATED : 0;

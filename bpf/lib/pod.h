@@ -112,7 +112,7 @@ static __always_inline __u32 route_to(const struct cm_addr *daddr, struct route 
 	if (is_own_pod_cidr(daddr))
 		return CM_IDENTITY_UNMANAGED;
 	to->remote = ipcache_lookup(daddr);
-	return to->remote ? to->remote->identity : CM_IDENTITY_WORLD;
+	return to->remote ? to->remote->identity : world_of(daddr);
 }
 
 /*
@@ -291,7 +291,7 @@ static __always_inline int believe_stack(const struct cm_addr *saddr, __u32 came
 	if (from.endpoint && from.endpoint->ifindex != came_by)
 		return CM_R_SPOOFED_SOURCE;
 	if (*identity == CM_IDENTITY_HOST && came_by)
-		*identity = CM_IDENTITY_WORLD;
+		*identity = world_of(saddr);
 	return from.remote && is_tunnelled(from.remote) ? CM_R_NOT_ENCAPSULATED : 0;
 }
 

@@ -304,7 +304,7 @@ describe('what the host sends a pod', () => {
       [NODE, 0, 1],
       [GATEWAY, 0, 1],
       [NODE, UPLINK, 2],
-      [GATEWAY6, UPLINK, 2],
+      [GATEWAY6, UPLINK, 10],
       ['192.0.2.1', UPLINK, 2],
       [D.ip, UPLINK, D.identity],
       [B.ip, B.ifindex, B.identity],

@@ -3,7 +3,7 @@
  * by the oracle, and they agree on the verdict and on its reason.
  *
  *   eu, this node: a web/shop (endpoint 0)   b api/shop (endpoint 1)      us: c api/shop (b's twin)   w web/bank
- *   outside: 192.0.2.7, 10.9.1.7 and 10.9.2.7; the node itself
+ *   outside: 192.0.2.7, 10.9.1.7 and 10.9.2.7; the node itself; and all of them by IPv6 (fd00:9:1::7)
  */
 import assert from 'node:assert/strict';
 import { after, before, beforeEach, describe, it } from 'node:test';
@@ -26,7 +26,19 @@ import { createTable } from '../reconcile/table.ts';
 import { policyStateTable, policyTable } from './policy.ts';
 import { ipcacheTable } from './tables.ts';
 import type { Frame } from './testing/frames.ts';
-import { A, B, C, NODE, type Outcome, openPacketLab, type PacketLab, tcp, udp, W } from './testing/packet-lab.ts';
+import {
+  A,
+  B,
+  C,
+  NODE,
+  NODE6,
+  type Outcome,
+  openPacketLab,
+  type PacketLab,
+  tcp,
+  udp,
+  W,
+} from './testing/packet-lab.ts';
 
 const labels = (app: string, namespace: string, cluster: string) =>
   `k8s:app=${app};k8s:io.cilium.k8s.policy.cluster=${cluster};k8s:io.kubernetes.pod.namespace=${namespace};`;
@@ -36,33 +48,46 @@ const LABELS = {
   c: labels('api', 'shop', 'us'),
   w: labels('web', 'bank', 'us'),
 };
-const NAMED = new Map([['TCP/http', 80]]);
+/** `admin` is another port in each cluster. */
+const NAMED = new Map([
+  ['TCP/http', 80],
+  ['TCP/admin', 443],
+]);
+const NAMED_IN_US = new Map([
+  ['TCP/http', 80],
+  ['TCP/admin', 8079],
+]);
 
 let lab: PacketLab;
 
 // ---- who talks with whom
 
-interface End {
-  readonly ip: string;
-  readonly party: Party;
-}
-const pod = (ip: string, text: string): End => ({
-  ip,
-  party: { labels: labelSet(parseLabels(text)!), namedPorts: NAMED },
+const FAMILIES = ['ipv4', 'ipv6'] as const;
+type Family = (typeof FAMILIES)[number];
+/** An address and whom the oracle knows it as, in each family. */
+type End = Readonly<Record<Family, { readonly ip: string; readonly party: Party }>>;
+const known = (ipv4: string, ipv6: string, party: Party): End => ({
+  ipv4: { ip: ipv4, party },
+  ipv6: { ip: ipv6, party },
 });
-const outside = (ip: string): End => ({
-  ip,
-  party: { labels: labelSet(parseLabels('reserved:world;reserved:world-ipv4;')!), address: ip },
-});
+const pod = ({ ip, ip6 }: { ip: string; ip6: string }, text: string, namedPorts = NAMED): End =>
+  known(ip, ip6, { labels: labelSet(parseLabels(text)!), namedPorts });
+const outside = (ipv4: string, ipv6: string): End => {
+  const party = (ip: string, family: Family): Party => ({
+    labels: labelSet(parseLabels(`reserved:world;reserved:world-${family};`)!),
+    address: ip,
+  });
+  return { ipv4: { ip: ipv4, party: party(ipv4, 'ipv4') }, ipv6: { ip: ipv6, party: party(ipv6, 'ipv6') } };
+};
 const END = {
-  a: pod(A.ip, LABELS.a),
-  b: pod(B.ip, LABELS.b),
-  c: pod(C.ip, LABELS.c),
-  w: pod(W.ip, LABELS.w),
-  host: { ip: NODE, party: { labels: labelSet(parseLabels('reserved:host;')!) } },
-  world: outside('192.0.2.7'),
-  near: outside('10.9.1.7'),
-  nearer: outside('10.9.2.7'),
+  a: pod(A, LABELS.a),
+  b: pod(B, LABELS.b),
+  c: pod(C, LABELS.c, NAMED_IN_US),
+  w: pod(W, LABELS.w, NAMED_IN_US),
+  host: known(NODE, NODE6, { labels: labelSet(parseLabels('reserved:host;')!) }),
+  world: outside('192.0.2.7', '2001:db8::7'),
+  near: outside('10.9.1.7', 'fd00:9:1::7'),
+  nearer: outside('10.9.2.7', 'fd00:9:2::7'),
 };
 type Name = keyof typeof END;
 const isLocal = (name: Name) => name === 'a' || name === 'b';
@@ -89,12 +114,13 @@ const PORTS = [
   ['TCP', 443],
   ['TCP', 8079],
   ['UDP', 53],
-  ['ICMP', 8],
 ] as const;
+const ECHO = { ipv4: ['ICMP', 8], ipv6: ['ICMPv6', 128] } as const;
+type Protocol = 'TCP' | 'UDP' | 'ICMP' | 'ICMPv6';
 
 let sourcePort = 1024;
-function frameOf(from: Name, to: Name, protocol: 'TCP' | 'UDP' | 'ICMP', port: number): Frame {
-  const [source, destination] = [END[from].ip, END[to].ip];
+function frameOf(family: Family, from: Name, to: Name, protocol: Protocol, port: number): Frame {
+  const [source, destination] = [END[from][family].ip, END[to][family].ip];
   sourcePort = sourcePort >= 60_000 ? 1024 : sourcePort + 1;
   if (protocol === 'TCP') return tcp(source, sourcePort, destination, port);
   if (protocol === 'UDP') return udp(source, sourcePort, destination, port);
@@ -106,12 +132,13 @@ const verdictOf = ({ decision }: Outcome) => (decision.action === CmAction.DROP 
 
 function expectedFor(
   policies: readonly LocalPolicy[],
+  family: Family,
   from: Name,
   to: Name,
-  protocol: 'TCP' | 'UDP' | 'ICMP',
+  protocol: Protocol,
   port: number,
 ) {
-  const question = { source: END[from].party, destination: END[to].party, protocol, port };
+  const question = { source: END[from][family].party, destination: END[to][family].party, protocol, port };
   for (const [direction, name] of [
     ['egress', from],
     ['ingress', to],
@@ -151,14 +178,14 @@ function createProgrammer() {
   const engine = createPolicyEngine({ ownCluster: 'eu', allowHost: true, isReady: () => true, isSettled: () => true });
   engine.setEndpoint(0, { labels: LABELS.a, namedPorts: NAMED });
   engine.setEndpoint(1, { labels: LABELS.b, namedPorts: NAMED });
-  for (const [id, text] of [
-    [A.identity, LABELS.a],
-    [B.identity, LABELS.b],
-    [C.identity, LABELS.c],
-    [W.identity, LABELS.w],
+  for (const [id, text, named] of [
+    [A.identity, LABELS.a, NAMED],
+    [B.identity, LABELS.b, NAMED],
+    [C.identity, LABELS.c, NAMED_IN_US],
+    [W.identity, LABELS.w, NAMED_IN_US],
   ] as const) {
     engine.setIdentity('test', id, text);
-    engine.setNamedPorts('test', id, NAMED);
+    engine.setNamedPorts('test', id, named);
   }
   let held: readonly LocalPolicy[] = [];
 
@@ -280,6 +307,76 @@ const TABLE: Readonly<Record<string, readonly LocalPolicy[]>> = {
     }),
   ],
   'clusterwide: from every namespace of the cluster': [cilium({ ingress: [{ fromEndpoints: [{}] }] }, '')],
+  'a range of IPv6 addresses': [
+    cilium({ ingress: [{ fromCIDR: ['fd00:9::/32'] }], egress: [{ toCIDR: ['fd00:9::/32'] }] }),
+  ],
+  'a range of IPv6 with an exception': [
+    cilium({ egress: [{ toCIDRSet: [{ cidr: 'fd00:9::/32', except: ['fd00:9:2::/48'] }] }] }),
+  ],
+  'one IPv6 address, one port': [cilium({ ingress: [{ fromCIDR: ['2001:db8::7/128'], ...ports(http) }] })],
+  'every IPv6 address: no pod is meant, and no IPv4': [cilium({ egress: [{ toCIDR: ['::/0'] }] })],
+  'ranges of both families, a range inside denied': [
+    cilium({
+      egress: [{ toCIDR: ['10.0.0.0/8', 'fd00::/8'] }],
+      egressDeny: [{ toCIDR: ['10.9.1.0/24', 'fd00:9:1::/48'] }],
+    }),
+  ],
+  'every address of both families but two': [
+    cilium({
+      ingress: [
+        {
+          fromCIDRSet: [
+            { cidr: '0.0.0.0/0', except: ['10.9.1.7/32'] },
+            { cidr: '::/0', except: ['fd00:9:1::7/128'] },
+          ],
+        },
+      ],
+    }),
+  ],
+  'echo requests of IPv6 only': [
+    cilium({ ingress: [{ icmps: [{ fields: [{ family: 'IPv6', type: 'EchoRequest' }] }] }] }),
+  ],
+  'ICMPv6 by number, from the twin': [
+    cilium({
+      endpointSelector: web,
+      ingress: [{ fromEndpoints: [inUs], icmps: [{ fields: [{ family: 'IPv6', type: 128 }] }] }],
+    }),
+  ],
+  'another type of ICMPv6: no echo': [cilium({ egress: [{ icmps: [{ fields: [{ family: 'IPv6', type: 129 }] }] }] })],
+  'a deny of echo in IPv6': [
+    cilium({
+      ingress: [{ fromEntities: ['all'] }],
+      ingressDeny: [{ icmps: [{ fields: [{ family: 'IPv6', type: 128 }] }] }],
+    }),
+  ],
+  'entity world-ipv4': [cilium({ ingress: [{ fromEntities: ['world-ipv4'] }] })],
+  'entity world-ipv6': [cilium({ egress: [{ toEntities: ['world-ipv6'] }] })],
+  'a deny of the world of IPv6': [
+    cilium({ ingress: [{ fromEntities: ['all'] }], ingressDeny: [{ fromEntities: ['world-ipv6'] }] }),
+  ],
+  'Kubernetes: from a block of IPv6, but': [
+    kubernetes({ ingress: [{ from: [{ ipBlock: { cidr: 'fd00:9::/32', except: ['fd00:9:1::/48'] } }] }] }),
+  ],
+  'Kubernetes: a port by name, inwards': [kubernetes({ ingress: [{ ports: [{ port: 'http' }] }] })],
+  'Kubernetes: a port by name, outwards, to pods': [
+    kubernetes({
+      policyTypes: ['Egress'],
+      egress: [{ to: [{ podSelector: api }], ports: [{ port: 'http', protocol: 'TCP' }] }],
+    }),
+  ],
+  'a named port that differs from pod to pod': [
+    cilium({ egress: [{ toEndpoints: [anyCluster], ...ports({ port: 'admin', protocol: 'TCP' }) }] }),
+  ],
+  'a named port that differs, inwards': [cilium({ ingress: [ports({ port: 'admin', protocol: 'TCP' })] })],
+  'a name that stands for another protocol': [cilium({ ingress: [ports({ port: 'http', protocol: 'UDP' })] })],
+  'a name that nobody has': [cilium({ egress: [{ toEndpoints: [api], ...ports({ port: 'metrics' }) }] })],
+  'a deny of a named port': [
+    cilium({ egress: [{ toEntities: ['all'] }], egressDeny: [{ ...ports({ port: 'admin', protocol: 'TCP' }) }] }),
+  ],
+  'a deny of a named port, inwards': [
+    cilium({ ingress: [{ fromEntities: ['all'] }], ingressDeny: [{ ...ports({ port: 'http', protocol: 'TCP' }) }] }),
+  ],
+  'to one pod of the other cluster, in both families': [cilium({ egress: [{ toEndpoints: [inUs] }] })],
 };
 
 before(async () => {
@@ -294,26 +391,27 @@ describe('every policy of the table, on packets and by the oracle', () => {
   for (const [title, policies] of Object.entries(TABLE)) {
     it(title, async () => {
       await programmer.enforce(policies);
-      for (const [from, to, send] of ROUTES) {
-        for (const [protocol, port] of PORTS) {
-          const expected = expectedFor(policies, from, to, protocol, port);
-          const got = verdictOf(send(frameOf(from, to, protocol, port)));
-          assert.equal(got, expected, `${from} to ${to}, ${protocol} ${port}`);
-          seen.set(expected, (seen.get(expected) ?? 0) + 1);
+      for (const family of FAMILIES) {
+        for (const [from, to, send] of ROUTES) {
+          for (const [protocol, port] of [...PORTS, ECHO[family]]) {
+            const expected = expectedFor(policies, family, from, to, protocol, port);
+            const got = verdictOf(send(frameOf(family, from, to, protocol, port)));
+            assert.equal(got, expected, `${from} to ${to}, ${family}, ${protocol} ${port}`);
+            seen.set(`${family} ${expected}`, (seen.get(`${family} ${expected}`) ?? 0) + 1);
+          }
         }
       }
     });
   }
 
   it('that were cases of every verdict, in thousands', () => {
-    assert.deepEqual([...seen.keys()].sort(), [
-      'EGRESS_DENIED',
-      'EGRESS_DENY_RULE',
-      'INGRESS_DENIED',
-      'INGRESS_DENY_RULE',
-      'passes',
-    ]);
-    assert.ok([...seen.values()].reduce((sum, n) => sum + n) > 2000);
+    const verdicts = ['EGRESS_DENIED', 'EGRESS_DENY_RULE', 'INGRESS_DENIED', 'INGRESS_DENY_RULE', 'passes'];
+    assert.deepEqual(
+      [...seen.keys()].sort(),
+      FAMILIES.flatMap((family) => verdicts.map((one) => `${family} ${one}`)),
+    );
+    assert.ok(Object.keys(TABLE).length >= 60);
+    assert.ok([...seen.values()].reduce((sum, n) => sum + n) > 8000);
   });
 
   it('leaves no row in the kernel when the policies go', async () => {

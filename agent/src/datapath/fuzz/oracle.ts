@@ -31,8 +31,11 @@ export function identityOf(ip: string): number {
   if (known !== undefined) return known.identity;
   if (OWN_HOST.has(ip)) return RESERVED_IDENTITY.host;
   if (isOwnPodCidr(ip)) return RESERVED_IDENTITY.unmanaged;
-  return ip === '10.3.9.9' || ip === 'fd00:3::9:9' ? C.identity : RESERVED_IDENTITY.world;
+  if (ip === '10.3.9.9' || ip === 'fd00:3::9:9') return C.identity;
+  return ip.startsWith('fd00:3:') ? RESERVED_IDENTITY.world : worldOf(ip);
 }
+
+const worldOf = (ip: string): number => (isIpv4(ip) ? RESERVED_IDENTITY.world : RESERVED_IDENTITY.worldIpv6);
 
 /** Backends of the lab's services; undefined: a service without. */
 const BACKENDS: ReadonlyMap<string, { readonly ip: string; readonly port: number } | undefined> = new Map(
@@ -236,7 +239,7 @@ export function createOracle(isPoliced: boolean): Oracle {
     const believed = hook.vni === RESERVED_IDENTITY.host ? RESERVED_IDENTITY.remoteNode : hook.vni;
     const identity = program === 'cm_test_overlay' ? believed : identityOf(saddr);
     if (identity === RESERVED_IDENTITY.host && program === 'cm_test_to_pod' && hook.cameBy !== 0)
-      return { identity: RESERVED_IDENTITY.world, pod: undefined };
+      return { identity: worldOf(saddr), pod: undefined };
     return { identity, pod: program === 'cm_test_from_pod' ? podOf(saddr) : undefined };
   }
 

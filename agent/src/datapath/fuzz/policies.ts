@@ -48,6 +48,7 @@ export const POLICIES: readonly PodPolicy[] = [
         allow(D.identity, ports('TCP')),
         allow(B.identity),
         allow(RESERVED_IDENTITY.world, ports('UDP'), ports('SCTP', 4000)),
+        allow(RESERVED_IDENTITY.worldIpv6, ports('TCP', 80), ports('UDP', 4000)),
         allow(undefined, ...ECHO),
         deny(undefined, ports('UDP', 53)),
       ],

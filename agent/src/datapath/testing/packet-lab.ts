@@ -191,7 +191,7 @@ async function fill({ maps }: Loaded): Promise<void> {
     { ...remote, prefix: 'fd00:3::9:9/128', identity: C.identity, tunnelEndpoint: C.node },
     { prefix: `${D.ip}/32`, identity: D.identity, tunnelEndpoint: D.node, direct: true, clusterId: 4, encryptKey: 0 },
     { ...remote, prefix: '0.0.0.0/0', identity: 2, tunnelEndpoint: null, clusterId: 0 },
-    { ...remote, prefix: '::/0', identity: 2, tunnelEndpoint: null, clusterId: 0 },
+    { ...remote, prefix: '::/0', identity: 10, tunnelEndpoint: null, clusterId: 0 },
   ]);
 }
 
