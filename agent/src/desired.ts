@@ -330,7 +330,7 @@ export function createDesired(options: DesiredOptions): Desired {
       const claims = entry === undefined ? [] : routed(peer.name, remoteIpClaims(entry, peer.id, shared));
       // A host's name says its one row; two prefixes may be two texts of one.
       if (name.includes('/')) ipcache.setClaims(`peer/${peer.name}/ip/${name}`, claims);
-      else ipcache.setClaim(sourceOfIps(peer), hostCidr(canonicalIp(name) ?? name), claims[0]);
+      else ipcache.setClaim(sourceOfIps(peer), claims[0]?.key ?? hostCidr(canonicalIp(name) ?? name), claims[0]);
     },
     peerIdentity: (peer, name, entry) => policies.setIdentity(`peer/${peer.name}`, Number(name), entry?.labels),
     unknownEndpoint(ip, endpoint) {

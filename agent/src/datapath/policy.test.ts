@@ -193,10 +193,10 @@ function createProgrammer() {
     table: ReturnType<typeof createTable<Row>>,
     to: { update(rows: Row[]): Promise<unknown>; remove(keys: string[]): Promise<unknown> },
   ) {
-    const due = table.due(0).map((key) => [key, table.get(key)!] as const);
-    await to.update(due.flatMap(([, row]) => (row.desired === undefined ? [] : [row.desired])));
-    await to.remove(due.flatMap(([key, row]) => (row.desired === undefined ? [key] : [])));
-    for (const [key, { revision }] of due) table.settle(key, revision, {});
+    const due = table.due(0);
+    await to.update(due.flatMap(({ desired }) => (desired === undefined ? [] : [desired])));
+    await to.remove(due.flatMap(({ key, desired }) => (desired === undefined ? [key] : [])));
+    for (const row of due) table.settle(row, {});
   }
 
   async function flush(): Promise<void> {

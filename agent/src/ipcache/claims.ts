@@ -20,6 +20,7 @@ export interface ClaimsProjection<Row> {
    * most of what a claim costs. Undefined withdraws it.
    */
   setClaim(source: string, key: string, claim: Claim<Row> | undefined): void;
+  /** To be called once, before anything is withdrawn. */
   restore(rows: ReadonlyMap<string, Row>): void;
   /** What `isSettled` answers may have changed for rows of this cluster (default: of all): look at restored rows again. */
   sourcesChanged(clusterId?: number): void;
@@ -44,10 +45,18 @@ function listOf<T>(held: OneOrMore<T> | undefined): readonly T[] {
   return held === undefined ? [] : Array.isArray(held) ? held : [held as T];
 }
 
-const isOnly = (held: OneOrMore<{ readonly source: string }>, source: string): boolean =>
-  !Array.isArray(held) && (held as { readonly source: string }).source === source;
-
 const compact = <T>(list: readonly T[]): OneOrMore<T> => (list.length === 1 ? list[0]! : list);
+
+/** All that is known of one key. Marks lie in it, not in sets of keys: each of those costs as much as the claim itself. */
+interface Slot<Row> {
+  readonly key: string;
+  held: OneOrMore<Held<Row>> | undefined;
+  restored: Row | undefined;
+  /** To be looked at by the next flush. */
+  isDirty: boolean;
+  /** A claim on it was refused when it was last looked at. */
+  isRefused: boolean;
+}
 
 export function createClaims<Row extends { readonly clusterId: number }>(options: {
   /** True when every source that could confirm this restored row has been heard: unclaimed, it is a leftover. */
@@ -56,48 +65,89 @@ export function createClaims<Row extends { readonly clusterId: number }>(options
   readonly isRefused?: (row: Row) => boolean;
 }): ClaimsProjection<Row> {
   const bySource = new Map<string, OneOrMore<string>>();
-  const byKey = new Map<string, OneOrMore<Held<Row>>>();
-  let restored = new Map<string, Row>();
-  const restoredOf = new Map<number, Set<string>>();
-  let dirty = new Set<string>();
-  const refused = new Set<string>();
+  const slots = new Map<string, Slot<Row>>();
+  const restoredOf = new Map<number, Set<Slot<Row>>>();
+  let dirty: Slot<Row>[] = [];
+  /** Clusters whose restored rows the next flush is to ask about. */
+  let changed: Set<number> | 'all' = new Set();
+  let restoredCount = 0;
+  let refusedCount = 0;
 
-  const isRefused = (key: string, row: Row): boolean => {
+  function touch(slot: Slot<Row>): void {
+    if (slot.isDirty) return;
+    slot.isDirty = true;
+    dirty.push(slot);
+  }
+
+  function create(key: string, held: OneOrMore<Held<Row>> | undefined): Slot<Row> {
+    const slot: Slot<Row> = { key, held, restored: undefined, isDirty: true, isRefused: false };
+    slots.set(key, slot);
+    dirty.push(slot);
+    return slot;
+  }
+
+  /** `others`: those of the claims held so far that stay beside it. */
+  function hold(key: string, claim: Held<Row>, others: (held: OneOrMore<Held<Row>>) => readonly Held<Row>[]): void {
+    const slot = slots.get(key);
+    if (slot === undefined) {
+      create(key, claim);
+      return;
+    }
+    const rest = slot.held === undefined ? [] : others(slot.held);
+    slot.held = rest.length === 0 ? claim : [...rest, claim];
+    touch(slot);
+  }
+
+  function withdraw(source: string, key: string): void {
+    const slot = slots.get(key);
+    if (slot?.held === undefined) return;
+    const rest = listOf(slot.held).filter((claim) => claim.source !== source);
+    slot.held = rest.length > 0 ? compact(rest) : undefined;
+    touch(slot);
+  }
+
+  function isRefused(slot: Slot<Row>, row: Row): boolean {
     if (options.isRefused?.(row) !== true) return false;
-    refused.add(key);
+    if (!slot.isRefused) refusedCount++;
+    slot.isRefused = true;
     return true;
-  };
+  }
 
   /** The best claim that may be made. */
-  function winner(key: string): Row | undefined {
-    if (refused.size > 0) refused.delete(key);
-    const claims = byKey.get(key);
-    if (claims === undefined) return undefined;
-    if (!Array.isArray(claims)) {
-      const { row } = claims as Held<Row>;
-      return isRefused(key, row) ? undefined : row;
+  function winner(slot: Slot<Row>): Row | undefined {
+    if (slot.isRefused) refusedCount--;
+    slot.isRefused = false;
+    const { held } = slot;
+    if (held === undefined) return undefined;
+    if (!Array.isArray(held)) {
+      const { row } = held as Held<Row>;
+      return isRefused(slot, row) ? undefined : row;
     }
     let best: Held<Row> | undefined;
-    for (const claim of claims as readonly Held<Row>[]) {
-      if (isRefused(key, claim.row)) continue;
+    for (const claim of held as readonly Held<Row>[]) {
+      if (isRefused(slot, claim.row)) continue;
       if (best === undefined || claim.rank < best.rank || (claim.rank === best.rank && claim.source < best.source))
         best = claim;
     }
     return best?.row;
   }
 
-  function withdraw(source: string, key: string): void {
-    const rest = listOf(byKey.get(key)).filter((claim) => claim.source !== source);
-    if (rest.length > 0) byKey.set(key, compact(rest));
-    else byKey.delete(key);
-    dirty.add(key);
+  function forget(slot: Slot<Row>, row: Row): void {
+    slot.restored = undefined;
+    restoredCount--;
+    const group = restoredOf.get(row.clusterId);
+    group?.delete(slot);
+    if (group?.size === 0) restoredOf.delete(row.clusterId);
+    touch(slot);
   }
 
-  function forget(key: string, row: Row): void {
-    restored.delete(key);
-    const group = restoredOf.get(row.clusterId);
-    group?.delete(key);
-    if (group?.size === 0) restoredOf.delete(row.clusterId);
+  /** Only here, not when it was announced: of what a source says, much may be announced between two flushes. */
+  function forgetSettled(): void {
+    const groups = changed === 'all' ? [...restoredOf.values()] : [...changed].map((id) => restoredOf.get(id) ?? []);
+    changed = new Set();
+    for (const group of groups)
+      for (const slot of group)
+        if (slot.restored !== undefined && options.isSettled(slot.restored)) forget(slot, slot.restored);
   }
 
   return {
@@ -108,54 +158,50 @@ export function createClaims<Row extends { readonly clusterId: number }>(options
         return;
       }
       bySource.set(source, compact(claims.map((claim) => claim.key)));
-      for (const { key, rank, row } of claims) {
-        const held: Held<Row> = { source, rank, row };
-        const others = byKey.get(key);
-        byKey.set(key, others === undefined ? held : [...listOf(others), held]);
-        dirty.add(key);
-      }
+      for (const { key, rank, row } of claims) hold(key, { source, rank, row }, listOf);
     },
     setClaim(source, key, claim) {
-      const others = byKey.get(key);
-      if (claim !== undefined) {
-        const held: Held<Row> = { source, rank: claim.rank, row: claim.row };
-        if (others === undefined || isOnly(others, source)) byKey.set(key, held);
-        else byKey.set(key, [...listOf(others).filter((other) => other.source !== source), held]);
-      } else if (others !== undefined) {
-        withdraw(source, key);
-        return;
-      }
-      dirty.add(key);
+      if (claim === undefined) withdraw(source, key);
+      else
+        hold(key, { source, rank: claim.rank, row: claim.row }, (held) =>
+          listOf(held).filter((other) => other.source !== source),
+        );
     },
     restore(rows) {
-      restored = new Map(rows);
-      restoredOf.clear();
-      for (const [key, row] of restored) {
-        dirty.add(key);
+      for (const [key, row] of rows) {
+        const slot = slots.get(key) ?? create(key, undefined);
+        slot.restored = row;
+        restoredCount++;
+        touch(slot);
         const group = restoredOf.get(row.clusterId);
-        if (group === undefined) restoredOf.set(row.clusterId, new Set([key]));
-        else group.add(key);
+        if (group === undefined) restoredOf.set(row.clusterId, new Set([slot]));
+        else group.add(slot);
       }
+      changed = 'all';
     },
     sourcesChanged(clusterId) {
-      const keys = clusterId === undefined ? restored.keys() : (restoredOf.get(clusterId) ?? []);
-      for (const key of keys) dirty.add(key);
+      if (clusterId === undefined) changed = 'all';
+      else if (changed !== 'all') changed.add(clusterId);
     },
     rulesChanged() {
-      for (const key of byKey.keys()) dirty.add(key);
+      for (const slot of slots.values()) if (slot.held !== undefined) touch(slot);
     },
     flush(into) {
-      const keys = dirty;
-      dirty = new Set();
-      for (const key of keys) {
-        const old = restored.get(key);
-        if (old !== undefined && options.isSettled(old)) forget(key, old);
-        const row = winner(key) ?? restored.get(key);
-        if (row === undefined) into.delete(key);
-        else into.set(key, row);
+      if (restoredCount > 0) forgetSettled();
+      const looked = dirty;
+      dirty = [];
+      for (const slot of looked) {
+        slot.isDirty = false;
+        const row = winner(slot) ?? slot.restored;
+        if (row !== undefined) {
+          into.set(slot.key, row);
+          continue;
+        }
+        into.delete(slot.key);
+        if (slot.held === undefined) slots.delete(slot.key);
       }
     },
-    restoredCount: () => restored.size,
-    refusedCount: () => refused.size,
+    restoredCount: () => restoredCount,
+    refusedCount: () => refusedCount,
   };
 }

@@ -49,6 +49,8 @@ export interface FamilyState {
 
 export interface Family {
   state(): FamilyState;
+  /** The same as `state().synced`, which is asked for with every restored row. */
+  isSynced(): boolean;
   /** Names of the rows in force. */
   names(): ReadonlySet<string>;
 }
@@ -75,8 +77,9 @@ export function startFamily<T>(options: FamilyOptions<T>): Family {
       return;
     }
     if (quarantine.size > 0) quarantine.delete(name);
-    const action = names.has(name) ? 'modify' : 'create';
+    const known = names.size;
     names.add(name);
+    const action = names.size === known ? 'modify' : 'create';
     options.onRow(name, decoded.value);
     if (listedEpoch !== undefined) options.onArrival?.(action, decoded.value);
   }
@@ -135,6 +138,7 @@ export function startFamily<T>(options: FamilyOptions<T>): Family {
       lastProofMs: reflector.status().lastProofOfLifeAt,
       held: reflector.status().held,
     }),
+    isSynced: () => listedEpoch !== undefined,
     names: () => names,
   };
 }

@@ -155,7 +155,7 @@ export function startPeer(options: PeerOptions): Peer {
   }
 
   const isSynced = (...asked: readonly AgentFamily[]) =>
-    asked.every((family) => families.get(family)?.state().synced ?? true);
+    asked.every((family) => families.get(family)?.isSynced() ?? true);
   const namesOf = (family: AgentFamily) => families.get(family)?.names() ?? unpublished.get(family) ?? NONE;
 
   return {

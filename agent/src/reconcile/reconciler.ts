@@ -11,7 +11,7 @@ import { setImmediate } from 'node:timers/promises';
 import { MeshError } from '@clustermesh/contract';
 import type { Clock } from '@clustermesh/runtime';
 import type { MapOps, OpResult } from '../datapath/types.ts';
-import type { Table } from './table.ts';
+import type { Table, TableRow } from './table.ts';
 
 export interface ReconcilerOptions<Row> {
   readonly table: Table<Row>;
@@ -43,13 +43,6 @@ export interface Reconciler {
   readonly isScanned: boolean;
 }
 
-interface Work<Row> {
-  readonly key: string;
-  readonly desired: Row | undefined;
-  readonly revision: number;
-  readonly failures: number;
-}
-
 /** Rows looked at before others have their turn. */
 const SLICE = 10_000;
 
@@ -60,73 +53,67 @@ export function createReconciler<Row>(options: ReconcilerOptions<Row>): Reconcil
   const maxRetryMs = options.maxRetryMs ?? 10_000;
 
   /** Runs one batch and writes the results back; returns the work that failed. */
-  async function runBatch(batch: readonly Work<Row>[], call: () => Promise<OpResult[]>): Promise<Work<Row>[]> {
-    let errorOf: (work: Work<Row>, index: number) => MeshError | undefined;
+  async function runBatch(batch: readonly TableRow<Row>[], call: () => Promise<OpResult[]>): Promise<TableRow<Row>[]> {
+    let errorOf: (row: TableRow<Row>, index: number) => MeshError | undefined;
     try {
       const results = await call();
-      errorOf = (work, index) => {
+      errorOf = (row, index) => {
         const result = results[index];
-        if (result?.key === work.key) return result.error;
+        if (result?.key === row.key) return result.error;
         return new MeshError({
           code: 'internal',
-          message: `programming row ${work.key} of ${table.name}: the datapath gave no result`,
+          message: `programming row ${row.key} of ${table.name}: the datapath gave no result`,
         });
       };
     } catch (error) {
       const failure = MeshError.from(error, `programming ${batch.length} rows of ${table.name}`, 'kernel');
       errorOf = () => failure;
     }
-    const failed: Work<Row>[] = [];
-    for (const [index, work] of batch.entries()) {
-      const error = errorOf(work, index);
+    const failed: TableRow<Row>[] = [];
+    for (const [index, row] of batch.entries()) {
+      const error = errorOf(row, index);
       if (error === undefined) {
-        table.settle(work.key, work.revision, {});
+        table.settle(row, {});
         continue;
       }
-      const delay = Math.min(retryMs * 2 ** Math.min(work.failures, 16), maxRetryMs);
-      table.settle(work.key, work.revision, { error, retryAtMs: clock.nowMs() + delay });
-      failed.push(work);
+      const delay = Math.min(retryMs * 2 ** Math.min(row.failures, 16), maxRetryMs);
+      table.settle(row, { error, retryAtMs: clock.nowMs() + delay });
+      failed.push(row);
     }
     return failed;
   }
 
   async function inBatches(
-    work: readonly Work<Row>[],
-    call: (batch: readonly Work<Row>[]) => Promise<OpResult[]>,
-  ): Promise<Work<Row>[]> {
-    const failed: Work<Row>[] = [];
+    work: readonly TableRow<Row>[],
+    call: (batch: readonly TableRow<Row>[]) => Promise<OpResult[]>,
+  ): Promise<TableRow<Row>[]> {
+    const failed: TableRow<Row>[] = [];
     for (let at = 0; at < work.length; at += batchSize) {
-      // A row that changed while an earlier batch was written is pending again: the next pass takes it.
-      const batch = work.slice(at, at + batchSize).filter(({ key, revision }) => table.get(key)?.revision === revision);
+      // In place of a row that changed while an earlier batch was written, another is pending: the next pass takes it.
+      const batch = work.slice(at, at + batchSize).filter(({ status }) => status !== 'replaced');
       if (batch.length === 0) continue;
       failed.push(...(await runBatch(batch, () => call(batch))));
     }
     return failed;
   }
 
-  async function update(work: readonly Work<Row>[]): Promise<Work<Row>[]> {
+  async function update(work: readonly TableRow<Row>[]): Promise<TableRow<Row>[]> {
     return inBatches(work, (batch) => ops.update(batch.map(({ desired }) => desired as Row)));
   }
 
   return {
     isScanned: ops.scan !== undefined,
     async pass(part = 'all') {
-      const updates: Work<Row>[] = [];
-      const removes: Work<Row>[] = [];
-      for (const key of table.due(clock.nowMs())) {
-        const row = table.get(key);
-        if (row === undefined || part === (row.desired === undefined ? 'updates' : 'removes')) continue;
-        (row.desired === undefined ? removes : updates).push({
-          key,
-          desired: row.desired,
-          revision: row.revision,
-          failures: row.failures,
-        });
+      const updates: TableRow<Row>[] = [];
+      const removes: TableRow<Row>[] = [];
+      for (const row of table.due(clock.nowMs())) {
+        if (part === (row.desired === undefined ? 'updates' : 'removes')) continue;
+        (row.desired === undefined ? removes : updates).push(row);
       }
       // Make before break: what is new is there before what is old goes. A full map is the exception: removing makes room,
       // so what did not fit is tried once more after that.
       let failedUpdates = await update(updates);
-      const failedRemoves = await inBatches(removes, (batch) => ops.remove(batch.map((work) => work.key)));
+      const failedRemoves = await inBatches(removes, (batch) => ops.remove(batch.map(({ key }) => key)));
       if (failedUpdates.length > 0 && removes.length > failedRemoves.length)
         failedUpdates = await update(failedUpdates);
       return {

@@ -1,6 +1,6 @@
 /**
  * The desired rows of one kernel table, each with what became of it. What is desired never changes in a row: a changed row is a
- * new one with a higher revision. One writer (the projections, through `RowSink`), one reader (the reconciler).
+ * new one, and the one before it reads as replaced. One writer (the projections, through `RowSink`), one reader (the reconciler).
  */
 import type { MeshError } from '@clustermesh/contract';
 
@@ -10,10 +10,11 @@ export interface RowSink<Row> {
 }
 
 export interface TableRow<Row> {
+  readonly key: string;
   /** Undefined: to be removed from the kernel; the entry goes once that is done. */
   readonly desired: Row | undefined;
-  readonly revision: number;
-  readonly status: 'pending' | 'done' | 'error';
+  /** `replaced`: another row has taken its place. */
+  readonly status: 'pending' | 'done' | 'error' | 'replaced';
   readonly error?: MeshError | undefined;
   /** Attempts that failed in a row. */
   readonly failures: number;
@@ -41,16 +42,12 @@ export interface Table<Row> extends RowSink<Row> {
   isUnseen(row: TableRow<Row>): boolean;
   /** Asks for the row to be written again although its desired value is the same. */
   touch(key: string): void;
-  /** Keys to work on now: pending ones, and failed ones whose time has come. */
-  due(nowMs: number): string[];
+  /** What to work on now: pending rows, and failed ones whose time has come. */
+  due(nowMs: number): TableRow<Row>[];
   /** When the next failed row may be tried again; undefined without failed rows. */
   nextRetryAtMs(): number | undefined;
-  /** Writes a result back, unless the row has changed since `revision` was read (then it is pending again anyway). */
-  settle(
-    key: string,
-    revision: number,
-    outcome: { readonly error?: MeshError | undefined; readonly retryAtMs?: number },
-  ): void;
+  /** Writes back what became of a row that was due, unless it has been replaced (then the new one is pending anyway). */
+  settle(row: TableRow<Row>, outcome: { readonly error?: MeshError | undefined; readonly retryAtMs?: number }): void;
   counts(): TableCounts;
   errors(): { readonly key: string; readonly error: MeshError }[];
   equal(a: Row, b: Row): boolean;
@@ -71,21 +68,27 @@ export function createTable<Row>(options: {
   readonly equal: (a: Row, b: Row) => boolean;
 }): Table<Row> {
   const rows = new Map<string, SeenRow<Row>>();
-  const pending = new Set<string>();
+  /** Every row that is pending, among others that were. */
+  let queue: SeenRow<Row>[] = [];
+  let pending = 0;
   const failed = new Set<string>();
-  let revision = 0;
   let round = 0;
 
-  function put(key: string, row: SeenRow<Row>): void {
-    rows.set(key, row);
-    if (row.status === 'pending') pending.add(key);
-    else pending.delete(key);
-    if (failed.size > 0) failed.delete(key);
+  function put(row: SeenRow<Row>, before: SeenRow<Row> | undefined): void {
+    rows.set(row.key, row);
+    if (row.status === 'pending') {
+      pending++;
+      queue.push(row);
+    }
+    if (before === undefined) return;
+    if (before.status === 'pending') pending--;
+    else if (before.status === 'error') failed.delete(row.key);
+    before.status = 'replaced';
   }
 
-  const fresh = (desired: Row | undefined, status: TableRow<Row>['status']): SeenRow<Row> => ({
+  const fresh = (key: string, desired: Row | undefined, status: TableRow<Row>['status']): SeenRow<Row> => ({
+    key,
     desired,
-    revision: ++revision,
     status,
     error: undefined,
     failures: 0,
@@ -93,12 +96,12 @@ export function createTable<Row>(options: {
     seen: round,
   });
 
-  function want(key: string, desired: Row | undefined): void {
-    put(key, fresh(desired, 'pending'));
+  function want(key: string, desired: Row | undefined, before: SeenRow<Row> | undefined): void {
+    put(fresh(key, desired, 'pending'), before);
   }
 
   function seed(key: string, row: Row): void {
-    put(key, fresh(row, 'done'));
+    put(fresh(key, row, 'done'), rows.get(key));
   }
 
   return {
@@ -107,11 +110,11 @@ export function createTable<Row>(options: {
     set(key, row) {
       const before = rows.get(key);
       if (before?.desired !== undefined && options.equal(before.desired, row)) return;
-      want(key, row);
+      want(key, row, before);
     },
     delete(key) {
       const before = rows.get(key);
-      if (before !== undefined && before.desired !== undefined) want(key, undefined);
+      if (before !== undefined && before.desired !== undefined) want(key, undefined, before);
     },
     seed,
     beginRound: () => void round++,
@@ -119,12 +122,12 @@ export function createTable<Row>(options: {
       const row = rows.get(key);
       if (row === undefined) {
         seed(key, held);
-        want(key, undefined);
+        want(key, undefined, rows.get(key));
         return true;
       }
       row.seen = round;
       if (row.status !== 'done' || row.desired === undefined || options.equal(row.desired, held)) return false;
-      want(key, row.desired);
+      want(key, row.desired, row);
       return true;
     },
     isUnseen: (row) => row.status === 'done' && row.desired !== undefined && (row as SeenRow<Row>).seen !== round,
@@ -132,12 +135,16 @@ export function createTable<Row>(options: {
     entries: () => rows.entries(),
     touch(key) {
       const row = rows.get(key);
-      if (row !== undefined) want(key, row.desired);
+      if (row !== undefined) want(key, row.desired, row);
     },
     due(nowMs) {
-      const keys = [...pending];
-      for (const key of failed) if ((rows.get(key)?.retryAtMs ?? 0) <= nowMs) keys.push(key);
-      return keys;
+      queue = queue.filter((row) => row.status === 'pending');
+      const due = [...queue];
+      for (const key of failed) {
+        const row = rows.get(key);
+        if (row !== undefined && row.retryAtMs <= nowMs) due.push(row);
+      }
+      return due;
     },
     nextRetryAtMs() {
       let next: number | undefined;
@@ -147,30 +154,30 @@ export function createTable<Row>(options: {
       }
       return next;
     },
-    settle(key, readRevision, outcome) {
-      const row = rows.get(key);
-      if (row === undefined || row.revision !== readRevision) return;
-      pending.delete(key);
+    settle(settled, outcome) {
+      if (settled.status === 'replaced') return;
+      const row = settled as SeenRow<Row>;
+      if (row.status === 'pending') pending--;
       if (outcome.error !== undefined) {
         row.status = 'error';
         row.error = outcome.error;
         row.failures++;
         row.retryAtMs = outcome.retryAtMs ?? 0;
-        failed.add(key);
+        failed.add(row.key);
         return;
       }
-      if (failed.size > 0) failed.delete(key);
-      if (row.desired === undefined) {
-        rows.delete(key);
-        return;
-      }
+      if (row.status === 'error') failed.delete(row.key);
       row.status = 'done';
+      if (row.desired === undefined) {
+        rows.delete(row.key);
+        return;
+      }
       row.error = undefined;
       row.failures = 0;
       row.retryAtMs = 0;
       row.seen = round;
     },
-    counts: () => ({ pending: pending.size, error: failed.size, done: rows.size - pending.size - failed.size }),
+    counts: () => ({ pending, error: failed.size, done: rows.size - pending - failed.size }),
     errors() {
       return [...failed].flatMap((key) => {
         const error = rows.get(key)?.error;
