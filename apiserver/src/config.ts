@@ -81,6 +81,8 @@ const timersSchema = z.strictObject({
   peerStatusMs: z.number().int().min(100).default(10_000),
   /** How long the last known rows of a node stay exported after its own complete list went missing (a wiped etcd). */
   nodeGraceMs: z.number().int().min(0).default(60_000),
+  /** How long services stay published when `export.endpointSlices` leaves them out: peers look for what is published every 10 s. */
+  withdrawWaitMs: z.number().int().min(0).default(30_000),
   /** How long a removed peer's data waits for the live agents to let go of it. */
   drainWaitMs: z.number().int().min(0).default(10_000),
 });

@@ -102,9 +102,10 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
       metrics: metrics?.own,
       cluster,
       sliceExport: config.export.endpointSlices,
-      manifests: manifests.snapshot,
+      manifests,
       nodes: nodes.snapshot,
       heartbeatMs: timers.heartbeatMs,
+      withdrawWaitMs: timers.withdrawWaitMs,
     });
     const mirror = startMirror({
       ...shared,

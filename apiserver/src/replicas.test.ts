@@ -1,5 +1,7 @@
 /** Several control planes on one etcd: one writes. And what nobody else may change. */
 import assert from 'node:assert/strict';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { connect, disconnect, shopManifest, startCluster, type TestCluster } from './testing/control-plane.ts';
 
@@ -100,6 +102,40 @@ test('F44 a leader that ends hands over at once, and one that starts again succe
   await b.eventually('its export', () => writers(history).includes('b'));
 });
 
+test('F44 services keep their cluster addresses under another leader, whatever that one remembers', async (t) => {
+  const auto = shopManifest(['10.1.1.5']).replace('clusterIP: 10.96.0.10, ', '');
+  const b = await startCluster(t, { name: 'eu', id: 1 });
+  await b.stop();
+  const a = await startCluster(t, { name: 'eu', id: 1, replicaOf: b });
+  a.manifest('shop.yaml', auto);
+  const LOCAL = 'clustermesh/local/services/shop/web';
+  const addressOf = (value: string) => JSON.parse(value).clusterIPs[0] as string;
+  const first = await a.eventually('its address', async () => (await b.admin.get(LOCAL))?.value.toString());
+  const history = await historyOf(t, b, LOCAL);
+  // An allocation of its own, and another service that was given what the leader has published.
+  const remembered = { 'shop/web': '10.96.200.1', 'shop/aaa': addressOf(first) };
+  mkdirSync(join(b.root, 'state'), { recursive: true });
+  const file = join(b.root, 'state', 'cluster-ips.json');
+  writeFileSync(file, JSON.stringify({ version: 1, assigned: remembered }));
+  b.manifest('shop.yaml', `${auto}---\n${auto.replaceAll('name: web', 'name: aaa')}`);
+  await b.start();
+  await b.eventually('it stands by', () => b.plane.leader() !== undefined && b.plane.manifests.snapshot());
+  await a.stop();
+  await b.eventually('it leads', () => b.plane.isLeading());
+  const other = await b.eventually('its own service', async () =>
+    (await b.admin.get('clustermesh/local/services/shop/aaa'))?.value.toString(),
+  );
+  await b.eventually('its export', () => b.plane.exporter.synced().size === 6);
+  assert.deepEqual(
+    history.map(({ value }) => (value === '' ? 'gone' : addressOf(value))).filter((ip) => ip !== addressOf(first)),
+    [],
+    'nobody has seen another address',
+  );
+  assert.notEqual(addressOf(other), addressOf(first));
+  const { assigned } = JSON.parse(readFileSync(file, 'utf8'));
+  assert.deepEqual(assigned, { 'shop/aaa': addressOf(other), 'shop/web': addressOf(first) }, 'and it remembers that');
+});
+
 test('a cluster config that somebody else alters or deletes is put right at once, and the status says so', async (t) => {
   const eu = await startCluster(t, { name: 'eu', id: 1 });
   const value = await eu.eventually('the config', async () => (await eu.admin.get(CONFIG))?.value.toString());
@@ -140,6 +176,7 @@ for (const mode of ['services', 'endpointslices-only'] as const)
     other.manifest('shop.yaml', shopManifest(['10.1.1.5']));
     const family = mode === 'services' ? 'services' : 'endpointslices';
     await other.eventually('one of them', async () => (await published()).length === 2);
+    await other.eventually('readiness', () => other.plane.notReady() === undefined);
     assert.deepEqual(await published(), [
       `cilium/state/${family}/v1/eu/shop/web${mode === 'services' ? '' : '-1'}`,
       `cilium/synced/eu/cilium/state/${family}/v1`,
@@ -154,6 +191,28 @@ for (const mode of ['services', 'endpointslices-only'] as const)
       1,
     );
   });
+
+test('services that are left out from now on stay, and stay right, while readers of this etcd look for what replaces them', async (t) => {
+  const eu = await startCluster(t, { name: 'eu', id: 1 });
+  eu.manifest('shop.yaml', shopManifest(['10.1.1.5']));
+  await eu.eventually('the service', () => eu.admin.get(SERVICE));
+  await eu.stop();
+  const config = { export: { endpointSlices: 'endpointslices-only' } };
+  const other = await startCluster(t, {
+    ...{ name: 'eu', id: 1, replicaOf: eu, config },
+    timers: { withdrawWaitMs: 3_600_000 },
+  });
+  other.manifest('shop.yaml', shopManifest(['10.1.1.5']));
+  await other.eventually('the word of it', async () =>
+    (await eu.admin.get(CONFIG))?.value.toString().includes('endpointslices-only'),
+  );
+  await other.eventually('the slices', () => other.plane.exporter.synced().has('endpointslices'));
+  other.manifest('shop.yaml', shopManifest(['10.1.1.6']));
+  await other.eventually('the change of the service', async () =>
+    (await eu.admin.get(SERVICE))?.value.toString().includes('10.1.1.6'),
+  );
+  assert.equal(other.plane.notReady(), undefined);
+});
 
 test('a peer that offers a mirror of itself is refused: nothing is learnt at second hand', async (t) => {
   const [eu, us] = await Promise.all([startCluster(t, { name: 'eu', id: 1 }), startCluster(t, { name: 'us', id: 2 })]);

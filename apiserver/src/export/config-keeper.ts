@@ -20,6 +20,8 @@ export interface ConfigKeeperOptions {
 }
 
 export interface ConfigKeeper {
+  /** It is in the etcd that answers now. */
+  isWritten(): boolean;
   /** Times that it was found altered or gone. */
   repairs(): number;
   problems(): readonly string[];
@@ -89,6 +91,7 @@ export function keepClusterConfig(options: ConfigKeeperOptions): ConfigKeeper {
   runner.trigger();
 
   return {
+    isWritten: () => rightIn === etcd.epoch,
     repairs: () => repairs,
     problems: () =>
       repairedAt === undefined || clock.nowMs() - repairedAt > RECENT_MS

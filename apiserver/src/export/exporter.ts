@@ -6,6 +6,7 @@ import {
   type Compression,
   canaryKey,
   dataPrefix,
+  decodeLocalService,
   HEARTBEAT_KEY,
   LOCAL_FAMILIES,
   localCanaryKey,
@@ -19,7 +20,9 @@ import {
 import { type Etcd, startWriter, type WriteRate, type Writer } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
 import { countRuns, type KvstoreMetrics } from '../kvstore-metrics.ts';
+import { oncePending } from '../once-pending.ts';
 import type { WriterView } from '../ports.ts';
+import type { ManifestSource } from '../sources/manifests/manifests.ts';
 import { isGlobalNamespace, type ManifestSnapshot } from '../sources/manifests/snapshot.ts';
 import type { NodesSnapshot } from '../sources/nodes/node-table.ts';
 import type { WriteRight } from '../write-right.ts';
@@ -39,7 +42,7 @@ export interface ExporterOptions {
     readonly maxConnectedClusters: MaxConnectedClusters;
     readonly region: string;
   };
-  readonly manifests: () => ManifestSnapshot | undefined;
+  readonly manifests: Pick<ManifestSource, 'snapshot' | 'adopt'>;
   readonly nodes: () => NodesSnapshot;
   readonly sliceExport: SliceExport;
   readonly zstd: Compression;
@@ -47,6 +50,8 @@ export interface ExporterOptions {
   readonly rate: WriteRate;
   readonly metrics?: KvstoreMetrics | undefined;
   readonly heartbeatMs: number;
+  /** How long what is not published any more stays after the config has said so. */
+  readonly withdrawWaitMs: number;
   readonly log: Log;
   readonly signal: AbortSignal;
   readonly clock?: Clock;
@@ -105,6 +110,8 @@ export function startExporter(options: ExporterOptions): Exporter {
   const synced = new Set<WireFamily>();
   const announced = new Set<string>();
   const withdrawn = new Set<WireFamily>();
+  let hasAdopted = false;
+  let leavingSince: number | undefined;
   /** Values as they are in etcd or will be: what stamps are compared with. Undefined until etcd has been read once. */
   let stamped: Map<WireFamily, ReadonlyMap<string, string>> | undefined;
   /** The projection of the manifests, which change less often than the nodes. */
@@ -166,10 +173,29 @@ export function startExporter(options: ExporterOptions): Exporter {
     state.replace(prefix(family), new Map());
     state.ready(prefix(family));
     state.delete(canaryKey(cluster.name, family, 'state'));
+    state.flush().then(
+      () => synced.add(family),
+      () => {}, // rejects only when the writer has ended
+    );
+  };
+
+  /**
+   * Services of before, where slices alone are published now. They stay, and stay right, until whoever reads this etcd itself can have
+   * learnt from the config that there is another form, and has read that.
+   */
+  const areServicesLeaving = (before: ReadonlyMap<string, string>): boolean => {
+    if (hasServices || withdrawn.has('services') || before.size === 0) return false;
+    if (!synced.has('endpointslices') || !config.isWritten()) return true;
+    leavingSince ??= clock.nowMs();
+    const restMs = leavingSince + options.withdrawWaitMs - clock.nowMs();
+    if (restMs > 0) again(restMs + 1);
+    return restMs > 0;
   };
 
   const pass = async () => {
-    const manifests = options.manifests();
+    if (!hasAdopted) options.manifests.adopt(await readClusterIps(etcd, signal));
+    hasAdopted = true;
+    const manifests = options.manifests.snapshot();
     // Which namespaces are closed is not known before the manifests have been read: nothing leaves until then.
     if (manifests === undefined) return;
     writeLocal(manifests);
@@ -180,9 +206,9 @@ export function startExporter(options: ExporterOptions): Exporter {
       state.replace(prefix('endpointslices'), frames.values(projected.slices));
       announceFamily('endpointslices');
     } else withdrawFamily('endpointslices');
-    const tooLarge = hasServices ? writeFamily('services', projected.services, stamped, true) : [];
-    // Who reads what is left in their place has it before they go.
-    if (!hasServices && synced.has('endpointslices')) withdrawFamily('services');
+    const isLegacyThere = hasServices || areServicesLeaving(stamped.get('services') ?? new Map());
+    const tooLarge = isLegacyThere ? writeFamily('services', projected.services, stamped, true) : [];
+    if (!isLegacyThere) withdrawFamily('services');
     announceFamily('serviceexports');
 
     const nodes = options.nodes();
@@ -211,6 +237,7 @@ export function startExporter(options: ExporterOptions): Exporter {
       .slice(0, REFUSED_SHOWN)
       .map(({ key, reason }) => `etcd refuses ${key}: ${reason}`);
 
+  const again = oncePending({ clock, signal, trigger: () => runner.trigger() });
   const beat = async () => heartbeat.set(HEARTBEAT_KEY, rfc3339(clock.wallMs()));
   const onError = (error: unknown, failures: number) => {
     if (failures === 1 && !signal.aborted) log.warn({ reason: messageOf(error) }, 'export waits');
@@ -263,6 +290,16 @@ function project({ cluster, sliceExport }: ExporterOptions, manifests: ManifestS
     services: exportServices(cluster, services.values(), slices.values()),
     slices: sliceExport === 'services' ? new Map() : exportEndpointSlices(cluster, services, slices, sliceMeta),
   };
+}
+
+/** The cluster addresses under which services are published now, by a process before this one or by the replica that led before. */
+async function readClusterIps(etcd: Etcd, signal: AbortSignal): Promise<Map<string, readonly string[]>> {
+  const published = new Map<string, readonly string[]>();
+  for (const kv of (await etcd.range(localPrefix('services'), { signal })).kvs) {
+    const service = decodeLocalService(kv.value.toString('utf8'));
+    if (service.ok) published.set(`${service.value.namespace}/${service.value.name}`, service.value.clusterIPs);
+  }
+  return published;
 }
 
 /** What a process before this one wrote: unchanged values keep their stamps. */

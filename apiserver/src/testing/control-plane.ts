@@ -142,7 +142,14 @@ export async function startCluster(t: TestContext, options: TestClusterOptions):
     admin: { socket: path('apiserver.sock') },
     http: { port: 0 },
     nodes: options.nodes ?? [],
-    timers: { heartbeatMs: 1000, peerStatusMs: 2000, nodeGraceMs: 60_000, drainWaitMs: 2000, ...options.timers },
+    timers: {
+      heartbeatMs: 1000,
+      peerStatusMs: 2000,
+      nodeGraceMs: 60_000,
+      withdrawWaitMs: 500,
+      drainWaitMs: 2000,
+      ...options.timers,
+    },
     election: { ttlSeconds: 2 },
     ...options.config,
   });

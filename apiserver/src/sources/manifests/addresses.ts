@@ -12,6 +12,23 @@ export interface ServiceCidrs {
 /** By family, by `namespace/name`. */
 export type ClusterIps = Readonly<Record<IpFamily, ReadonlyMap<string, string>>>;
 
+/**
+ * What this replica remembers, corrected by what is published (`namespace/name` → addresses): another replica may have given
+ * addresses out meanwhile, and those are in use. Of a published address, no other service remains the owner.
+ */
+export function adoptPublished(remembered: ClusterIps, published: ReadonlyMap<string, readonly string[]>): ClusterIps {
+  const adopt = (family: IpFamily): ReadonlyMap<string, string> => {
+    const inUse = new Map<string, string>();
+    for (const [service, addresses] of published) {
+      const address = addresses.find((ip) => familyOf(ip) === family);
+      if (address !== undefined) inUse.set(service, address);
+    }
+    const owned = new Set(inUse.values());
+    return new Map([...[...remembered[family]].filter(([, ip]) => !owned.has(ip)), ...inUse]);
+  };
+  return { IPv4: adopt('IPv4'), IPv6: adopt('IPv6') };
+}
+
 type LocatedService = Extract<LocatedObject, { kind: 'Service' }>;
 
 const nameOf = ({ object: { metadata } }: LocatedService): string => `${metadata.namespace}/${metadata.name}`;

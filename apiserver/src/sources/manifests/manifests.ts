@@ -4,7 +4,7 @@ import { messageOf, type PolicyContext } from '@clustermesh/contract';
 import { atomicWrite, type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
 import { z } from 'zod';
 import { watchedDirectory } from '../../watched-dir.ts';
-import type { ClusterIps, ServiceCidrs } from './addresses.ts';
+import { adoptPublished, type ClusterIps, type ServiceCidrs } from './addresses.ts';
 import { ManifestFiles } from './files.ts';
 import { buildSnapshot, type ManifestSnapshot } from './snapshot.ts';
 
@@ -23,8 +23,10 @@ export interface ManifestSourceOptions {
 }
 
 export interface ManifestSource {
-  /** Undefined until the directory has been read once. */
+  /** Undefined until the directory has been read once, and between `adopt` and the next reading. */
   snapshot(): ManifestSnapshot | undefined;
+  /** Addresses that services of this cluster have already, by whichever replica: they keep them. Followed by `onChange`. */
+  adopt(published: ReadonlyMap<string, readonly string[]>): void;
   /** Problems of the snapshot, and of reading it. */
   problems(): readonly string[];
   readonly ended: Promise<void>;
@@ -72,6 +74,7 @@ export function startManifestSource(options: ManifestSourceOptions): ManifestSou
   let fingerprint = '';
   /** False from the moment a change was seen until it is in the snapshot: a failed pass is done again whole. */
   let isCurrent = false;
+  let isAdopting = false;
   let readError: string | undefined;
   const reported = new Set<string>();
 
@@ -106,14 +109,16 @@ export function startManifestSource(options: ManifestSourceOptions): ManifestSou
     });
     const assigned = encodeClusterIps(result.clusterIps);
     const before = encodeClusterIps(clusterIps);
-    if (assigned !== before) atomicWrite(options.clusterIpsFile, assigned);
+    if (assigned !== before || isAdopting) atomicWrite(options.clusterIpsFile, assigned);
     clusterIps = result.clusterIps;
     readError = undefined;
     isCurrent = true;
+    const wasAdopting = isAdopting;
+    isAdopting = false;
 
     const { namespaces, services, slices, policies, problems, notes } = result.snapshot;
     const now = JSON.stringify([[...namespaces], [...services], [...slices], [...policies], problems, notes]);
-    if (now === fingerprint && snapshot !== undefined) return;
+    if (now === fingerprint && snapshot !== undefined && !wasAdopting) return;
     fingerprint = now;
     snapshot = result.snapshot;
     reportNew(snapshot);
@@ -136,7 +141,16 @@ export function startManifestSource(options: ManifestSourceOptions): ManifestSou
   runner.trigger();
 
   return {
-    snapshot: () => snapshot,
+    snapshot: () => (isAdopting ? undefined : snapshot),
+    adopt(published) {
+      const adopted = adoptPublished(clusterIps, published);
+      if (encodeClusterIps(adopted) === encodeClusterIps(clusterIps)) return;
+      log.info('services keep the addresses under which they are published');
+      clusterIps = adopted;
+      isCurrent = false;
+      isAdopting = true;
+      runner.trigger();
+    },
     problems: () => [
       ...(readError === undefined ? [] : [readError]),
       ...(loaded.problem === undefined ? [] : [loaded.problem]),
