@@ -13,6 +13,9 @@ import {
   isIpv4,
   isReservedIdentity,
   type MaxConnectedClusters,
+  type NamedPort,
+  namedPortsOfEntry,
+  namedPortTable,
   nodeInternalIp,
   nodePodCidrs,
   parseCidr,
@@ -45,6 +48,8 @@ export interface OwnEndpoint {
   readonly endpointId: number;
   /** The identity's label string. */
   readonly labels: string;
+  /** Absent: none of its ports has a name. */
+  readonly namedPorts?: readonly NamedPort[] | undefined;
 }
 
 export interface DesiredOptions {
@@ -211,6 +216,24 @@ export function createDesired(options: DesiredOptions): Desired {
     else identityBefore.set(source, pod.identity);
   }
 
+  /** Whose named ports a source told of last. */
+  const portsOf = new Map<string, number>();
+  /** Peers of which a pod ever named a port: the addresses of others cost nothing here. */
+  const namingPeers = new Set<string>();
+
+  function namedPortsOf(source: string, identity: number, ports: readonly NamedPort[] | undefined): void {
+    const table = namedPortTable(ports);
+    const before = portsOf.get(source);
+    if (before !== undefined && (table === undefined || before !== identity))
+      policies.setNamedPorts(source, before, undefined);
+    if (table === undefined) {
+      portsOf.delete(source);
+      return;
+    }
+    portsOf.set(source, identity);
+    policies.setNamedPorts(source, identity, table);
+  }
+
   function setRange(text: string, identity: number | undefined): void {
     const cidr = parseCidr(text);
     const prefix = cidr && canonicalCidr(cidr);
@@ -314,6 +337,7 @@ export function createDesired(options: DesiredOptions): Desired {
           : routed(own.cluster, localEndpointClaims(endpoint, record.internalIp, own.clusterId));
       ipcache.setClaims(`node/${node}/${id}`, claims);
       identityOf(`node/${node}/${id}`, endpoint);
+      namedPortsOf(`node/${node}/${id}`, endpoint?.identity ?? 0, endpoint?.namedPorts);
     },
     peerNode(peer, name, node) {
       setPeerNets(`${peer.name}/${name}`, node === undefined ? [] : nodePodCidrs(node).flatMap(podNet));
@@ -328,6 +352,10 @@ export function createDesired(options: DesiredOptions): Desired {
     peerSlice: (peer, name, slice) => services.setRemoteSlice(peer.name, peer.id, name, slice),
     peerIp(peer, name, entry) {
       const claims = entry === undefined ? [] : routed(peer.name, remoteIpClaims(entry, peer.id, shared));
+      const isNaming = entry?.NamedPorts != null && entry.NamedPorts.length > 0;
+      if (isNaming) namingPeers.add(peer.name);
+      if (namingPeers.has(peer.name))
+        namedPortsOf(`peer/${peer.name}/${name}`, entry?.ID ?? 0, isNaming ? namedPortsOfEntry(entry) : undefined);
       // A host's name says its one row; two prefixes may be two texts of one.
       if (name.includes('/')) ipcache.setClaims(`peer/${peer.name}/ip/${name}`, claims);
       else ipcache.setClaim(sourceOfIps(peer), claims[0]?.key ?? hostCidr(canonicalIp(name) ?? name), claims[0]);
@@ -344,12 +372,17 @@ export function createDesired(options: DesiredOptions): Desired {
     ownEndpoint(id, endpoint) {
       ipcache.setClaims(`own/${id}`, endpoint === undefined ? [] : ownEndpointClaims(endpoint, own.clusterId));
       identityOf(`own/${id}`, endpoint);
+      namedPortsOf(`own/${id}`, endpoint?.identity ?? 0, endpoint?.namedPorts);
       const before = endpointIds.get(id);
       if (before !== undefined && before !== endpoint?.endpointId) policies.setEndpoint(before, undefined);
       if (endpoint === undefined) endpointIds.delete(id);
       else {
         endpointIds.set(id, endpoint.endpointId);
-        policies.setEndpoint(endpoint.endpointId, { labels: endpoint.labels });
+        const namedPorts = namedPortTable(endpoint.namedPorts);
+        policies.setEndpoint(endpoint.endpointId, {
+          labels: endpoint.labels,
+          ...(namedPorts === undefined ? {} : { namedPorts }),
+        });
       }
     },
     policyOf: policies.info,

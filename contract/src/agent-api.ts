@@ -11,6 +11,8 @@ export interface EndpointAddRequest {
   readonly ipv4: string;
   /** Beside it; empty where pods have none. */
   readonly ipv6?: string;
+  /** Ports of its containers that policies may name. */
+  readonly namedPorts?: readonly { readonly name: string; readonly port: number; readonly protocol: string }[];
 }
 
 export interface EndpointInfo {

@@ -14,6 +14,7 @@ export * from './ip-entry.ts';
 export * from './keys.ts';
 export * from './labels.ts';
 export * from './local.ts';
+export * from './named-ports.ts';
 export * from './names.ts';
 export * from './net.ts';
 export * from './node.ts';

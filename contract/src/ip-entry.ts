@@ -4,6 +4,7 @@ import { accept, type Decoded, reject } from './decoded.ts';
 import { EXTENSION_FIELD, extensionSchema } from './extension.ts';
 import { isIdentityOf, isReservedIdentity, RESERVED_IDENTITY } from './identity.ts';
 import { decodeJson } from './json.ts';
+import { type NamedPort, namedPortSchema } from './named-ports.ts';
 import type { MaxConnectedClusters } from './names.ts';
 import { cidrFromGo, formatCidr, isIpAddress } from './net.ts';
 
@@ -31,6 +32,14 @@ export function encodeIpEntry(entry: IpEntry): string {
 
 export function decodeIpEntry(text: string): Decoded<IpEntry> {
   return decodeJson('ip entry', text, schema);
+}
+
+/** What is no named port is not one: the entry's address counts all the same. */
+export function namedPortsOfEntry({ NamedPorts }: Pick<IpEntry, 'NamedPorts'>): NamedPort[] {
+  return (NamedPorts ?? []).flatMap(({ Name: name, Port: port, Protocol: protocol }) => {
+    const parsed = namedPortSchema.safeParse({ name, port, protocol: protocol.toUpperCase() });
+    return parsed.success ? [parsed.data] : [];
+  });
 }
 
 /** The text under which the entry lies: `<ip>`, or `<ip>/<len>` with a mask; undefined when either is malformed. */

@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { LB_ALGORITHMS } from './annotations.ts';
 import type { Decoded } from './decoded.ts';
 import { decodeJson } from './json.ts';
+import { namedPortSchema } from './named-ports.ts';
 import { parseCidr } from './net.ts';
 
 const stringMap = z.record(z.string(), z.string());
@@ -92,6 +93,8 @@ export const endpointRecordSchema = z.looseObject({
   /** Absent where pods have none. */
   ipv6: z.string().optional(),
   serviceAccount: z.string().optional(),
+  /** Absent: none of its ports has a name. */
+  namedPorts: z.array(namedPortSchema).optional(),
 });
 export type EndpointRecord = z.infer<typeof endpointRecordSchema>;
 

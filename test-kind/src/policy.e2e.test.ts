@@ -15,7 +15,7 @@ spec: { containers: [{ command: [sleep, infinity] }] }
 const SERVER = `
 kind: Pod
 metadata: { name: shop, labels: { app: shop } }
-spec: { containers: [{ command: [node, test-kind/demo/shop-server.mjs], ports: [{ containerPort: 8080 }] }] }
+spec: { containers: [{ command: [node, test-kind/demo/shop-server.mjs], ports: [{ name: http, containerPort: 8080 }] }] }
 `;
 const onlyFrom = (cluster: string) => `
 apiVersion: cilium.io/v2
@@ -25,7 +25,18 @@ spec:
   endpointSelector: { matchLabels: { app: shop } }
   ingress:
     - fromEndpoints: [{ matchLabels: { app: client, io.cilium.k8s.policy.cluster: ${cluster} } }]
-      toPorts: [{ ports: [{ port: "8080", protocol: TCP }] }]
+      toPorts: [{ ports: [{ port: http, protocol: TCP }] }]
+`;
+/** What the name stands for is told by the region of the pod that has it. */
+const outwards = (port: string) => `
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: { name: out }
+spec:
+  endpointSelector: { matchLabels: { app: client } }
+  egress:
+    - toEndpoints: [{ matchLabels: { app: shop, io.cilium.k8s.policy.cluster: eu } }]
+      toPorts: [{ ports: [{ port: ${port}, protocol: TCP }] }]
 `;
 const CLOSED_CLIENT = `
 apiVersion: networking.k8s.io/v1
@@ -78,6 +89,13 @@ describe('policy between regions', () => {
     await apply('eu', onlyFrom('us'));
     await apply('us', CLOSED_CLIENT);
     await eventually('the client of us to be closed', async () => !(await reachesClientOfUs()));
+    await eventually('us to be answered', async () => (await answered()) === 'us');
+  });
+
+  it('a port by the name that another region has for it', async () => {
+    await apply('us', outwards('metrics'));
+    await eventually('nobody to be answered', async () => (await answered()) === '');
+    await apply('us', outwards('http'));
     await eventually('us to be answered', async () => (await answered()) === 'us');
   });
 

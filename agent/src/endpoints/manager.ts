@@ -115,7 +115,8 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
       }
       rows.set(ip, { ip, interface: endpoint.interface, podMac, hostMac, identity, endpointId });
     }
-    options.ipcache(endpoint.id, { ips, identity, endpointId, labels: endpoint.labels });
+    const { labels, namedPorts } = endpoint;
+    options.ipcache(endpoint.id, { ips, identity, endpointId, labels, namedPorts });
     options.requestPass();
   }
 
@@ -180,8 +181,9 @@ export function startEndpointManager(options: EndpointManagerOptions): EndpointM
   }
 
   const recordOf = (endpoint: StoredEndpoint & { identity: number }): EndpointRecord => {
-    const { id, namespace, pod, labels, identity, ipv4, ipv6, serviceAccount } = endpoint;
-    return { id, namespace, pod, labels, identity, ipv4, ...(ipv6 === undefined ? {} : { ipv6 }), serviceAccount };
+    const { id, namespace, pod, labels, identity, ipv4, ipv6, serviceAccount, namedPorts } = endpoint;
+    const own = { ...(ipv6 === undefined ? {} : { ipv6 }), ...(namedPorts === undefined ? {} : { namedPorts }) };
+    return { id, namespace, pod, labels, identity, ipv4, serviceAccount, ...own };
   };
 
   function publish(endpoint: StoredEndpoint): void {

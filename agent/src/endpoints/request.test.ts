@@ -70,3 +70,17 @@ test('labels that no pod may set are named and do not count', () => {
   assert.deepEqual(facts.ignoredLabels, Object.keys(reserved));
   assert.equal(facts.labels, checkEndpointRequest(request, own).labels);
 });
+
+test('named ports are kept as given, and refused all at once where they are none', () => {
+  const http = { name: 'http', port: 8080, protocol: 'TCP' };
+  assert.deepEqual(checkEndpointRequest({ ...request, namedPorts: [http] }, own).namedPorts, [http]);
+  assert.equal('namedPorts' in checkEndpointRequest(request, own), false);
+  const wrong = [
+    { ...http, port: 0 },
+    { ...http, protocol: 'GRE' },
+  ];
+  assert.throws(
+    () => checkEndpointRequest({ ...request, namedPorts: wrong }, own),
+    /namedPorts \{"name":"http","port":0,.*: port .*; namedPorts \{.*"GRE"\}: protocol /,
+  );
+});

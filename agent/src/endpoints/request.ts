@@ -11,6 +11,8 @@ import {
   isIpv4,
   isReservedLabel,
   MeshError,
+  type NamedPort,
+  namedPortSchema,
   parseCidr,
   podIdentityLabels,
 } from '@clustermesh/contract';
@@ -32,6 +34,8 @@ export interface EndpointFacts {
   readonly podMac: string;
   readonly ipv4: string;
   readonly ipv6?: string;
+  /** Absent: none. */
+  readonly namedPorts?: NamedPort[];
   /** Keys of the request that no pod may set: not part of `labels`. */
   readonly ignoredLabels: readonly string[];
 }
@@ -70,6 +74,13 @@ export function checkEndpointRequest(request: EndpointAddRequest, own: OwnAddres
       `label ${shown(key)}=${shown(value)} cannot be part of an identity`,
     );
   }
+  const namedPorts = (request.namedPorts ?? []).flatMap((port) => {
+    const parsed = namedPortSchema.safeParse(port);
+    if (parsed.success) return [parsed.data];
+    const [issue] = parsed.error.issues;
+    problems.push(`namedPorts ${JSON.stringify(port)}: ${issue?.path.join('.')} ${issue?.message}`);
+    return [];
+  });
   if (problems.length > 0) {
     throw new MeshError({
       code: 'invalid-argument',
@@ -95,6 +106,7 @@ export function checkEndpointRequest(request: EndpointAddRequest, own: OwnAddres
     podMac: request.podMac.toLowerCase(),
     ipv4: request.ipv4,
     ...(ipv6 !== undefined && 'ip' in ipv6 ? { ipv6: ipv6.ip } : {}),
+    ...(namedPorts.length === 0 ? {} : { namedPorts }),
     ignoredLabels,
   };
 }

@@ -4,7 +4,7 @@
  */
 import { readFileSync, renameSync } from 'node:fs';
 import { join } from 'node:path';
-import { messageOf } from '@clustermesh/contract';
+import { messageOf, namedPortSchema } from '@clustermesh/contract';
 import { atomicWrite, type Log } from '@clustermesh/runtime';
 import { z } from 'zod';
 
@@ -20,6 +20,7 @@ const endpointSchema = z.object({
   podMac: z.string(),
   ipv4: z.string(),
   ipv6: z.string().optional(),
+  namedPorts: z.array(namedPortSchema).optional(),
   /** This node's number for the endpoint in the kernel. */
   endpointId: z.number().int().min(1).max(0xffff),
   /** Null while none could be allocated. */

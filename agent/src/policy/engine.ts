@@ -94,6 +94,8 @@ interface Subject {
   /** By direction and peer: `slotOf`. */
   readonly rows: Map<number, readonly PolicyRow[]>;
   readonly dirty: Set<number>;
+  /** Of peers, on the way out. */
+  namesPorts: boolean;
   /** Selected by other policies, or by them in another way. */
   isStale: boolean;
 }
@@ -204,6 +206,9 @@ export function createPolicyEngine(options: PolicyEngineOptions): PolicyEngine {
     const before = subject.policy;
     subject.policy =
       subject.labels === undefined ? undefined : clausesFor(policies, subject.labels, peers, options.allowHost);
+    subject.namesPorts = (subject.policy?.clauses.egress ?? []).some(({ layer4 }) =>
+      (layer4 ?? []).some(({ kind }) => kind === 'named'),
+    );
     for (const set of new Set(before === undefined ? [] : peersOf(before))) {
       const using = users.get(set);
       using?.delete(subject);
@@ -333,6 +338,7 @@ export function createPolicyEngine(options: PolicyEngineOptions): PolicyEngine {
         policy: undefined,
         rows: new Map(),
         dirty: new Set(),
+        namesPorts: false,
         isStale: true,
       };
       subjects.set(endpointId, subject);
@@ -347,6 +353,7 @@ export function createPolicyEngine(options: PolicyEngineOptions): PolicyEngine {
       if (bySource.size > 0) namedPorts.set(identity, bySource);
       else namedPorts.delete(identity);
       for (const subject of subjects.values()) {
+        if (!subject.namesPorts) continue;
         subject.dirty.add(slotOf('egress', identity));
         changed.add(subject);
       }

@@ -8,6 +8,7 @@ import {
   ipKey,
   type MaxConnectedClusters,
   makeNode,
+  type NamedPort,
   nodeKey,
 } from '@clustermesh/contract';
 import type { LocatedEndpoint, NodesSnapshot } from '../sources/nodes/node-table.ts';
@@ -56,6 +57,8 @@ function exportNodes(input: EndpointExportInput): Map<string, string> {
   }
   return rows;
 }
+
+const toWire = ({ name, port, protocol }: NamedPort) => ({ Name: name, Port: port, Protocol: protocol });
 
 /** Names one endpoint for good: what the ownership rule remembers. */
 function refOf(endpoint: LocatedEndpoint): string {
@@ -122,6 +125,7 @@ export function exportEndpoints(input: EndpointExportInput): EndpointExport {
         K8sNamespace: record.namespace,
         K8sPodName: record.pod,
         ...(record.serviceAccount === undefined ? {} : { K8sServiceAccount: record.serviceAccount }),
+        ...(record.namedPorts === undefined ? {} : { NamedPorts: record.namedPorts.map(toWire) }),
       }),
     );
   }

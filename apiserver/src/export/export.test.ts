@@ -229,6 +229,18 @@ test('one identity number never stands for two label sets', () => {
   assert.match(result.problems.join(), /n1\/b: identity 65800 already stands for/);
 });
 
+test("named ports of a pod's containers are told with its address", () => {
+  const namedPorts = [{ name: 'http', port: 8080, protocol: 'TCP' as const }];
+  const { ip } = exportOf([
+    endpoint('n1', 'a', { ipv4: '10.1.1.5', namedPorts }),
+    endpoint('n1', 'b', { ipv4: '10.1.1.6' }),
+  ]);
+  assert.deepEqual(
+    [...ip.values()].map((text) => JSON.parse(text).NamedPorts),
+    [[{ Name: 'http', Port: 8080, Protocol: 'TCP' }], undefined],
+  );
+});
+
 test('nothing in, nothing out', () => {
   const manifests = snapshotOf('');
   const result = exportEndpoints({

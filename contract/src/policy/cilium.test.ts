@@ -142,7 +142,6 @@ describe('default deny', () => {
 describe('what is not supported is never allowed', () => {
   for (const [name, rule, place] of [
     ['layer 7', { toPorts: [{ ports: [{ port: '80' }], rules: { http: [{}] } }] }, 'spec.egress[0].toPorts[0].rules'],
-    ['ports by name', { toPorts: [{ ports: [{ port: 'http' }] }] }, 'spec.egress[0].toPorts[0].ports[0].port'],
     ['DNS names', { toFQDNs: [{ matchName: 'example.org' }] }, 'spec.egress[0].toFQDNs'],
     ['services', { toServices: [{}], toPorts: [{ ports: [{ port: '80' }] }] }, 'spec.egress[0].toServices'],
     ['authentication', { toEntities: ['all'], authentication: { mode: 'required' } }, 'spec.egress[0].authentication'],

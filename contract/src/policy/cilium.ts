@@ -184,8 +184,8 @@ function portsOf(entry: z.infer<typeof portEntry>, path: string): Layer4[] {
   const wanted = (entry.protocol ?? 'ANY').toUpperCase();
   const protocols = PORT_PROTOCOLS.filter((protocol) => wanted === 'ANY' || wanted === '' || wanted === protocol);
   if (protocols.length === 0) throw new Unsupported(`${path}.protocol`, `protocol ${wanted} is not supported`);
-  if (!/^\d+$/.test(entry.port)) throw new Unsupported(`${path}.port`, 'ports by name are not supported yet');
   return protocols.map((protocol): Layer4 => {
+    if (!/^\d+$/.test(entry.port)) return { kind: 'named', protocol, name: entry.port.toLowerCase() };
     const first = Number(entry.port);
     if (first === 0) return { kind: 'ports', protocol, first: 0, last: 65535 };
     return { kind: 'ports', protocol, first, last: entry.endPort || first };

@@ -109,6 +109,9 @@ export class LabPod {
       hostMac: this.#network.hostMac,
       podMac: this.#network.podMac,
       ipv4: this.#network.ip,
+      namedPorts: desired.template.spec.containers[0]!.ports.flatMap(({ name, containerPort: port, protocol }) =>
+        name === undefined ? [] : [{ name, port, protocol }],
+      ),
     });
     if (this.#terminating) return;
     this.#identity = endpoint.identity || undefined;

@@ -44,10 +44,11 @@ test('what is not supported is a problem with file, document, policy and place',
   ]);
 });
 
-test('a port by name in a NetworkPolicy allows nothing, and says so', () => {
-  assert.deepEqual(read(FILE.replace('{ port: 80 }', '{ port: http }')).problems.slice(0, 1), [
-    'p.yaml, document 1: NetworkPolicy shop/web: port http: ports by name are not supported yet; it allows nothing',
-  ]);
+test('a port may be given by name', () => {
+  const { policies, problems } = read(FILE.replace('{ port: 80 }', '{ port: http }'));
+  const rules = policies.get('knp/shop/web')?.specs.flatMap((spec) => spec.rules);
+  assert.deepEqual(rules?.[0]?.layer4, [{ kind: 'named', protocol: 'TCP', name: 'http' }]);
+  assert.ok(!problems.join().includes('http'));
 });
 
 test('a malformed policy is a problem like any malformed document, and the ones beside it stay', () => {

@@ -1,13 +1,5 @@
 /** Network policies in force → the one form that agents read. Pure. What is not supported is a problem, named with its place. */
-import {
-  ciliumSpecs,
-  kubernetesSpecs,
-  type Layer4,
-  type LocalPolicy,
-  type PolicyContext,
-  type PolicySpec,
-  policyName,
-} from '@clustermesh/contract';
+import { ciliumSpecs, kubernetesSpecs, type LocalPolicy, type PolicyContext, policyName } from '@clustermesh/contract';
 import type { LocatedObject } from './parse.ts';
 
 type LocatedPolicy = Extract<
@@ -20,14 +12,9 @@ const isPolicy = (object: LocatedObject): object is LocatedPolicy =>
   object.kind === 'CiliumNetworkPolicy' ||
   object.kind === 'CiliumClusterwideNetworkPolicy';
 
-const namesOf = (entry: Layer4) => (entry.kind === 'named' ? [entry.name] : []);
-
 function specsOf(policy: LocatedPolicy, namespace: string, context: PolicyContext) {
   if (policy.kind !== 'NetworkPolicy') return ciliumSpecs(policy.object, namespace, context);
-  const specs: PolicySpec[] = kubernetesSpecs(policy.object.spec, namespace, context);
-  const names = specs.flatMap(({ rules }) => rules.flatMap(({ layer4 }) => layer4 ?? [])).flatMap(namesOf);
-  const refused = names.map((name) => `port ${name}: ports by name are not supported yet; it allows nothing`);
-  return { specs, refused };
+  return { specs: kubernetesSpecs(policy.object.spec, namespace, context), refused: [] };
 }
 
 export function readPolicies(
