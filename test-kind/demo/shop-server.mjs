@@ -62,7 +62,7 @@ const server = createServer((request, response) => {
   // One request per connection: each one is a fresh choice of backend.
   response.writeHead(200, { 'content-type': 'application/json', connection: 'close' }).end(`${answer}\n`);
 });
-server.listen(port, '0.0.0.0');
+server.listen(port);
 process.on('SIGTERM', () => {
   server.close(() => process.exit(0));
   server.closeIdleConnections();

@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { repoRoot } from '@clustermesh/runtime';
-import { parseTopology } from './topology.ts';
+import { parseTopology, podIpv6 } from './topology.ts';
 
 test('derives every address from cluster id and node index', () => {
   const text = readFileSync(join(repoRoot(), 'test-kind/topologies/two-regions.yaml'), 'utf8');
@@ -26,6 +26,20 @@ test('fills in what is left out', () => {
     only?.nodes.map((node) => `${node.name} ${node.zone}`),
     ['n1 solo-a', 'n2 solo-b'],
   );
+});
+
+test('IPv6 comes with the same numbers, when it is wanted', () => {
+  const text = 'clusters: [{ name: solo, id: 30, nodes: 2 }]';
+  assert.equal(parseTopology(text, 'x').clusters[0]?.nodes[1]?.ipv6, undefined);
+  const [solo] = parseTopology(`ipv6: true\n${text}`, 'x').clusters;
+  assert.deepEqual(solo?.ipv6, {
+    routerIP: 'fd31:30::1',
+    serviceCIDR: 'fd96:30::/112',
+    podCIDR: 'fd00:30::/32',
+  });
+  const node = solo!.nodes[1]!;
+  assert.deepEqual(node.ipv6, { ip: 'fd31:30::12', podCIDR: 'fd00:30:2::/64', gatewayIP: 'fd00:30:2::1' });
+  assert.equal(podIpv6(node, '10.30.2.17'), 'fd00:30:2::17');
 });
 
 test('timers are those of any cluster unless they are given', () => {

@@ -72,9 +72,18 @@ const timersSchema = z.strictObject({
 
 const topologySchema = z.strictObject({
   clusters: z.array(clusterSchema).min(1, 'a topology needs at least one cluster'),
+  /** Pods and nodes have an IPv6 address beside the one of IPv4, and services may. */
+  ipv6: z.boolean().default(false),
   /** Shortened by tests; what is left out is as in any cluster. */
   timers: timersSchema.optional(),
 });
+
+/** The second address family, derived from cluster id and node index as the first is. */
+export interface LabNodeIpv6 {
+  readonly ip: string;
+  readonly podCIDR: string;
+  readonly gatewayIP: string;
+}
 
 export interface LabNode {
   readonly name: string;
@@ -82,6 +91,7 @@ export interface LabNode {
   readonly ip: string;
   readonly podCIDR: string;
   readonly gatewayIP: string;
+  readonly ipv6?: LabNodeIpv6;
 }
 
 export interface LabCluster {
@@ -95,6 +105,7 @@ export interface LabCluster {
   /** Address of the control plane's host: etcd listens there. */
   readonly controlPlaneIP: string;
   readonly routerIP: string;
+  readonly ipv6?: { readonly routerIP: string; readonly serviceCIDR: string; readonly podCIDR: string };
   readonly nodes: readonly LabNode[];
   readonly timers: LabTimers;
 }
@@ -112,7 +123,7 @@ function networkOf(cidr: string): number {
 }
 
 /** The addresses and names that follow from what was written. */
-function planCluster(raw: z.infer<typeof clusterSchema>, timers: LabTimers): LabCluster {
+function planCluster(raw: z.infer<typeof clusterSchema>, timers: LabTimers, hasIpv6: boolean): LabCluster {
   const region = raw.region ?? raw.name;
   const zones = raw.zones ?? [`${region}-a`, `${region}-b`];
   const podCIDR = raw.podCIDR ?? `10.${raw.id}.0.0/16`;
@@ -130,6 +141,7 @@ function planCluster(raw: z.infer<typeof clusterSchema>, timers: LabTimers): Lab
     endpointSlices: raw.endpointSlices,
     controlPlaneIP: `172.31.${raw.id}.2`,
     routerIP: `172.31.${raw.id}.1`,
+    ...(hasIpv6 ? { ipv6: planIpv6(raw.id) } : {}),
     timers,
     nodes: nodes.map((node, index) => {
       const network = networkOf(podCIDR) + (index + 1) * 256;
@@ -139,9 +151,28 @@ function planCluster(raw: z.infer<typeof clusterSchema>, timers: LabTimers): Lab
         ip: `172.31.${raw.id}.${11 + index}`,
         podCIDR: `${numberToIpv4(network)}/24`,
         gatewayIP: numberToIpv4(network + 1),
+        ...(hasIpv6 ? { ipv6: planNodeIpv6(raw.id, index + 1) } : {}),
       };
     }),
   };
+}
+
+const planIpv6 = (clusterId: number) => ({
+  routerIP: `fd31:${clusterId}::1`,
+  serviceCIDR: `fd96:${clusterId}::/112`,
+  podCIDR: `fd00:${clusterId}::/32`,
+});
+
+/** The same decimal digits as in IPv4, read as hexadecimal ones: easy on the eye, and no two are equal. */
+const planNodeIpv6 = (clusterId: number, node: number): LabNodeIpv6 => ({
+  ip: `fd31:${clusterId}::${10 + node}`,
+  podCIDR: `fd00:${clusterId}:${node}::/64`,
+  gatewayIP: `fd00:${clusterId}:${node}::1`,
+});
+
+/** A pod's second address ends in the number that its first one ends in. */
+export function podIpv6(node: LabNode, ipv4: string): string | undefined {
+  return node.ipv6?.gatewayIP.replace(/1$/, String(ipv4ToNumber(ipv4) % 256));
 }
 
 /** What no single field can show: names used twice, ranges that overlap, ranges too small. */
@@ -206,7 +237,9 @@ export function parseTopology(text: string, source: string): Topology {
   const parsed = topologySchema.safeParse(raw);
   if (!parsed.success)
     throw fail(parsed.error.issues.map((issue) => `${issue.path.join('.') || '(file)'}: ${issue.message}`));
-  const clusters = parsed.data.clusters.map((cluster) => planCluster(cluster, parsed.data.timers ?? {}));
+  const clusters = parsed.data.clusters.map((cluster) =>
+    planCluster(cluster, parsed.data.timers ?? {}, parsed.data.ipv6),
+  );
   const problems = crossProblems(clusters);
   if (problems.length > 0) throw fail(problems);
   return { clusters };

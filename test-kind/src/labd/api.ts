@@ -21,6 +21,7 @@ export interface PodStatus {
   readonly name: string;
   readonly node: string;
   readonly ip: string;
+  readonly ipv6?: string;
   readonly phase: PodPhase;
   readonly ready: boolean;
   /** Why it is not ready, when there is something to say. */
@@ -36,6 +37,8 @@ export interface ServiceStatus {
   readonly namespace: string;
   readonly name: string;
   readonly clusterIP: string;
+  /** Of each address family. */
+  readonly clusterIPs: readonly string[];
   readonly ports: readonly { readonly name: string; readonly protocol: string; readonly port: number }[];
   readonly global: boolean;
   readonly shared: boolean;

@@ -56,7 +56,9 @@ function apiserverConfig(instance: string, cluster: LabCluster) {
       maxConnectedClusters: 255,
       region: cluster.region,
       serviceCIDR: cluster.serviceCIDR,
+      serviceCIDRv6: cluster.ipv6?.serviceCIDR,
       podCIDR: cluster.podCIDR,
+      podCIDRv6: cluster.ipv6?.podCIDR,
       defaultGlobalNamespace: cluster.defaultGlobalNamespace,
     },
     etcd: {
@@ -116,6 +118,7 @@ function agentConfig(instance: string, cluster: LabCluster, node: LabNode) {
       region: cluster.region,
       podCIDR: node.podCIDR,
       gatewayIP: node.gatewayIP,
+      ipv6: node.ipv6,
     },
     etcd: {
       ...etcdByName(cluster),

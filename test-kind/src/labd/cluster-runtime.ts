@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { messageOf } from '@clustermesh/contract';
 import { type Log, type Runner, startRunner } from '@clustermesh/runtime';
 import { clusterPaths, daemonCgroup, nodeNamespace, nodePaths } from '../netns/names.ts';
-import { findNode, type LabCluster } from '../topology.ts';
+import { findNode, type LabCluster, podIpv6 } from '../topology.ts';
 import { type AgentLink, startAgentLink } from './agent-link.ts';
 import type { ObjectResult } from './api.ts';
 import { createIpam, type Ipam } from './ipam.ts';
@@ -191,12 +191,14 @@ export class ClusterRuntime {
     if ('problem' in placed) throw new Error(placed.problem);
     const node = findNode(cluster, placed.node);
     const { ipam, agent } = this.#nodes.get(node.name)!;
+    const ip = ipam.allocate();
     const pod = new LabPod({
       instance,
       cluster,
       node,
       id: `${desired.namespace}.${desired.name}.${randomBytes(3).toString('hex')}`,
-      ip: ipam.allocate(),
+      ip,
+      ipv6: podIpv6(node, ip),
       desired,
       agent,
       onChange: () => this.#refreshSoon(),
@@ -245,13 +247,14 @@ function probedPorts(pod: LabPod, services: readonly LabObject[]): number[] {
 }
 
 function slicePod(pod: LabPod): SlicePod {
-  const { desired, node, ip } = pod.options;
+  const { desired, node, ip, ipv6 } = pod.options;
   return {
     namespace: desired.namespace,
     name: desired.name,
     node: node.name,
     zone: node.zone,
     ip,
+    ...(ipv6 === undefined ? {} : { ipv6 }),
     labels: desired.template.labels,
     spec: desired.template.spec,
     ready: pod.isReady,

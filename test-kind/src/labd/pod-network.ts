@@ -6,12 +6,14 @@ import { podInterface, podMacs } from '../netns/names.ts';
 const POD_MTU = 1450;
 /** Every pod's gateway: a link-local address that no one has; a permanent neighbour entry leads it to the host's end. */
 const GATEWAY = '169.254.1.1';
+const GATEWAY6 = 'fe80::1';
 
 export interface PodNetwork {
   readonly podNamespace: string;
   readonly nodeNamespace: string;
   readonly interface: string;
   readonly ip: string;
+  readonly ipv6: string | undefined;
   readonly hostMac: string;
   readonly podMac: string;
 }
@@ -19,6 +21,7 @@ export interface PodNetwork {
 export function planPodNetwork(params: {
   id: string;
   ip: string;
+  ipv6?: string | undefined;
   podNamespace: string;
   nodeNamespace: string;
 }): PodNetwork {
@@ -28,6 +31,7 @@ export function planPodNetwork(params: {
     nodeNamespace: params.nodeNamespace,
     interface: podInterface(params.id),
     ip: params.ip,
+    ipv6: params.ipv6,
     hostMac: macs.host,
     podMac: macs.pod,
   };
@@ -60,6 +64,13 @@ async function connectPod(net: PodNetwork): Promise<void> {
         `route add ${GATEWAY} dev eth0`,
         `neigh add ${GATEWAY} lladdr ${net.hostMac} dev eth0 nud permanent`,
         `route add default via ${GATEWAY}`,
+        ...(net.ipv6 === undefined
+          ? []
+          : [
+              `addr add ${net.ipv6}/128 dev eth0 nodad`,
+              `neigh add ${GATEWAY6} lladdr ${net.hostMac} dev eth0 nud permanent`,
+              `route add default via ${GATEWAY6} dev eth0`,
+            ]),
       ],
       net.podNamespace,
     ),
@@ -70,6 +81,12 @@ async function connectPod(net: PodNetwork): Promise<void> {
         `link set ${net.interface} up`,
         `route add ${net.ip}/32 dev ${net.interface}`,
         `neigh add ${net.ip} lladdr ${net.podMac} dev ${net.interface} nud permanent`,
+        ...(net.ipv6 === undefined
+          ? []
+          : [
+              `route add ${net.ipv6}/128 dev ${net.interface}`,
+              `neigh add ${net.ipv6} lladdr ${net.podMac} dev ${net.interface} nud permanent`,
+            ]),
       ],
       net.nodeNamespace,
     ),

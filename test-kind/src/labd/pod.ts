@@ -21,6 +21,7 @@ export interface PodOptions {
   /** Unique among all pods that ever were: `<namespace>.<name>.<random>`. */
   readonly id: string;
   readonly ip: string;
+  readonly ipv6: string | undefined;
   readonly desired: DesiredPod;
   readonly agent: AgentLink;
   readonly onChange: () => void;
@@ -51,6 +52,7 @@ export class LabPod {
     this.#network = planPodNetwork({
       id: options.id,
       ip,
+      ipv6: options.ipv6,
       podNamespace: podNamespace(instance, cluster.name, desired.namespace, desired.name),
       nodeNamespace: nodeNamespace(instance, cluster.name, node.name),
     });
@@ -109,6 +111,7 @@ export class LabPod {
       hostMac: this.#network.hostMac,
       podMac: this.#network.podMac,
       ipv4: this.#network.ip,
+      ...(this.#network.ipv6 === undefined ? {} : { ipv6: this.#network.ipv6 }),
       namedPorts: desired.template.spec.containers[0]!.ports.flatMap(({ name, containerPort: port, protocol }) =>
         name === undefined ? [] : [{ name, port, protocol }],
       ),
@@ -174,7 +177,7 @@ export class LabPod {
   }
 
   status(): PodStatus {
-    const { cluster, node, desired, ip } = this.options;
+    const { cluster, node, desired, ip, ipv6 } = this.options;
     const { pid, restarts, lastExit } = this.process.status();
     return {
       cluster: cluster.name,
@@ -182,6 +185,7 @@ export class LabPod {
       name: desired.name,
       node: node.name,
       ip,
+      ...(ipv6 === undefined ? {} : { ipv6 }),
       phase: this.#phase(),
       ready: this.#ready,
       reason: this.#reason || (this.process.isAlive() || lastExit === undefined ? '' : `ended: ${lastExit}`),

@@ -46,6 +46,7 @@ export async function servicesOf(etcd: ClusterEtcd): Promise<ServiceStatus[]> {
         namespace: service.namespace,
         name: service.name,
         clusterIP: service.clusterIPs[0] ?? '',
+        clusterIPs: service.clusterIPs,
         ports: service.ports,
         global: service.global,
         shared: service.shared,

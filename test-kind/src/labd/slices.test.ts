@@ -59,6 +59,22 @@ test('pods that resolve a named port differently are in slices of their own', ()
   assert.equal(new Set(slices.map((slice) => slice.metadata.name)).size, 2);
 });
 
+test('a service of two families has a slice of each, of the pods that have an address of it', () => {
+  const dual = one(`kind: Service
+metadata: { name: shop }
+spec: { selector: { app: shop }, ipFamilyPolicy: PreferDualStack, ports: [{ port: 80 }] }`);
+  const slices = slicesOf(dual, [pod('a', { ipv6: 'fd00:1:1::2' }), pod('b', { ip: '10.1.1.3' })]);
+  const addresses = slices.map(({ addressType, endpoints }) => [
+    addressType,
+    ...endpoints.flatMap((endpoint) => (endpoint as { addresses: string[] }).addresses),
+  ]);
+  assert.deepEqual(addresses, [
+    ['IPv4', '10.1.1.2', '10.1.1.3'],
+    ['IPv6', 'fd00:1:1::2'],
+  ]);
+  assert.equal(new Set(slices.map((slice) => slice.metadata.name)).size, 2);
+});
+
 test('what it does not understand selects nothing', () => {
   assert.deepEqual(slicesOf(one('kind: Service\nmetadata: { name: s }\nspec: { ports: 7 }'), [pod('a')]), []);
   assert.deepEqual(slicesOf(one('kind: Service\nmetadata: { name: s }\nspec: { ports: [] }'), [pod('a')]), []);

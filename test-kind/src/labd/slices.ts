@@ -7,6 +7,8 @@ import type { LabObject, PodSpec } from './objects.ts';
 const selectableSchema = z.looseObject({
   spec: z.looseObject({
     selector: z.record(z.string(), z.string()),
+    ipFamilies: z.array(z.enum(['IPv4', 'IPv6'])).default([]),
+    ipFamilyPolicy: z.string().optional(),
     ports: z
       .array(
         z.looseObject({
@@ -26,6 +28,7 @@ export interface SlicePod {
   readonly node: string;
   readonly zone: string;
   readonly ip: string;
+  readonly ipv6?: string;
   readonly labels: Readonly<Record<string, string>>;
   readonly spec: PodSpec;
   readonly ready: boolean;
@@ -33,6 +36,8 @@ export interface SlicePod {
   readonly serving: boolean;
   readonly terminating: boolean;
 }
+
+type AddressType = 'IPv4' | 'IPv6';
 
 export interface EndpointSlice {
   readonly apiVersion: 'discovery.k8s.io/v1';
@@ -42,7 +47,7 @@ export interface EndpointSlice {
     readonly namespace: string;
     readonly labels: Readonly<Record<string, string>>;
   };
-  readonly addressType: 'IPv4';
+  readonly addressType: AddressType;
   readonly ports: readonly { readonly name: string; readonly protocol: string; readonly port: number }[];
   readonly endpoints: readonly object[];
 }
@@ -86,18 +91,37 @@ export function targetPortsOf(
   return [...ports];
 }
 
-/** All slices of one service: one per distinct set of resolved ports, named stably after them. */
+type Selectable = NonNullable<ReturnType<typeof selectable>>;
+
+/** As a cluster of two families understands a Service; its first is IPv4. */
+function familiesOf({ ipFamilies, ipFamilyPolicy }: Selectable): readonly AddressType[] {
+  if (ipFamilyPolicy?.endsWith('DualStack')) return ['IPv4', 'IPv6'];
+  return ipFamilies.length === 0 ? ['IPv4'] : ipFamilies;
+}
+
+/** All slices of one service: one per address family and distinct set of resolved ports, named stably after them. */
 export function slicesOf(service: LabObject, pods: readonly SlicePod[]): EndpointSlice[] {
   const spec = selectable(service);
   if (spec === undefined) return [];
+  return familiesOf(spec).flatMap((family) => slicesOfFamily(service, spec, family, pods));
+}
+
+function slicesOfFamily(
+  service: LabObject,
+  spec: Selectable,
+  addressType: AddressType,
+  pods: readonly SlicePod[],
+): EndpointSlice[] {
+  const addressOf = (pod: SlicePod) => (addressType === 'IPv4' ? pod.ip : pod.ipv6);
   const groups = new Map<string, { readonly ports: EndpointSlice['ports']; readonly pods: SlicePod[] }>();
   for (const pod of pods) {
     if (pod.namespace !== service.namespace || !matches(spec.selector, pod.labels)) continue;
+    if (addressOf(pod) === undefined) continue;
     const ports = spec.ports.flatMap((port) => {
       const resolved = resolvePort(port, pod.spec);
       return resolved === undefined ? [] : [{ name: port.name, protocol: port.protocol, port: resolved }];
     });
-    const key = JSON.stringify(ports);
+    const key = JSON.stringify(addressType === 'IPv4' ? ports : [addressType, ports]);
     const group = groups.get(key);
     if (group === undefined) groups.set(key, { ports, pods: [pod] });
     else group.pods.push(pod);
@@ -113,12 +137,12 @@ export function slicesOf(service: LabObject, pods: readonly SlicePod[]): Endpoin
         'endpointslice.kubernetes.io/managed-by': 'clustermesh-lab',
       },
     },
-    addressType: 'IPv4',
+    addressType,
     ports: group.ports,
     endpoints: group.pods
       .toSorted((a, b) => (a.name < b.name ? -1 : 1))
       .map((pod) => ({
-        addresses: [pod.ip],
+        addresses: [addressOf(pod)],
         conditions: { ready: pod.ready && !pod.terminating, serving: pod.serving, terminating: pod.terminating },
         nodeName: pod.node,
         zone: pod.zone,

@@ -16,6 +16,13 @@ test('a cut of the data plane drops node to node, both ways, and nothing of the 
   assert.ok(!rules.includes('172.31.1.2 '));
 });
 
+test('nodes with IPv6 are cut off in both families', () => {
+  const dual = parseTopology('ipv6: true\nclusters: [{ name: eu, id: 1 }, { name: us, id: 2 }]', 'test');
+  const rules = partitionRules(dual, cut('eu', 'us', ['data'], false));
+  assert.equal(drops(rules), 4);
+  assert.match(rules, /ip6 saddr { fd31:1::11, fd31:1::12 } ip6 daddr { fd31:2::11, fd31:2::12 } counter drop/);
+});
+
 test('one way leaves the way back open', () => {
   const rules = partitionRules(topology, cut('eu', 'us', ['control'], true));
   assert.match(rules, /ip saddr 172\.31\.1\.2 ip daddr 172\.31\.2\.2 counter drop/);

@@ -28,13 +28,18 @@ export function heal(present: readonly Partition[], a: string, b: string): Parti
 
 const set = (addresses: readonly string[]) => `{ ${addresses.join(', ')} }`;
 const nodes = (cluster: LabCluster) => set(cluster.nodes.map((node) => node.ip));
+const ipv6Nodes = (cluster: LabCluster) => set(cluster.nodes.flatMap((node) => node.ipv6?.ip ?? []));
 
 /** Whole table in one file: nft applies it as one transaction, so no packet meets half of it. */
 export function partitionRules(topology: Topology, partitions: readonly Partition[]): string {
   const rules = partitions.flatMap((partition) => {
     const [from, to] = [findCluster(topology, partition.from), findCluster(topology, partition.to)];
     // The data plane is node to node (the tunnel); whatever touches a control plane's host is control.
-    if (partition.plane === 'data') return [`ip saddr ${nodes(from)} ip daddr ${nodes(to)} counter drop`];
+    if (partition.plane === 'data') {
+      const rule = `ip saddr ${nodes(from)} ip daddr ${nodes(to)} counter drop`;
+      if (from.ipv6 === undefined || to.ipv6 === undefined) return [rule];
+      return [rule, `ip6 saddr ${ipv6Nodes(from)} ip6 daddr ${ipv6Nodes(to)} counter drop`];
+    }
     return [
       `ip saddr ${from.controlPlaneIP} ip daddr ${to.controlPlaneIP} counter drop`,
       `ip saddr ${from.controlPlaneIP} ip daddr ${nodes(to)} counter drop`,
@@ -42,9 +47,9 @@ export function partitionRules(topology: Topology, partitions: readonly Partitio
     ];
   });
   return [
-    'table ip cm_lab',
-    'delete table ip cm_lab',
-    'table ip cm_lab {',
+    'table inet cm_lab',
+    'delete table inet cm_lab',
+    'table inet cm_lab {',
     '  chain forward {',
     '    type filter hook forward priority 0; policy accept;',
     ...rules.map((rule) => `    ${rule}`),
