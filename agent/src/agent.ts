@@ -18,6 +18,7 @@ import { startPublisher } from './endpoints/publisher.ts';
 import { createEndpointStore } from './endpoints/store.ts';
 import { createLookups } from './flow/lookups.ts';
 import { type FlowMonitor, startFlowMonitor } from './flow/monitor.ts';
+import { startGarbageCollection } from './garbage.ts';
 import { createAllocator } from './identity/allocator.ts';
 import { startMesh } from './mesh/mesh.ts';
 import { createStoreMemory } from './mesh/store-memory.ts';
@@ -240,6 +241,13 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     log: log.child({ subsystem: 'maps' }),
     signal,
   });
+  const garbage = startGarbageCollection({
+    registry,
+    collect: datapath.collectGarbage,
+    clock,
+    log: log.child({ subsystem: 'gc' }),
+    signal,
+  });
   const flows = await startFlowMonitor({
     source: datapath.events,
     lookups: createLookups(datapath, clock),
@@ -334,6 +342,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
       await running.ended;
       await flows.ended;
       await pressure.ended;
+      await garbage.ended;
       await statusPublisher
         .close()
         .catch((error: unknown) => log.debug({ reason: messageOf(error) }, 'status lease not given back'));

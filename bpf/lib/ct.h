@@ -2,7 +2,7 @@
 /*
  * Conntrack: one LRU table for the flows of this node. A flow is filed in the direction of its
  * first packet; a reply finds it by the turned-round key. Entries have no timers: the kernel
- * recycles the longest unused ones.
+ * recycles the longest unused ones, and the agent takes away what is over (datapath/garbage.ts).
  */
 #ifndef CM_CT_H
 #define CM_CT_H

@@ -14,6 +14,7 @@ import type { Log } from '@clustermesh/runtime';
 import * as attach from './attach.ts';
 import { dumpCt, dumpDrops, dumpRaw, usageOf } from './dump.ts';
 import { openEvents } from './events.ts';
+import { collectGarbage } from './garbage.ts';
 import * as libbpf from './libbpf.ts';
 import { ensureVxlan, interfaceIndex, underlayMtuOf } from './links.ts';
 import { isPinned, loadPrograms } from './loader.ts';
@@ -160,6 +161,7 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
           .filter((name) => maps[name] !== undefined && isPinned(name))
           .map((name) => ({ name, id: maps[name].id, maxEntries: maps[name].maxEntries, pin: join(pinDir, name) })),
       usage: () => usageOf(maps),
+      collectGarbage: () => collectGarbage(maps, process.hrtime.bigint),
       dumpRaw: (name) => dumpRaw(maps, name),
       events,
       identityOf: (ip) =>

@@ -143,6 +143,12 @@ export interface MapUsage {
   maxEntries: number;
 }
 
+/** Of one pass of garbage collection. */
+export interface Collected {
+  flows: { alive: number; removed: number };
+  affinity: { alive: number; removed: number };
+}
+
 export interface Datapath {
   ipcache: MapOps<IpcacheRow>;
   services: MapOps<ServiceRow>;
@@ -160,6 +166,8 @@ export interface Datapath {
   maps(): MapInfo[];
   /** How full the maps with rows of their own are. Reads them whole, in slices. */
   usage(): Promise<MapUsage[]>;
+  /** Takes away flows and choices of affinity whose time is over. */
+  collectGarbage(): Promise<Collected>;
   /** Flow events of all programs of this node. */
   readonly events: EventSource;
   /** Whom the kernel takes an address for; undefined: unknown to it. */

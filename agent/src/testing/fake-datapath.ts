@@ -82,6 +82,7 @@ export function fakeDatapath(kernel: FakeKernel): Datapath {
     dumpRaw: async () => [],
     maps: () => [],
     usage: async () => [],
+    collectGarbage: async () => ({ flows: { alive: 0, removed: 0 }, affinity: { alive: 0, removed: 0 } }),
     close: async () => {},
   };
 }

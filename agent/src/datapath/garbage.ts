@@ -1,0 +1,59 @@
+/**
+ * Flows and choices that nobody uses any more: the kernel's LRU maps would keep them until room is wanted, and a flow of yesterday is not
+ * to be found when its ports are used again. Programs note when they saw a row last; they keep no timers.
+ */
+import { type CmAffinity, type CmCtEntry, type CmCtKey, CmCtKind, CmCtState } from '@clustermesh/bpf';
+import type { TypedMaps } from './loader.ts';
+import type { Collected } from './types.ts';
+
+const SECOND = 1_000_000_000n;
+const TCP = 6;
+const SCTP = 132;
+
+/**
+ * Seconds after its last packet, as Cilium has them (`bpf-ct-timeout-*`); but a connection of which one side has finished may be used by
+ * the other for as long as Linux waits (nf_conntrack_tcp_timeout_fin_wait).
+ */
+const LIFETIME = { connection: 8000n, opening: 60n, closing: 120n, datagram: 60n } as const;
+
+export function lifetimeOf({ proto, kind }: CmCtKey, { state }: CmCtEntry): bigint {
+  if (proto !== TCP && proto !== SCTP) return LIFETIME.datagram;
+  if (state === CmCtState.CLOSING) return LIFETIME.closing;
+  // The memory of a service's choice sees one direction only: it does not learn whether there was an answer.
+  return state === CmCtState.NEW && kind === CmCtKind.FLOW ? LIFETIME.opening : LIFETIME.connection;
+}
+
+export const isFlowOver = (key: CmCtKey, entry: CmCtEntry, nowNs: bigint): boolean =>
+  nowNs - entry.lastSeenNs > lifetimeOf(key, entry) * SECOND;
+
+/** `seconds`: the service's affinity; undefined: it has none any more. */
+export const isAffinityOver = ({ lastUsedNs }: CmAffinity, seconds: number | undefined, nowNs: bigint): boolean =>
+  seconds === undefined || nowNs - lastUsedNs > BigInt(seconds) * SECOND;
+
+/**
+ * One pass over both maps, in slices. `nowNs`: CLOCK_MONOTONIC. A row that is used between being read and being removed is made anew by its
+ * next packet.
+ */
+export async function collectGarbage(maps: TypedMaps, nowNs: () => bigint): Promise<Collected> {
+  const flows = { alive: 0, removed: [] as CmCtKey[] };
+  await maps.cm_ct.scan((key, entry) => {
+    if (isFlowOver(key, entry, nowNs())) flows.removed.push(key);
+    else flows.alive++;
+  });
+  await maps.cm_ct.remove(flows.removed);
+
+  const affinitySeconds = new Map<number, number>();
+  await maps.cm_services.scan((_, { id, affinityS }) => {
+    if (affinityS > 0) affinitySeconds.set(id, affinityS);
+  });
+  const choices = { alive: 0, removed: [] as Parameters<typeof maps.cm_affinity.remove>[0][number][] };
+  await maps.cm_affinity.scan((key, choice) => {
+    if (isAffinityOver(choice, affinitySeconds.get(key.serviceId), nowNs())) choices.removed.push(key);
+    else choices.alive++;
+  });
+  await maps.cm_affinity.remove(choices.removed);
+  return {
+    flows: { alive: flows.alive, removed: flows.removed.length },
+    affinity: { alive: choices.alive, removed: choices.removed.length },
+  };
+}
