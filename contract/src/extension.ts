@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { MAX_WEIGHT } from './annotations.ts';
 
 /**
  * The one object that we add to Cilium's JSON values; its readers ignore it. Absent means "the peer is plain Cilium".
@@ -16,4 +17,9 @@ export const extensionSchema = z.looseObject({
    * endpoint slices, if there are any.
    */
   outgrownAt: z.string().optional(),
+  /**
+   * Of a service: the weight of each backend, by address, that has another than the default. What is no weight is not worth the
+   * service: the field then counts as absent.
+   */
+  weights: z.record(z.string(), z.number().int().min(0).max(MAX_WEIGHT)).optional().catch(undefined),
 });

@@ -3,6 +3,7 @@ import { SocketAddress } from 'node:net';
 import {
   type ClusterEndpointSlice,
   DEFAULT_WEIGHT,
+  EXTENSION_FIELD,
   type GlobalService,
   type LocalSlice,
   readWeight,
@@ -67,11 +68,16 @@ export function groupOfSlice(slice: ClusterEndpointSlice): BackendGroup {
   return { ports, ...byState(endpoints), ...weighing(readWeight(slice.annotations).weight) };
 }
 
-/** The legacy form knows no conditions: what it has is ready or serving, and counts as active. Nearly always this is one group. */
-export function groupsOfService({ backends }: GlobalService): BackendGroup[] {
-  const groups = new Map<string, { readonly ports: BackendPort[]; readonly active: string[] }>();
-  for (const [ip, ports] of Object.entries(backends)) {
-    const key = JSON.stringify(ports);
+/**
+ * The legacy form knows no conditions: what it has is ready or serving, and counts as active. Weights are in our own object, which
+ * plain Cilium has not. Nearly always this is one group.
+ */
+export function groupsOfService(service: GlobalService): BackendGroup[] {
+  const weights = service[EXTENSION_FIELD]?.weights ?? {};
+  const groups = new Map<string, BackendGroup & { readonly active: string[] }>();
+  for (const [ip, ports] of Object.entries(service.backends)) {
+    const weight = Object.hasOwn(weights, ip) ? weights[ip] : undefined;
+    const key = JSON.stringify([ports, weight]);
     const group = groups.get(key);
     if (group !== undefined) {
       group.active.push(canonicalIp(ip));
@@ -82,9 +88,9 @@ export function groupsOfService({ backends }: GlobalService): BackendGroup[] {
       protocol: Protocol.toUpperCase(),
       port: Port,
     }));
-    groups.set(key, { ports: named, active: [canonicalIp(ip)] });
+    groups.set(key, { ports: named, active: [canonicalIp(ip)], terminating: [], ...weighing(weight) });
   }
-  return [...groups.values()].map((group) => ({ ...group, terminating: [] }));
+  return [...groups.values()];
 }
 
 /** One text for one address: an IPv6 address has many. */

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import type { Affinity } from '@clustermesh/contract';
+import { type Affinity, decodeGlobalService } from '@clustermesh/contract';
 import { type Backend, SERVICE_FLAG } from '../datapath/types.ts';
 import { groupOfLocalSlice, groupsOfService } from './groups.ts';
 import { mergeService, sortBackends } from './merge.ts';
@@ -189,6 +189,30 @@ describe('besides its backends, a row has', () => {
     const { backends, draining } = rowOf({}, { '10.1.1.1': 'ready', '10.1.1.2': 'terminating' }, { weight: 3 });
     assert.deepEqual(backends, [{ ...backend('10.1.1.1'), weight: 3 }, backend('10.2.1.1', 2)]);
     assert.deepEqual(draining, [backend('10.1.1.2'), backend('10.3.1.1', 3)]);
+  });
+
+  test('the weights that another cluster gives its backends in the legacy form; what is no weight is left out', () => {
+    const weighted = (weights: unknown) => {
+      const service = {
+        ...remoteService('us', 2, ['10.2.1.1', '10.2.1.2', '10.2.1.3']),
+        'x-clustermesh': { weights },
+      };
+      const decoded = decodeGlobalService(JSON.stringify(service));
+      assert.ok(decoded.ok);
+      const [row] = mergeService({
+        clusterId: OWN_ID,
+        service: localService({}),
+        local: [],
+        remotes: [{ clusterId: 2, groups: groupsOfService(decoded.value) }],
+        restored: nothingRestored,
+        restoredDraining: () => [],
+      });
+      return Object.fromEntries((row?.backends ?? []).map(({ ip, weight }) => [ip, weight]));
+    };
+    const none = { '10.2.1.1': undefined, '10.2.1.2': undefined, '10.2.1.3': undefined };
+    assert.deepEqual(weighted({ '10.2.1.2': 3, '10.9.9.9': 7 }), { ...none, '10.2.1.2': 3 });
+    assert.deepEqual(weighted({ '10.2.1.2': 'many' }), none);
+    assert.deepEqual(weighted(undefined), none);
   });
 
   test('the algorithm and the affinity that the service asks for', () => {

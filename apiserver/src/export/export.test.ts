@@ -284,6 +284,32 @@ test('a value that differs only in our own object is not written again', () => {
   assert.equal(JSON.parse(third.get('k') ?? '')['x-clustermesh'].changedAt, '2025-01-03T00:00:00.000Z');
 });
 
+test('weights of backends travel in our own object, and a change of them alone is a change', () => {
+  const published = (weight: string, before: ReadonlyMap<string, string>, day: string) => {
+    const { services, slices } = snapshotOf(`apiVersion: v1
+kind: Service
+metadata: { name: web, namespace: shop, annotations: { service.cilium.io/global: "true" } }
+spec: { clusterIP: 10.96.0.10, ports: [{ name: http, port: 80 }] }
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: { name: web-1, namespace: shop, labels: { kubernetes.io/service-name: web }${weight} }
+addressType: IPv4
+endpoints: [{ addresses: ["10.1.1.5"] }]
+ports: [{ name: http, port: 8080 }]
+`);
+    return stampChanges(exportServices(CLUSTER, services.values(), slices.values()), before, Date.parse(day));
+  };
+  const extensionOf = (rows: ReadonlyMap<string, string>) => JSON.parse([...rows.values()][0] ?? '')['x-clustermesh'];
+  const weighing = ', annotations: { service.cilium.io/weight: "3" }';
+  const plain = published('', new Map(), '2025-01-01T00:00:00Z');
+  assert.deepEqual(extensionOf(plain), { changedAt: '2025-01-01T00:00:00.000Z' });
+  const weighted = published(weighing, plain, '2025-01-02T00:00:00Z');
+  assert.deepEqual(extensionOf(weighted), { weights: { '10.1.1.5': 3 }, changedAt: '2025-01-02T00:00:00.000Z' });
+  assert.deepEqual(published(weighing, weighted, '2025-01-03T00:00:00Z'), weighted, 'not written again');
+  assert.equal(extensionOf(published('', weighted, '2025-01-04T00:00:00Z')).weights, undefined);
+});
+
 test('a service that outgrows one value keeps its last version that fitted, marked, until it fits again', () => {
   const at = (text: string) => Date.parse(text);
   const options = (text: string) => ({ hasSlices: true, wallMs: at(text) });

@@ -45,6 +45,7 @@ export function toGlobalService(
   const backends = new Map<string, ServicePortMap>();
   const zones = new Map<string, { zone: string; forZones: null }>();
   const hostnames = new Map<string, string>();
+  const weights = new Map<string, number>();
   for (const slice of slices) {
     for (const endpoint of slice.endpoints) {
       if (!endpoint.ready && !endpoint.serving) continue;
@@ -52,6 +53,7 @@ export function toGlobalService(
         backends.set(ip, { ...backends.get(ip), ...portMap(slice.ports) });
         if (endpoint.zone !== undefined) zones.set(ip, { zone: endpoint.zone, forZones: null });
         if (endpoint.hostname !== undefined) hostnames.set(ip, endpoint.hostname);
+        if (slice.weight !== undefined) weights.set(ip, slice.weight);
       }
     }
   }
@@ -68,6 +70,7 @@ export function toGlobalService(
     includeExternal: true,
     shared: true,
     clusterID: cluster.id,
+    ...(weights.size === 0 ? {} : { [EXTENSION_FIELD]: { weights: sortedRecord(weights) } }),
   };
 }
 

@@ -1,6 +1,6 @@
 /**
  * Puts the time of the last semantic change into JSON values, under `x-clustermesh`. A value that differs from what is there only
- * inside that object is not written again (wire-contract, top), so a restart rewrites nothing. Pure.
+ * inside that object is not written again (wire-contract, top), so a restart rewrites nothing; weights are the exception. Pure.
  */
 import { EXTENSION_FIELD, rfc3339Ms } from '@clustermesh/contract';
 
@@ -15,9 +15,10 @@ function parseObject(text: string): Record<string, unknown> | undefined {
   }
 }
 
-/** Everything but our own object: what decides whether a value has changed. */
+/** Everything but our own object, of which only weights are a meaning: what decides whether a value has changed. */
 function semantic(value: Record<string, unknown>): string {
-  return JSON.stringify({ ...value, [EXTENSION_FIELD]: undefined });
+  const { weights } = (value[EXTENSION_FIELD] ?? {}) as { readonly weights?: unknown };
+  return JSON.stringify({ ...value, [EXTENSION_FIELD]: weights });
 }
 
 export function stampChanges(
