@@ -19,6 +19,7 @@ import { diagnose } from './doctor/doctor.ts';
 import { createInvites } from './invites/index.ts';
 import { createInviting } from './join/inviting.ts';
 import { createJoining } from './join/joining.ts';
+import { openUnfinishedJoins } from './join/unfinished.ts';
 import { createKvstoreMetrics } from './kvstore-metrics.ts';
 import { createMetrics, MESH_METRICS, OWN_METRICS } from './metrics.ts';
 import { createPeerDirectory, housekeeping, startOperations, startSchedule } from './operations/index.ts';
@@ -134,7 +135,10 @@ await runDaemon(log, async (signal) => {
     inviting: createInviting({ invites, operations, cluster: info }),
     renewPeer: createPeerIssuer({ pkiDir, caPem: () => info().caPem }),
     rotateLeaves: renewal.rotateLeaves,
-    join: createJoining({ operations, cluster: info, log, signal }),
+    join: createJoining({
+      ...{ operations, cluster: info, log, signal },
+      unfinished: openUnfinishedJoins(config.stateDir),
+    }),
     mirror: plane.mirror,
     agents: plane.agents,
     local: plane.local,

@@ -11,7 +11,7 @@ import { systemClock } from '@clustermesh/runtime';
 import { formatDuration } from './duration.ts';
 import { OutOfTime } from './exit-codes.ts';
 import { preflight, refusalOf, warningsOf } from './preflight.ts';
-import { deliver, follow, isLost, type Side, whenPossible } from './side.ts';
+import { deliver, follow, isLost, newRequest, type Side, whenPossible } from './side.ts';
 import { missingOfPeer } from './status.ts';
 import { createStepLines, type StepLines } from './step-lines.ts';
 import type { Terminal } from './terminal.ts';
@@ -75,13 +75,14 @@ export async function connect(options: PairOptions): Promise<void> {
     });
   };
 
-  const [requestOfA, requestOfB] = await Promise.all([
-    a.side.call('PrepareConnect', { peer: b.info.name }),
-    b.side.call('PrepareConnect', { peer: a.info.name }),
-  ]);
+  const prepare = (own: Half, peer: Half) =>
+    whenPossible(own.side, { signal, terminal }, () => own.side.call('PrepareConnect', { peer: peer.info.name }));
+  const [requestOfA, requestOfB] = await Promise.all([prepare(a, b), prepare(b, a)]);
+  if (requestOfA === undefined || requestOfB === undefined) throw outOfTime();
   const start = async (own: Half, peer: Half, peerCsrPem: string): Promise<boolean> => {
+    const request = newRequest();
     const reference = await whenPossible(own.side, { signal, terminal }, () =>
-      own.side.call('StartConnect', { peer: peer.info, peerCsrPem, direction: directionOf(own) }),
+      own.side.call('StartConnect', { peer: peer.info, peerCsrPem, direction: directionOf(own), request }),
     );
     if (reference !== undefined) own.operation = reference.id;
     return reference !== undefined;
@@ -191,10 +192,13 @@ const UNDO_MS = 10_000;
 async function undo(a: Half, b: Half, terminal: Terminal): Promise<void> {
   const signal = AbortSignal.timeout(UNDO_MS);
   const one = async (own: Half, peer: Half): Promise<void> => {
-    if (own.operation === undefined || !own.isNew) return;
+    if (!own.isNew) return;
     try {
-      const { id } = await own.side.call('StartDisconnect', { peer: peer.info.name });
-      await follow(own.side, id, { signal, terminal, onEvent: () => {} });
+      const request = newRequest();
+      const started = await whenPossible(own.side, { signal, terminal }, () =>
+        own.side.call('StartDisconnect', { peer: peer.info.name, request }),
+      );
+      if (started !== undefined) await follow(own.side, started.id, { signal, terminal, onEvent: () => {} });
     } catch (error) {
       terminal.err(`${own.side.name}: what was begun could not be taken back: ${messageOf(error)}`);
     }

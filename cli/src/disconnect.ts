@@ -3,7 +3,7 @@ import { MeshError, type OperationEvent } from '@clustermesh/contract';
 import { failureOf } from './connect.ts';
 import { formatDuration } from './duration.ts';
 import { OutOfTime } from './exit-codes.ts';
-import { follow, isLost, type Side, whenPossible } from './side.ts';
+import { follow, isLost, newRequest, type Side, whenPossible } from './side.ts';
 import { createStepLines } from './step-lines.ts';
 import type { Terminal } from './terminal.ts';
 
@@ -37,7 +37,8 @@ export async function disconnect(options: DisconnectOptions): Promise<void> {
       now,
       onChange: () => terminal.progress(`${side.name}: ${lines.current()}`),
     });
-    const reference = await whenPossible(side, { signal, terminal }, () => side.call(method, { peer: from }));
+    const request = newRequest();
+    const reference = await whenPossible(side, { signal, terminal }, () => side.call(method, { peer: from, request }));
     if (reference === undefined) return undefined;
     return follow(side, reference.id, { signal, terminal, onEvent: lines.onEvent });
   };
@@ -56,6 +57,8 @@ export async function disconnect(options: DisconnectOptions): Promise<void> {
     return run(method, destination, source.name);
   };
 
+  // Asked first: an apiserver that was never there is an error, one that goes away in the middle is waited for.
+  await source.call('GetCluster', {});
   /** On both sides at once; throws when one has failed or the time is over. Says whether the peer took part. */
   const both = async (method: Method): Promise<boolean> => {
     const [own, its] = await Promise.all([run(method, source, peer), other(method)]);

@@ -3,7 +3,7 @@ import { MeshError } from '@clustermesh/contract';
 import { awaitApplied, failureOf } from './connect.ts';
 import { formatDuration } from './duration.ts';
 import { OutOfTime } from './exit-codes.ts';
-import { follow, type Side, whenPossible } from './side.ts';
+import { follow, newRequest, type Side, whenPossible } from './side.ts';
 import { createStepLines } from './step-lines.ts';
 import type { Terminal } from './terminal.ts';
 
@@ -27,7 +27,10 @@ export async function join(options: {
           hint: 'what was started goes on in the clusters; look with: clustermesh operations list',
         });
 
-  const started = await whenPossible(side, { signal, terminal }, () => side.call('Join', { token }));
+  // Asked first: an apiserver that was never there is an error, one that goes away in the middle is waited for.
+  await side.call('GetCluster', {});
+  const request = newRequest();
+  const started = await whenPossible(side, { signal, terminal }, () => side.call('Join', { token, request }));
   if (started === undefined) throw outOfTime('not started');
   const lines = createStepLines({
     ...{ side: side.name, terminal, now },

@@ -34,6 +34,10 @@ interface Scripted {
   diagnoses: readonly Diagnosis[];
   /** What the last preflight was told of the clocks. */
   heard: { readonly clockOffsetMs: number; readonly clockErrorMs: number } | undefined;
+  /** Of each StartDisconnect. */
+  readonly requests: string[];
+  /** So many of the first StartDisconnects get no answer. */
+  lostStarts: number;
   clockAheadMs: number;
   /** Peers that a connect was started with: connected from then on. */
   joined: string[];
@@ -110,7 +114,10 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
       scripted.joined.push(peer.name);
       return { id: `connect-${peer.name}-1` };
     },
-    StartDisconnect: async ({ peer }) => {
+    StartDisconnect: async ({ peer, request }) => {
+      scripted.requests.push(request ?? '');
+      if (scripted.requests.length <= scripted.lostStarts)
+        throw new MeshError({ code: 'unreachable', message: 'the connection was cut' });
       scripted.calls.push(`disconnect ${peer}`);
       return { id: `disconnect-${peer}-1` };
     },
@@ -158,6 +165,8 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
     joined: [],
     directions: [],
     calls: [],
+    requests: [],
+    lostStarts: 0,
     server: await serveRpc<AdminMethods>('admin', socket, handlers),
   };
   return scripted;
@@ -198,9 +207,10 @@ describe('the clustermesh command', () => {
         supplyError: undefined,
         checks: [],
         clockAheadMs: 0,
+        lostStarts: 0,
       },
       more,
-      { calls: [], joined: [], directions: [] },
+      { calls: [], joined: [], directions: [], requests: [] },
     );
   const pair = () => ['--context', eu.context, '--destination-context', us.context];
 
@@ -282,6 +292,18 @@ describe('the clustermesh command', () => {
     assert.equal(result.err, 'error: eu: no etcd\nhint: look there');
     assert.ok(!eu.calls.includes('disconnect us'));
     assert.ok(us.calls.includes('disconnect eu'));
+  });
+
+  it('repeats a start that an apiserver left unanswered, under the same name', async () => {
+    script(eu, { lostStarts: 2 });
+    script(us, {});
+    const result = await run(['disconnect', ...pair()]);
+    assert.equal(result.code, 0, result.err);
+    assert.match(result.err, /^eu: the apiserver is gone; waiting for it$/);
+    assert.equal(eu.requests.length, 3);
+    assert.equal(new Set(eu.requests).size, 1);
+    assert.match(eu.requests[0]!, /^[0-9a-f]{12}$/);
+    assert.deepEqual(eu.calls, ['disconnect us']);
   });
 
   it('ends with code 3 when the time is over', async () => {

@@ -1,4 +1,5 @@
 /** One cluster of a command: its context and the way to its apiserver. */
+import { randomBytes } from 'node:crypto';
 import { type AdminMethods, MeshError, type OperationEvent } from '@clustermesh/contract';
 import { dialRpc, type RpcClient, systemClock } from '@clustermesh/runtime';
 import type { Context } from './contexts.ts';
@@ -12,11 +13,14 @@ export interface Side {
   readonly name: string;
   call<K extends Unary>(method: K, request: AdminMethods[K]['request']): Promise<AdminMethods[K]['response']>;
   watch(id: string, signal: AbortSignal): AsyncIterable<OperationEvent>;
+  /** Whether a call has been answered: an apiserver that does not answer from then on was there, and is being restarted. */
+  hasAnswered(): boolean;
   close(): void;
 }
 
 export function openSide(context: Context): Side {
   let client: RpcClient<AdminMethods> | undefined;
+  let hasAnswered = false;
   /** gRPC waits ever longer between attempts to reconnect: after a failure a fresh client tries at once. */
   const renew = (error: unknown) => {
     client?.close();
@@ -32,7 +36,13 @@ export function openSide(context: Context): Side {
     name: context.cluster,
     call: (method, request) => {
       const ask = dialled()[method] as (request: unknown) => Promise<never>;
-      return ask(request).catch((error) => (isLost(error) ? renew(named(error, context)) : Promise.reject(error)));
+      return ask(request).then(
+        (answer) => {
+          hasAnswered = true;
+          return answer;
+        },
+        (error) => (isLost(error) ? renew(named(error, context)) : Promise.reject(error)),
+      );
     },
     watch: async function* (id, signal) {
       try {
@@ -42,6 +52,7 @@ export function openSide(context: Context): Side {
         throw error;
       }
     },
+    hasAnswered: () => hasAnswered,
     close: () => client?.close(),
   };
 }
@@ -100,7 +111,13 @@ export async function follow(side: Side, id: string, options: FollowOptions): Pr
 /** Reasons that pass by themselves: Redis is away, or a disconnect of the same peer has still to end. */
 const PASSING = new Set(['redis-unreachable', 'locked']);
 
-/** Repeats what cannot be started yet. Undefined when the signal ended it first. */
+/** A name for a start that may have to be repeated (admin.proto). */
+export const newRequest = (): string => randomBytes(6).toString('hex');
+
+/**
+ * Repeats what cannot be started yet, and what an apiserver that had answered before left unanswered: it may have been carried out,
+ * so `work` must be safe to repeat (`newRequest`). Undefined when the signal ended it first.
+ */
 export async function whenPossible<T>(
   side: Side,
   options: { readonly signal: AbortSignal; readonly terminal: Terminal },
@@ -111,8 +128,14 @@ export async function whenPossible<T>(
     try {
       return await work();
     } catch (error) {
-      if (!(error instanceof MeshError) || !PASSING.has(error.code)) throw error;
-      if (!said) options.terminal.err(`${side.name}: ${error.message}; trying again until the time is over`);
+      const wasThere = isLost(error) && side.hasAnswered();
+      if (!wasThere && !(error instanceof MeshError && PASSING.has(error.code))) throw error;
+      if (!said)
+        options.terminal.err(
+          wasThere
+            ? `${side.name}: the apiserver is gone; waiting for it`
+            : `${side.name}: ${error.message}; trying again until the time is over`,
+        );
       said = true;
     }
     await systemClock.sleep(RETRY_MS, options.signal);

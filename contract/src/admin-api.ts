@@ -170,24 +170,30 @@ export interface IssuedCertificate {
   readonly reason: string;
 }
 
+/** What starts an operation. */
+export interface Repeatable {
+  /** Names this start: repeated because its answer was lost, it starts nothing new. 8 to 32 hex digits; '': not repeatable. */
+  readonly request?: string;
+}
+
 /** Method name → request and response; streams are marked. */
 export interface AdminMethods {
   GetCluster: { request: Record<string, never>; response: ClusterInfo };
   PrepareConnect: { request: { peer: string }; response: { csrPem: string } };
   StartConnect: {
-    request: { peer: ClusterInfo; peerCsrPem: string; direction: '' | ConnectDirection };
+    request: { peer: ClusterInfo; peerCsrPem: string; direction: '' | ConnectDirection } & Repeatable;
     response: { id: string };
   };
   SupplyCertificate: { request: { peer: string; certificatePem: string }; response: Record<string, never> };
-  StartDisconnect: { request: { peer: string }; response: { id: string } };
-  StartDrain: { request: { peer: string }; response: { id: string } };
+  StartDisconnect: { request: { peer: string } & Repeatable; response: { id: string } };
+  StartDrain: { request: { peer: string } & Repeatable; response: { id: string } };
   WatchOperation: { request: { id: string }; response: OperationEvent; stream: true };
   Diagnose: { request: { peer: string }; response: { diagnoses: readonly Diagnosis[] } };
   ListOperations: { request: Record<string, never>; response: { operations: readonly OperationInfo[] } };
   RetryOperation: { request: { id: string }; response: { id: string } };
   CancelOperation: { request: { id: string }; response: Record<string, never> };
   CreateInvite: { request: { ttlMs: number }; response: Invitation };
-  Join: { request: { token: string }; response: { id: string } };
+  Join: { request: { token: string } & Repeatable; response: { id: string } };
   RedeemInvite: { request: RedeemInviteRequest; response: RedeemInviteResponse };
   CompleteInvite: {
     request: { redeemed: RedeemInviteRequest; certificatePem: string };

@@ -27,7 +27,7 @@ export interface AdminOptions {
   readonly preflight: (request: PreflightRequest) => Promise<readonly PreflightCheck[]>;
   readonly operations: Operations;
   readonly inviting: Inviting;
-  readonly join: (token: string) => Promise<string>;
+  readonly join: (token: string, request?: string) => Promise<string>;
   readonly renewPeer: (peer: string, csrPem: string) => Promise<{ certificatePem: string; caPem: string }>;
   readonly rotateLeaves: () => Promise<readonly IssuedCertificate[]>;
   readonly mirror: MirrorView;
@@ -48,15 +48,15 @@ export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {
   return {
     GetCluster: async () => options.cluster(),
     PrepareConnect: async ({ peer }) => ({ csrPem: await operations.prepareConnect(peer) }),
-    StartConnect: async ({ peer, peerCsrPem, direction }) => ({
-      id: await operations.startConnect(peer, peerCsrPem, direction || 'both'),
+    StartConnect: async ({ peer, peerCsrPem, direction, request }) => ({
+      id: await operations.startConnect(peer, peerCsrPem, { direction: direction || 'both', request }),
     }),
     SupplyCertificate: async ({ peer, certificatePem }) => {
       await operations.supplyCertificate(peer, certificatePem);
       return {};
     },
-    StartDisconnect: async ({ peer }) => ({ id: await operations.startDisconnect(peer) }),
-    StartDrain: async ({ peer }) => ({ id: await operations.startDrain(peer) }),
+    StartDisconnect: async ({ peer, request }) => ({ id: await operations.startDisconnect(peer, request) }),
+    StartDrain: async ({ peer, request }) => ({ id: await operations.startDrain(peer, request) }),
     ListOperations: async () => ({ operations: await operations.list() }),
     RetryOperation: async ({ id }) => ({ id: await operations.retry(id) }),
     CancelOperation: async ({ id }) => {
@@ -65,7 +65,7 @@ export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {
     },
     WatchOperation: ({ id }, { signal }) => operations.watch(id, signal),
     CreateInvite: ({ ttlMs }) => options.inviting.create(ttlMs),
-    Join: async ({ token }) => ({ id: await options.join(token) }),
+    Join: async ({ token, request }) => ({ id: await options.join(token, request) }),
     RedeemInvite: (request, { caller }) => options.inviting.redeem(request, sourceOf(caller)),
     CompleteInvite: async ({ redeemed, certificatePem }, { caller }) => {
       await options.inviting.complete(redeemed, certificatePem, sourceOf(caller));

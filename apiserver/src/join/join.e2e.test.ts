@@ -51,7 +51,8 @@ describe('clustermesh invite and join', () => {
       const secret = token.split('.')[2]!;
       assert.ok(!side.log().includes(secret));
       const grep = ['-rlF', secret, side.dir, side.redis.path.replace(/\/[^/]*$/, '')];
-      assert.equal(run('grep', grep), '', 'no file holds it');
+      // The joiner holds it until the other side has its certificate and has said so.
+      await waitFor(() => run('grep', grep) === '', { what: 'no file to hold it', timeoutMs: 10_000 });
     }
     await waitFor(() => readdirSync(join(us.dir, 'state/pending')).length === 0, {
       what: 'nothing to be pending',

@@ -6,7 +6,7 @@
  *       certificate ◄── its own request, facts ───┘
  *     └ lets it in, signs, brings its certificate ► spends the token
  *
- * Both sides run an ordinary connect; a token never reaches Redis or a log.
+ * Both sides run an ordinary connect; a token never reaches Redis or a log, and the joiner's disk only until it is spent (unfinished.ts).
  */
 import {
   type AdminMethods,
@@ -25,10 +25,13 @@ import {
   SERVER_COMMON_NAME,
 } from '@clustermesh/pki';
 import { type Clock, dialRpc, type Log, type RpcClient, systemClock } from '@clustermesh/runtime';
+import { newRequest, operationId } from '../operations/model.ts';
 import type { Operations } from '../operations/operations.ts';
+import type { UnfinishedJoin, UnfinishedJoins } from './unfinished.ts';
 
 export interface JoiningPorts {
   readonly operations: Operations;
+  readonly unfinished: UnfinishedJoins;
   readonly cluster: () => ClusterInfo;
   readonly log: Log;
   readonly signal: AbortSignal;
@@ -38,40 +41,83 @@ export interface JoiningPorts {
 type Admin = RpcClient<AdminMethods>;
 
 const RETRY_MS = 500;
+/** An inviting apiserver that goes away in the middle is waited for; the caller's own deadline is longer. */
+const REDEEM_MS = 25_000;
 /** As long as the inviting side waits for the certificate (steps.ts). */
 const COURIER_MS = 5 * 60_000;
 
-/** Returns the id of this side's connect. Safe to be called again with the same token while the join is not complete. */
-export function createJoining(ports: JoiningPorts): (token: string) => Promise<string> {
-  const { operations, log } = ports;
+/**
+ * Returns the id of this side's connect. Safe to be called again with the same token while the join is not complete, and with the
+ * same `request` (admin.proto) at any time. What a process before this one left unfinished is gone on with.
+ */
+export function createJoining(ports: JoiningPorts): (token: string, request?: string) => Promise<string> {
+  const { operations, unfinished, log } = ports;
   const clock = ports.clock ?? systemClock;
+  for (const left of unfinished.list()) void courier(left);
 
-  return async (text) => {
+  return async (text, wanted = '') => {
     const own = ports.cluster();
     const token = parseToken(text);
     const reason = joinerRefusal(token, own);
     if (reason !== undefined) throw new InviteRefused(reason, token.facts);
     const { facts } = token;
-    const csrPem = await operations.prepareConnect(facts.cluster);
-    const request: RedeemInviteRequest = { token: text, peer: own, csrPem };
-    const host = await meet(facts);
+    const peer = facts.cluster;
+    const request = wanted || newRequest();
+    const operation = operationId('connect', peer, request);
+    if (await operations.isKnown(operation)) return operation;
+    const redeemed: RedeemInviteRequest = {
+      ...{ token: text, peer: own },
+      csrPem: await operations.prepareConnect(peer),
+    };
+    const answer = await redeem(facts, redeemed);
+    checkAnswer(facts, answer);
+    // Before anything is started: what starts finds all that it needs, whenever this process is killed.
+    await operations.supplyCertificate(peer, answer.certificatePem);
+    const join = { peer, operation, redeemed };
+    unfinished.keep(join);
     try {
-      const answer = await host.RedeemInvite(request);
-      checkAnswer(facts, answer);
-      const id = await operations.startConnect(answer.cluster, answer.csrPem);
-      await operations.supplyCertificate(facts.cluster, answer.certificatePem);
-      void bring(host, request, id)
-        .catch((error: unknown) => log.warn({ err: error, peer: facts.cluster }, 'join not completed'))
-        .finally(() => host.close());
-      return id;
+      const started = { ...join, operation: await operations.startConnect(answer.cluster, answer.csrPem, { request }) };
+      // An equal connect ran already.
+      if (started.operation !== operation) unfinished.keep(started);
+      void courier(started);
+      return started.operation;
     } catch (error) {
-      host.close();
+      unfinished.clear(join);
       throw error;
     }
   };
 
+  /** Once it has been met, a host that does not answer is being restarted. */
+  async function redeem(facts: InviteFacts, request: RedeemInviteRequest): Promise<RedeemInviteResponse> {
+    const end = clock.nowMs() + REDEEM_MS;
+    for (let isMet = false; ; ) {
+      try {
+        return await withHost(facts, (host) => {
+          isMet = true;
+          return host.RedeemInvite(request, { timeoutMs: Math.max(1, end - clock.nowMs()) });
+        });
+      } catch (error) {
+        if (!isMet || clock.nowMs() >= end || !(error instanceof MeshError) || error.code !== 'unreachable')
+          throw error;
+        await clock.sleep(RETRY_MS, ports.signal);
+        ports.signal.throwIfAborted();
+      }
+    }
+  }
+
+  async function courier(join: UnfinishedJoin): Promise<void> {
+    try {
+      await bring(join);
+    } catch (error) {
+      log.warn({ err: error, peer: join.peer }, 'join not completed');
+    }
+    // A process that is stopped leaves it to the next one.
+    if (!ports.signal.aborted) unfinished.clear(join);
+  }
+
   /** The inviting cluster gets its certificate as soon as our connect has signed it. */
-  async function bring(host: Admin, redeemed: RedeemInviteRequest, operation: string): Promise<void> {
+  async function bring({ operation, redeemed }: UnfinishedJoin): Promise<void> {
+    const { facts } = parseToken(redeemed.token);
     const signal = AbortSignal.any([ports.signal, AbortSignal.timeout(COURIER_MS)]);
     for await (const event of operations.watch(operation, signal)) {
       if (event.state === 'failed') return;
@@ -79,7 +125,7 @@ export function createJoining(ports: JoiningPorts): (token: string) => Promise<s
       if (certificatePem === '') continue;
       for (let isAgain = false; !signal.aborted; isAgain = true) {
         try {
-          await host.CompleteInvite({ redeemed, certificatePem });
+          await withHost(facts, (host) => host.CompleteInvite({ redeemed, certificatePem }));
           return;
         } catch (error) {
           // The answer to an earlier try was lost: the token is spent, so the certificate is there.
@@ -89,6 +135,16 @@ export function createJoining(ports: JoiningPorts): (token: string) => Promise<s
         }
       }
     }
+  }
+}
+
+/** A connection for this one call: gRPC would wait ever longer before it tries one again that was lost. */
+async function withHost<T>(facts: InviteFacts, use: (host: Admin) => Promise<T>): Promise<T> {
+  const host = await meet(facts);
+  try {
+    return await use(host);
+  } finally {
+    host.close();
   }
 }
 

@@ -1,6 +1,6 @@
 /**
- * The apiserver, killed with SIGKILL at each step of connect and of disconnect, on either side, and started again. Here: one kill per
- * step. With CM_KILL=all (npm run test:kill) each step on either side at three moments.
+ * The apiserver, killed with SIGKILL at each step of connect, disconnect, drain and join, on either side, and started again. Here: one
+ * kill per step. With CM_KILL=all (npm run test:kill) each step on either side at three moments; CM_KILL=drain: those of the drain.
  */
 import assert from 'node:assert/strict';
 import { after, before, describe, it } from 'node:test';
@@ -14,8 +14,17 @@ import { type OperationKind, STEPS } from './model.ts';
 const MOMENTS = ['step started', 'within', 'step done'] as const;
 type Moment = (typeof MOMENTS)[number];
 
+/** A command, and the operation whose steps it takes. */
+const COMMANDS = {
+  connect: 'connect',
+  disconnect: 'disconnect',
+  drain: 'drain',
+  join: 'connect',
+} as const satisfies Record<string, OperationKind>;
+type Command = keyof typeof COMMANDS;
+
 interface Kill {
-  readonly kind: OperationKind;
+  readonly command: Command;
   readonly step: string;
   readonly side: 'eu' | 'us';
   readonly moment: Moment;
@@ -23,23 +32,19 @@ interface Kill {
   readonly afterMs: number;
 }
 
-const every: Kill[] = (['connect', 'disconnect'] as const).flatMap((kind) =>
-  STEPS[kind].flatMap((step) =>
+const every: Kill[] = (Object.keys(COMMANDS) as Command[]).flatMap((command) =>
+  STEPS[COMMANDS[command]].flatMap((step) =>
     (['eu', 'us'] as const).flatMap((side) =>
-      MOMENTS.map((moment, index) => ({ kind, step, side, moment, afterMs: 3 + 7 * (step.length % 5) + index })),
+      MOMENTS.map((moment, index) => ({ command, step, side, moment, afterMs: 3 + 7 * (step.length % 5) + index })),
     ),
   ),
 );
 /** Combinations of side and moment per step. */
 const PER_STEP = 2 * MOMENTS.length;
-/**
- * One per step, with another side and moment each time. Not as the first step starts: the command's own call may not be answered yet,
- * and a call that was never answered is an error, not repeated.
- */
-const slice = every
-  .filter((_, index) => index % PER_STEP === Math.floor(index / PER_STEP) % PER_STEP)
-  .map((kill) => (kill.step === STEPS[kill.kind][0] ? { ...kill, moment: 'step done' as const } : kill));
-const kills = process.env.CM_KILL === 'all' ? every : slice;
+/** One per step, with another side and moment each time. */
+const slice = every.filter((_, index) => index % PER_STEP === Math.floor(index / PER_STEP) % PER_STEP);
+const wanted = process.env.CM_KILL;
+const kills = wanted === undefined ? slice : every.filter(({ command }) => wanted === 'all' || wanted === command);
 
 describe('an apiserver that is killed in the middle', () => {
   let eu: TestCluster;
@@ -50,8 +55,16 @@ describe('an apiserver that is killed in the middle', () => {
   });
   after(() => Promise.all([eu.close(), us.close()]));
 
-  const command = (kind: OperationKind) =>
-    runCli([kind, '--context', eu.context, '--destination-context', us.context, '--timeout', '90s']);
+  /** In a join eu invites. */
+  async function run(command: Command): Promise<CommandResult> {
+    if (command === 'join') {
+      const invited = await runCli(['invite', '--context', eu.context]);
+      assert.equal(invited.code, 0, said(invited));
+      return runCli(['join', invited.out.trim(), '--context', us.context, '--timeout', '90s']);
+    }
+    const args = command === 'drain' ? ['disconnect', '--drain'] : [command];
+    return runCli([...args, '--context', eu.context, '--destination-context', us.context, '--timeout', '90s']);
+  }
   const said = (result: CommandResult) => `exit ${result.code}\n${result.out}\n${result.err}`;
 
   /** Kills when the log says that it is time, and starts the apiserver again. */
@@ -92,26 +105,27 @@ describe('an apiserver that is killed in the middle', () => {
   }
 
   for (const kill of kills) {
-    const title = `${kill.kind}: ${kill.side} killed at ${kill.step}, ${kill.moment}: ends ${kill.kind}ed, never half`;
-    it(title, async () => {
-      if (kill.kind === 'disconnect') {
-        const result = await command('connect');
+    const connects = COMMANDS[kill.command] === 'connect';
+    const end = connects ? 'connected' : 'disconnected';
+    it(`${kill.command}: ${kill.side} killed at ${kill.step}, ${kill.moment}: ends ${end}, never half`, async () => {
+      if (!connects) {
+        const result = await run('connect');
         assert.equal(result.code, 0, said(result));
       }
       const killing = killAt(kill);
-      const result = await command(kill.kind);
+      const result = await run(kill.command);
       assert.equal(result.code, 0, said(result));
-      // The last step's end may be told before its log line is.
+      // The last step's end may be told before its log line is; of a join the inviting side's last step may come later.
       const killed = await Promise.race([
         killing.done,
-        new Promise<false>((resolve) => setTimeout(() => resolve(false), 5000).unref()),
+        new Promise<false>((resolve) => setTimeout(() => resolve(false), 30_000).unref()),
       ]);
       killing.cancel();
       assert.ok(killed, 'the apiserver was killed');
-      if (kill.kind === 'connect') {
+      if (connects) {
         for (const side of [eu, us])
           await waitFor(() => isConnected(side), { what: `${side.name} to be connected`, timeoutMs: 30_000 });
-        const parted = await command('disconnect');
+        const parted = await run('disconnect');
         assert.equal(parted.code, 0, said(parted));
       }
       await assertClean();

@@ -1,4 +1,5 @@
-/** What an operation is: its steps, what a step's job carries, and how its state reads. Pure. */
+/** What an operation is: its name, its steps, what a step's job carries, and how its state reads. Pure, but for random names. */
+import { randomBytes } from 'node:crypto';
 import {
   type ClusterInfo,
   type ConnectDirection,
@@ -79,6 +80,18 @@ export function decodeFailure(text: string): StepFailure {
     return { code: 'internal', message: text || messageOf(error), hint: '' };
   }
   return { code: 'internal', message: text, hint: '' };
+}
+
+export const newRequest = (): string => randomBytes(4).toString('hex');
+
+/** `request` (admin.proto) ends the id: the same call, made again, names the same operation. */
+export function operationId(kind: OperationKind, peer: string, request = ''): string {
+  if (request !== '' && !/^[0-9a-f]{8,32}$/.test(request))
+    throw new MeshError({
+      code: 'invalid-argument',
+      message: `starting the ${kind} of ${peer}: the request id ${JSON.stringify(request)} is not made of 8 to 32 hex digits`,
+    });
+  return `${kind}-${peer}-${request || newRequest()}`;
 }
 
 /** Operation ids begin with their kind. */

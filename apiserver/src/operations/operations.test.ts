@@ -258,6 +258,18 @@ describe('operations', () => {
     assert.equal(first, second);
   });
 
+  it('are started once by a call that is made again, also when they have ended meanwhile', async () => {
+    const first = await eu.operations.startDisconnect('us', '0123abcd');
+    await follow(eu, first);
+    assert.equal(await eu.operations.startDisconnect('us', '0123abcd'), first);
+    assert.notEqual(await eu.operations.startDisconnect('us', '0123abce'), first);
+    assert.equal((await eu.operations.list()).filter((operation) => operation.id === first).length, 1);
+    await assert.rejects(
+      eu.operations.startDisconnect('us', 'another.step'),
+      rejection('invalid-argument', /the request id "another\.step" is not made of 8 to 32 hex digits/),
+    );
+  });
+
   it('go on after the apiserver was replaced in the middle of a step', async () => {
     eu.notSynced.add('us');
     const [fromEu, fromUs] = await Promise.all([
@@ -398,8 +410,8 @@ describe('operations', () => {
       eu.operations.prepareConnect('us'),
       us.operations.prepareConnect('eu'),
     ]);
-    const reading = await eu.operations.startConnect(us.info, fromUs, 'read');
-    const serving = await us.operations.startConnect(eu.info, fromEu, 'serve');
+    const reading = await eu.operations.startConnect(us.info, fromUs, { direction: 'read' });
+    const serving = await us.operations.startConnect(eu.info, fromEu, { direction: 'serve' });
     const [served, read] = await Promise.all([
       follow(us, serving, async (event) => {
         if (event.certificateForPeerPem !== '')
@@ -455,6 +467,20 @@ describe('operations', () => {
     assert.notEqual(again, id);
     await waitFor(() => eu.users.has('us'), { what: 'authorisation again', timeoutMs: 5000 });
     await assert.rejects(eu.operations.retry('connect-us-none'), rejection('not-found', /no such operation/));
+  });
+
+  it('that are tried again do what they did: a drain drains, and parts nothing', async () => {
+    await connect(eu, us);
+    eu.lingering.add('us');
+    const id = await eu.operations.startDrain('us');
+    await eu.operations.cancel(id);
+    assert.equal(last(await follow(eu, id)).errorCode, 'cancelled');
+    const again = await eu.operations.retry(id);
+    assert.match(again, /^drain-us-/);
+    await eu.operations.cancel(again);
+    await follow(eu, again);
+    eu.lingering.clear();
+    assert.equal((await eu.peers.list()).length, 1);
   });
 
   it('are refused by a replica that stands by, which names the one that leads', async () => {

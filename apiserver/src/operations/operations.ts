@@ -1,5 +1,4 @@
 /** Operations as the admin interface sees them: start, feed, watch. */
-import { randomBytes } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
 import {
   type ClusterInfo,
@@ -16,8 +15,8 @@ import {
   eventsBetween,
   isFinished,
   type JobData,
-  type OperationKind,
   type OperationSnapshot,
+  operationId,
   operationInfo,
 } from './model.ts';
 import { createPendingStore } from './pending.ts';
@@ -47,15 +46,26 @@ export interface OperationsOptions {
   readonly otherLeader?: (() => string | undefined) | undefined;
 }
 
+export interface StartConnectOptions {
+  /** Default: both. */
+  readonly direction?: ConnectDirection | undefined;
+  /** The caller's name for this start (admin.proto). Default: a random one. */
+  readonly request?: string | undefined;
+}
+
 export interface Operations {
   /** This cluster's certificate request for `peer`. */
   prepareConnect(peer: string): Promise<string>;
-  /** Returns the operation's id; the same while an equal one runs. */
-  startConnect(peer: ClusterInfo, peerCsrPem: string, direction?: ConnectDirection): Promise<string>;
+  /**
+   * Returns the operation's id; the same while an equal one runs, and for the same `request` for ever: a caller that lost the answer
+   * asks again.
+   */
+  startConnect(peer: ClusterInfo, peerCsrPem: string, options?: StartConnectOptions): Promise<string>;
+  isKnown(id: string): Promise<boolean>;
   supplyCertificate(peer: string, certificatePem: string): Promise<void>;
   /** Moves this cluster's traffic away from a peer that is to be disconnected. */
-  startDrain(peer: string): Promise<string>;
-  startDisconnect(peer: string): Promise<string>;
+  startDrain(peer: string, request?: string): Promise<string>;
+  startDisconnect(peer: string, request?: string): Promise<string>;
   /** Ends after an event with state done or failed. While Redis is away it says so and waits. */
   watch(id: string, signal: AbortSignal): AsyncGenerator<OperationEvent, void, void>;
   list(): Promise<readonly OperationInfo[]>;
@@ -75,9 +85,10 @@ const PENDING_KEPT_MS = 24 * 3_600_000;
 const WATCH_INTERVAL_MS = 500;
 
 export function startOperations(options: OperationsOptions): Operations {
+  const { own } = options;
   const clock = options.clock ?? systemClock;
   const log = options.log.child({ subsystem: 'operations' });
-  const pending = createPendingStore({ stateDir: options.stateDir, cluster: options.own.name });
+  const pending = createPendingStore({ stateDir: options.stateDir, cluster: own.name });
   const ports = { ...options, pending, timers: { ...DEFAULT_TIMERS, ...options.timers } };
   const queue = openQueue({
     redis: options.redis,
@@ -113,7 +124,11 @@ export function startOperations(options: OperationsOptions): Operations {
     return result;
   }
 
+  const isKnown = async (id: string): Promise<boolean> => (await queue.data(id)) !== undefined;
+
   async function start(wanted: JobData): Promise<string> {
+    // Called again by somebody who has lost the answer.
+    if (await isKnown(wanted.operation)) return wanted.operation;
     let isNew = wanted.kind === 'connect' && wanted.isNew;
     for (const running of await queue.running()) {
       if (running.peer !== wanted.peer) continue;
@@ -135,15 +150,15 @@ export function startOperations(options: OperationsOptions): Operations {
     return wanted.operation;
   }
 
-  async function connectJob(peer: ClusterInfo, csrPem: string, direction: ConnectDirection): Promise<JobData> {
+  async function connectJob(peer: ClusterInfo, csrPem: string, as: StartConnectOptions): Promise<JobData> {
     const isNew = !(await options.peers.list()).some((configured) => configured.name === peer.name);
     return {
       kind: 'connect',
-      operation: newId('connect', peer.name),
+      operation: operationId('connect', peer.name, as.request),
       peer: peer.name,
       info: peer,
       csrPem,
-      direction,
+      direction: as.direction ?? 'both',
       isNew,
     };
   }
@@ -154,7 +169,7 @@ export function startOperations(options: OperationsOptions): Operations {
     if (leader === undefined) return;
     throw new MeshError({
       code: 'conflict',
-      message: `${attempted}: this replica of ${options.own.name}'s apiserver stands by, replica ${leader} leads`,
+      message: `${attempted}: this replica of ${own.name}'s apiserver stands by, replica ${leader} leads`,
       hint: 'use the handle file of the replica that leads',
     });
   }
@@ -217,12 +232,12 @@ export function startOperations(options: OperationsOptions): Operations {
       return pending.request(checkedName(peer));
     },
 
-    startConnect: (peer, peerCsrPem, direction = 'both') =>
+    startConnect: (peer, peerCsrPem, options = {}) =>
       inTurn(async () => {
         // Refused here already when it can be told without asking anyone else; the step checks again, with all that is known then.
-        checkPeer(options.own, peer, []);
+        checkPeer(own, peer, []);
         checkLeading(`connecting ${peer.name}`);
-        return start(await connectJob(peer, peerCsrPem, direction));
+        return start(await connectJob(peer, peerCsrPem, options));
       }),
 
     supplyCertificate: async (peer, certificatePem) => {
@@ -232,8 +247,9 @@ export function startOperations(options: OperationsOptions): Operations {
       pending.supply(peer, certificatePem);
     },
 
-    startDrain: (peer) => inTurn(() => start({ kind: 'drain', operation: newId('drain', checkedName(peer)), peer })),
-    startDisconnect: (peer) => inTurn(() => start(disconnectJob(peer))),
+    isKnown,
+    startDrain: (peer, request) => inTurn(() => start(partingJob('drain', peer, request))),
+    startDisconnect: (peer, request) => inTurn(() => start(partingJob('disconnect', peer, request))),
 
     list: async () => (await queue.list()).map(operationInfo),
 
@@ -242,7 +258,7 @@ export function startOperations(options: OperationsOptions): Operations {
         const data = await ended(id, 'trying again');
         checkLeading(`trying ${id} again`);
         return start(
-          data.kind === 'connect' ? await connectJob(data.info, data.csrPem, data.direction) : disconnectJob(data.peer),
+          data.kind === 'connect' ? await connectJob(data.info, data.csrPem, data) : partingJob(data.kind, data.peer),
         );
       }),
 
@@ -252,7 +268,7 @@ export function startOperations(options: OperationsOptions): Operations {
         if (data === undefined) throw unknown(id, 'cancelling');
         if (!(await queue.running()).some((running) => running.operation === id)) return;
         // Starting a disconnect ends the connect, and takes back whatever it had done.
-        if (data.kind === 'connect' && data.isNew) await start(disconnectJob(data.peer));
+        if (data.kind === 'connect' && data.isNew) await start(partingJob('disconnect', data.peer));
         else await queue.cancel(id);
       }),
 
@@ -269,8 +285,8 @@ function sameRequest(a: JobData, b: JobData): boolean {
   return isDeepStrictEqual(request(a), request(b));
 }
 
-function disconnectJob(peer: string): JobData {
-  return { kind: 'disconnect', operation: newId('disconnect', checkedName(peer)), peer };
+function partingJob(kind: 'disconnect' | 'drain', peer: string, request?: string): JobData {
+  return { kind, operation: operationId(kind, checkedName(peer), request), peer };
 }
 
 function unknown(id: string, attempted: string): MeshError {
@@ -279,10 +295,6 @@ function unknown(id: string, attempted: string): MeshError {
     message: `${attempted} ${id}: there is no such operation`,
     hint: 'clustermesh operations list shows all; they are kept for a week',
   });
-}
-
-function newId(kind: OperationKind, peer: string): string {
-  return `${kind}-${peer}-${randomBytes(4).toString('hex')}`;
 }
 
 function checkedName(peer: string): string {

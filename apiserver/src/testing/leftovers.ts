@@ -10,6 +10,7 @@ export async function leftoversOf(cluster: TestCluster, peer: string): Promise<s
   const mentions = (name: string) => name === peer || name.startsWith(`${peer}.`);
   for (const name of readdirSync(join(cluster.dir, 'clustermesh')).filter(mentions)) left.push(`file ${name}`);
   if (existsSync(join(cluster.dir, 'state/pending', peer))) left.push('pending credentials');
+  if (existsSync(join(cluster.dir, 'state/joins', `${peer}.json`))) left.push('unfinished join');
   const usersFile = join(cluster.dir, 'users.yaml');
   if (existsSync(usersFile) && readFileSync(usersFile, 'utf8').includes(`name: ${remoteUser(peer)}`))
     left.push('users.yaml');
