@@ -293,13 +293,12 @@ export function openQueue(options: QueueOptions): OperationQueue {
       closing = true;
       clearInterval(leadership);
       // The worker first: one that is not closing would fetch the steps again that we hand back.
-      const closed = worker.close();
+      const closed = worker.close(work.status !== 'ready');
       for (const controller of active.values()) controller.abort();
       await Promise.race([closed, new Promise((resolve) => setTimeout(resolve, CLOSE_TIMEOUT_MS).unref())]);
       // A worker that could not say goodbye (Redis is away) is cut off: its steps are taken up by the next one.
-      void worker.close(true).catch(() => {});
-      commands.disconnect();
-      work.disconnect();
+      commands.endAll();
+      work.endAll();
     },
   };
 }

@@ -143,8 +143,8 @@ it('operations and schedule run over TLS as a user that may do no more than they
     mayRun: () => true,
     tasks: [{ name: 'sweep', everyMs: 200, run }],
   });
-  // Before its Redis goes: hooks run in the order in which they were made.
-  await waitFor(() => runs > 1, { what: 'two runs of the schedule', timeoutMs: TIMEOUT_MS }).finally(schedule.close);
+  t.after(schedule.close);
+  await waitFor(() => runs > 1, { what: 'two runs of the schedule', timeoutMs: TIMEOUT_MS });
 
   // Refused commands that somebody caught would show here.
   assert.deepEqual(await stage.admin.call('ACL', 'LOG'), []);

@@ -33,8 +33,37 @@ function login(redis: RedisConfig) {
   };
 }
 
-export function connectForCommands(redis: RedisConfig): Redis {
-  return new Redis({
+/** A connection, and those that BullMQ duplicates from it for itself. */
+export type Connection = Redis & {
+  /** Ends all of them for good. BullMQ waits for Redis before it lets go of its own, and so for ever while Redis is away. */
+  endAll(): void;
+};
+
+type Options = Omit<RedisOptions, 'replyMapping'>;
+
+function open(first: Options): Connection {
+  const opened: Redis[] = [];
+  let isEnded = false;
+  const make = (options: Options): Redis => {
+    const redis = new Redis(options);
+    opened.push(redis);
+    const connect = redis.connect.bind(redis);
+    return Object.assign(redis, {
+      duplicate: (override?: Partial<Options>) => make({ ...redis.options, ...override }),
+      connect: (callback?: Parameters<Redis['connect']>[0]) =>
+        isEnded ? Promise.reject(new Error('Connection is closed.')) : connect(callback),
+    });
+  };
+  return Object.assign(make(first), {
+    endAll: () => {
+      isEnded = true;
+      for (const redis of opened) redis.disconnect();
+    },
+  });
+}
+
+export function connectForCommands(redis: RedisConfig): Connection {
+  return open({
     ...login(redis),
     enableOfflineQueue: false,
     autoResendUnfulfilledCommands: false,
@@ -43,9 +72,9 @@ export function connectForCommands(redis: RedisConfig): Redis {
   });
 }
 
-export function connectForWork(redis: RedisConfig): Redis {
+export function connectForWork(redis: RedisConfig): Connection {
   // null: BullMQ insists on it for a connection that blocks.
-  return new Redis({ ...login(redis), maxRetriesPerRequest: null });
+  return open({ ...login(redis), maxRetriesPerRequest: null });
 }
 
 export function redisUnreachable(attempted: string, redis: RedisConfig, cause?: unknown): MeshError {

@@ -93,9 +93,12 @@ export function startSchedule(options: ScheduleOptions): { close(): Promise<void
   return {
     close: async () => {
       stop.abort();
-      const closed = Promise.all([runner.ended, worker.close(), queue.close()]).catch(silent);
+      // While Redis is away there is nobody to say goodbye to, and BullMQ would wait.
+      const closed = Promise.all([runner.ended, worker.close(connection.status !== 'ready'), queue.close()]).catch(
+        silent,
+      );
       await Promise.race([closed, clock.sleep(CLOSE_TIMEOUT_MS)]);
-      connection.disconnect();
+      connection.endAll();
     },
   };
 }
