@@ -111,18 +111,15 @@ export async function startTestCluster(
       child = started;
       rest = '';
       started.stdout!.on('data', onOutput);
-      const client = dialRpc<AdminMethods>('admin', `unix://${socket}`);
-      try {
-        await waitFor(
-          async () => {
-            if (started.exitCode !== null) throw new Error(`it ended with ${started.exitCode}: ${output}`);
-            return client.GetCluster({}, { timeoutMs: 500 });
-          },
-          { what: `the apiserver of ${name}`, timeoutMs: 20_000 },
-        );
-      } finally {
-        client.close();
-      }
+      await waitFor(
+        async () => {
+          if (started.exitCode !== null) throw new Error(`it ended with ${started.exitCode}: ${output}`);
+          // A new one each time: gRPC waits ever longer before it tries a connection again.
+          const client = dialRpc<AdminMethods>('admin', `unix://${socket}`);
+          return client.GetCluster({}, { timeoutMs: 2000 }).finally(() => client.close());
+        },
+        { what: `the apiserver of ${name}`, timeoutMs: 60_000 },
+      );
     },
     killApiserver: async () => {
       const running = child;
