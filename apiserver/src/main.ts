@@ -13,6 +13,7 @@ import {
 } from '@clustermesh/runtime';
 import { Registry } from 'prom-client';
 import { listenForAdmin, openAudit, readClusterFacts, readClusterInfo, startAdmin } from './admin/index.ts';
+import { admittedPeers } from './bootstrap/users.ts';
 import { configSchema, stateFiles } from './config.ts';
 import { startControlPlane } from './control-plane.ts';
 import { diagnose } from './doctor/doctor.ts';
@@ -22,7 +23,14 @@ import { createJoining } from './join/joining.ts';
 import { openUnfinishedJoins } from './join/unfinished.ts';
 import { createKvstoreMetrics } from './kvstore-metrics.ts';
 import { createMetrics, MESH_METRICS, OWN_METRICS } from './metrics.ts';
-import { createPeerDirectory, housekeeping, startOperations, startSchedule } from './operations/index.ts';
+import {
+  createMeshSwitch,
+  createPeerDirectory,
+  disableMesh,
+  housekeeping,
+  startOperations,
+  startSchedule,
+} from './operations/index.ts';
 import { createPeerIssuer, createPeerRenewal } from './peer-renewal.ts';
 import { knownPeers } from './preflight/known-peers.ts';
 import { runPreflight } from './preflight/preflight.ts';
@@ -60,6 +68,7 @@ await runDaemon(log, async (signal) => {
     mesh: createKvstoreMetrics(MESH_METRICS, registry),
   };
   const plane = startControlPlane({ config, directory, log, signal, metrics });
+  const mesh = createMeshSwitch({ cluster: cluster.name, etcd: plane.etcd, fence: plane.bootstrap.fence });
   const operations = startOperations({
     own,
     pkiDir,
@@ -71,11 +80,13 @@ await runDaemon(log, async (signal) => {
     agents: plane.agents,
     mayRun: plane.runsTerm,
     otherLeader: plane.otherLeader,
+    mayConnect: mesh.check,
     log,
   });
   const info = () => readClusterInfo({ own, region: cluster.region, advertise, pkiDir });
-  const facts = () =>
+  const facts = async () =>
     readClusterFacts({
+      meshDisabled: await mesh.isDisabled(),
       cluster: info(),
       serviceCidr: cluster.serviceCIDR,
       nodes: plane.nodes.snapshot().nodes.values(),
@@ -132,7 +143,13 @@ await runDaemon(log, async (signal) => {
         request,
       ),
     operations,
-    inviting: createInviting({ invites, operations, cluster: info }),
+    mesh,
+    disable: () =>
+      disableMesh({
+        ...{ mesh, invites, operations, directory, mirror: plane.mirror },
+        admitted: () => admittedPeers(config.usersFile),
+      }),
+    inviting: createInviting({ invites, operations, cluster: info, mayConnect: mesh.check }),
     renewPeer: createPeerIssuer({ pkiDir, caPem: () => info().caPem }),
     rotateLeaves: renewal.rotateLeaves,
     join: createJoining({

@@ -3,7 +3,7 @@ import { execFileSync } from 'node:child_process';
 import { generateKeyPairSync } from 'node:crypto';
 import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import {
   type AdminMethods,
@@ -19,7 +19,7 @@ import {
 import { createInvite } from '@clustermesh/pki';
 import { type Handlers, type RpcServer, serveRpc } from '@clustermesh/runtime';
 import { runProgram } from './program.ts';
-import { plain } from './terminal.ts';
+import { plain, type Terminal } from './terminal.ts';
 
 /** An apiserver that is nothing but its protocol, over a real socket; what operations really do is tested where they live. */
 interface Scripted {
@@ -34,6 +34,8 @@ interface Scripted {
   diagnoses: readonly Diagnosis[];
   /** What the last preflight was told of the clocks. */
   heard: { readonly clockOffsetMs: number; readonly clockErrorMs: number } | undefined;
+  /** What a Disable answers. */
+  partings: { peer: string; id: string }[];
   /** Of each StartDisconnect. */
   readonly requests: string[];
   /** So many of the first StartDisconnects get no answer. */
@@ -83,8 +85,11 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
       localServices: 0,
       globalServices: 0,
       localEndpoints: 0,
+      meshDisabled: false,
     }),
-    GetFacts: async () => ({ cluster: info, serviceCidr: '', nodes: [], unixMs: Date.now() + scripted.clockAheadMs }),
+    GetFacts: async () => ({
+      ...{ cluster: info, serviceCidr: '', nodes: [], unixMs: Date.now() + scripted.clockAheadMs, meshDisabled: false },
+    }),
     Preflight: async ({ clockOffsetMs, clockErrorMs }) => {
       scripted.heard = { clockOffsetMs, clockErrorMs };
       return { checks: scripted.checks };
@@ -98,6 +103,14 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
     RedeemInvite: async () => assert.fail('asked by clusters only'),
     CompleteInvite: async () => assert.fail('asked by clusters only'),
     RenewPeer: async () => ({ certificatePem: '', caPem: '' }),
+    Disable: async () => {
+      scripted.calls.push('disable');
+      return { partings: scripted.partings };
+    },
+    Enable: async () => {
+      scripted.calls.push('enable');
+      return {};
+    },
     RotateLeaves: async () => ({ issued: [{ file: '/pki/server.crt', reason: 'asked for' }] }),
     Diagnose: async () => ({ diagnoses: scripted.diagnoses }),
     ListOperations: async () => ({ operations: scripted.operations }),
@@ -167,6 +180,7 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
     calls: [],
     requests: [],
     lostStarts: 0,
+    partings: [],
     server: await serveRpc<AdminMethods>('admin', socket, handlers),
   };
   return scripted;
@@ -184,7 +198,12 @@ describe('the clustermesh command', () => {
     rmSync(root, { recursive: true });
   });
 
-  async function run(args: readonly string[], signal = new AbortController().signal) {
+  async function run(
+    args: readonly string[],
+    signal = new AbortController().signal,
+    more: Partial<Terminal> = {},
+    env: Record<string, string> = {},
+  ) {
     const out: string[] = [];
     const err: string[] = [];
     const terminal = {
@@ -192,8 +211,9 @@ describe('the clustermesh command', () => {
       err: (line: string) => err.push(line),
       progress: () => {},
       paint: plain,
+      ...more,
     };
-    const places = { env: {}, etcDir: join(root, 'none'), runDir: join(root, 'none'), home: root };
+    const places = { env, etcDir: join(root, 'none'), runDir: join(root, 'none'), home: root };
     const code = await runProgram(args, { terminal, places, signal });
     return { code, out: out.join('\n'), err: err.join('\n') };
   }
@@ -292,6 +312,39 @@ describe('the clustermesh command', () => {
     assert.equal(result.err, 'error: eu: no etcd\nhint: look there');
     assert.ok(!eu.calls.includes('disconnect us'));
     assert.ok(us.calls.includes('disconnect eu'));
+  });
+
+  it('disables a cluster when that is confirmed, parts from its peers on both sides, and enables it again', async () => {
+    const partings = ['us', 'ap'].map((peer) => ({ peer, id: `disconnect-${peer}-1` }));
+    script(eu, { partings });
+    eu.joined = ['us', 'ap'];
+    script(us, {});
+    const unasked = await run(['disable', '--context', eu.context]);
+    assert.equal(unasked.code, 2);
+    assert.equal(
+      unasked.err,
+      'error: disabling clustermesh on eu: there is nobody to ask\nhint: It is parted from us, ap; traffic between them ends. To go on without being asked: --yes',
+    );
+    const asked: string[] = [];
+    const answer = (yes: boolean) => async (question: string) => {
+      asked.push(question);
+      return yes;
+    };
+    assert.equal((await run(['disable', '--context', eu.context], undefined, { ask: answer(false) })).code, 2);
+    assert.deepEqual(asked, ['Disable clustermesh on eu? It is parted from us, ap; traffic between them ends.']);
+    assert.deepEqual(eu.calls, [], 'nothing was changed');
+    const env = { CLUSTERMESH_CONTEXTS: dirname(us.context) };
+    const done = await run(['disable', '--context', eu.context, '--yes'], undefined, {}, env);
+    assert.equal(done.code, 0, done.err);
+    assert.match(done.out, /clustermesh is disabled on eu: parted from us, ap \(/);
+    assert.match(
+      done.err,
+      /^ap: it has no context here and is not told; there: clustermesh disconnect --context ap --peer eu$/m,
+    );
+    assert.deepEqual([eu.calls, us.calls], [['disable'], ['disconnect eu']]);
+    const enabled = await run(['enable', '--context', eu.context]);
+    assert.match(enabled.out, /clustermesh is enabled on eu: peers reach it at https:\/\/x:1/);
+    assert.deepEqual(eu.calls, ['disable', 'enable']);
   });
 
   it('repeats a start that an apiserver left unanswered, under the same name', async () => {

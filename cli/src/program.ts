@@ -5,6 +5,7 @@ import type { CommandKit } from './command-kit.ts';
 import { addCompletion } from './commands/completion.ts';
 import { addConnect, addDisconnect } from './commands/connect.ts';
 import { addDoctor } from './commands/doctor.ts';
+import { addDisable, addEnable } from './commands/enable.ts';
 import { addInvite, addJoin } from './commands/invite.ts';
 import { addOperations } from './commands/operations.ts';
 import { addPeers } from './commands/peers.ts';
@@ -27,6 +28,8 @@ export interface ProgramOptions {
 
 /** In the order of --help. */
 const COMMANDS: readonly ((kit: CommandKit) => void)[] = [
+  addEnable,
+  addDisable,
   addConnect,
   addDisconnect,
   addInvite,

@@ -40,6 +40,7 @@ const status = (more: Partial<ClusterStatus> = {}): ClusterStatus => ({
   etcdConnected: true,
   etcdError: '',
   redisConnected: true,
+  meshDisabled: false,
   peers: [peer()],
   nodes: [
     { name: 'n1', alive: true, version: '0.1.0', problems: [] },

@@ -75,7 +75,7 @@ export function statusTable(status: ClusterStatus): string {
     `  redis   ${status.redisConnected ? 'connected' : 'unreachable: operations wait, traffic does not need it'}`,
     `  nodes   ${alive.length}/${status.nodes.length} alive${dead.length === 0 ? '' : `, no sign of ${dead.join(', ')}`}`,
     `  own     ${status.localServices} services (${status.globalServices} global), ${status.localEndpoints} endpoints`,
-    `  mesh    ${ready}/${status.peers.length} remote clusters ready`,
+    `  mesh    ${status.meshDisabled ? 'disabled: connects with nobody' : `${ready}/${status.peers.length} remote clusters ready`}`,
   ];
   if (status.peers.length > 0) lines.push('', ...peerTable(status));
   const notes = notesOf(status);

@@ -1,4 +1,5 @@
 /** Where a command speaks. Results go to stdout, what happens meanwhile and errors to stderr. */
+import { createInterface } from 'node:readline/promises';
 import { MeshError, messageOf } from '@clustermesh/contract';
 
 export interface Terminal {
@@ -6,6 +7,8 @@ export interface Terminal {
   err(line: string): void;
   /** Shows what is going on right now; replaced by the next call, and by any line. */
   progress(text: string): void;
+  /** Asks a question that is answered by yes or no; undefined where nobody can be asked. */
+  ask?(question: string, signal: AbortSignal): Promise<boolean>;
   /** Colours a line of results by what it says; on a terminal only. */
   paint(line: string, state: 'ok' | 'warning' | 'failed'): string;
 }
@@ -36,6 +39,7 @@ export function processTerminal(): Terminal {
       wipe();
       process.stderr.write(`${line}\n`);
     },
+    ...(process.stdin.isTTY && live ? { ask } : {}),
     paint: (line, state) => (coloured && state !== 'ok' ? `${COLOURS[state]}${line}\u001b[0m` : line),
     progress: (text) => {
       if (text === shown) return;
@@ -51,6 +55,15 @@ export function processTerminal(): Terminal {
       }
     },
   };
+}
+
+async function ask(question: string, signal: AbortSignal): Promise<boolean> {
+  const lines = createInterface({ input: process.stdin, output: process.stderr });
+  try {
+    return /^y(es)?$/i.test((await lines.question(`${question} [y/N] `, { signal })).trim());
+  } finally {
+    lines.close();
+  }
 }
 
 /** `error:` says what failed, `hint:` what to do about it. */

@@ -70,6 +70,8 @@ export interface ClusterFacts {
   readonly serviceCidr: string;
   readonly nodes: readonly NodeFacts[];
   readonly unixMs: number;
+  /** It connects with nobody. */
+  readonly meshDisabled: boolean;
 }
 
 export interface PreflightRequest {
@@ -161,6 +163,8 @@ export interface ClusterStatus {
   readonly localServices: number;
   readonly globalServices: number;
   readonly localEndpoints: number;
+  /** It connects with nobody. */
+  readonly meshDisabled: boolean;
 }
 
 export interface IssuedCertificate {
@@ -201,6 +205,11 @@ export interface AdminMethods {
   };
   RotateLeaves: { request: Record<string, never>; response: { issued: readonly IssuedCertificate[] } };
   RenewPeer: { request: { csrPem: string }; response: { certificatePem: string; caPem: string } };
+  Disable: {
+    request: Record<string, never>;
+    response: { partings: readonly { readonly peer: string; readonly id: string }[] };
+  };
+  Enable: { request: Record<string, never>; response: Record<string, never> };
   GetStatus: { request: Record<string, never>; response: ClusterStatus };
   GetFacts: { request: Record<string, never>; response: ClusterFacts };
   Preflight: { request: PreflightRequest; response: { checks: readonly PreflightCheck[] } };

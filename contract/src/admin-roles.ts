@@ -34,6 +34,8 @@ export const ADMIN_METHOD_ROLES: Readonly<Record<keyof AdminMethods, readonly Ad
   RotateLeaves: ACT,
   RenewPeer: PEER,
   Join: ACT,
+  Disable: ACT,
+  Enable: ACT,
   RedeemInvite: JOIN,
   CompleteInvite: JOIN,
 };

@@ -89,6 +89,9 @@ export const INVITES_PREFIX = 'clustermesh/invites/';
 /** Present from the moment on which users, roles and auth are in place: nobody writes data into an etcd without it. */
 export const BOOTSTRAP_KEY = 'clustermesh/bootstrap';
 
+/** Present while the cluster connects with nobody (`clustermesh disable`). */
+export const MESH_DISABLED_KEY = 'clustermesh/disabled';
+
 export function inviteKey(id: string): string {
   return `${INVITES_PREFIX}${id}`;
 }

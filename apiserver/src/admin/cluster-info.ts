@@ -44,11 +44,13 @@ export function readClusterFacts(options: {
   readonly serviceCidr: string;
   readonly nodes: Iterable<NodeRecord>;
   readonly unixMs: number;
+  readonly meshDisabled: boolean;
 }): ClusterFacts {
   return {
     cluster: options.cluster,
     serviceCidr: options.serviceCidr,
     unixMs: options.unixMs,
+    meshDisabled: options.meshDisabled,
     nodes: [...options.nodes].map((node) => ({
       name: node.name,
       address: node.internalIp,

@@ -10,6 +10,7 @@ import type {
 } from '@clustermesh/contract';
 import { type Caller, type Handlers, type RpcServer, serveRpc } from '@clustermesh/runtime';
 import type { Inviting } from '../join/inviting.ts';
+import type { MeshSwitch, Parting } from '../operations/mesh-switch.ts';
 import type { Operations } from '../operations/operations.ts';
 import type { AgentView, EtcdView, LocalView, MirrorView } from '../ports.ts';
 import type { Audit } from './audit.ts';
@@ -22,10 +23,12 @@ export interface AdminOptions {
   readonly audit: Audit;
   /** Asked for each time: the CA on disk may be replaced. */
   readonly cluster: () => ClusterInfo;
-  readonly facts: () => ClusterFacts;
+  readonly facts: () => Promise<ClusterFacts>;
   readonly diagnose: (peer: string) => Promise<readonly Diagnosis[]>;
   readonly preflight: (request: PreflightRequest) => Promise<readonly PreflightCheck[]>;
   readonly operations: Operations;
+  readonly mesh: MeshSwitch;
+  readonly disable: () => Promise<readonly Parting[]>;
   readonly inviting: Inviting;
   readonly join: (token: string, request?: string) => Promise<string>;
   readonly renewPeer: (peer: string, csrPem: string) => Promise<{ certificatePem: string; caPem: string }>;
@@ -73,6 +76,11 @@ export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {
     },
     RotateLeaves: async () => ({ issued: await options.rotateLeaves() }),
     RenewPeer: ({ csrPem }, { caller }) => options.renewPeer(peerOf(caller), csrPem),
+    Disable: async () => ({ partings: await options.disable() }),
+    Enable: async () => {
+      await options.mesh.set(false);
+      return {};
+    },
     Diagnose: async ({ peer }) => ({ diagnoses: await options.diagnose(peer) }),
     GetFacts: async () => options.facts(),
     Preflight: async (request) => ({ checks: await options.preflight(request) }),
@@ -87,6 +95,8 @@ export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {
         etcdConnected: options.etcd.connected(),
         etcdError: options.etcd.lastError(),
         redisConnected: await operations.redisReachable(),
+        // Without its etcd nothing is known of it, and the status says that.
+        meshDisabled: options.etcd.connected() && (await options.mesh.isDisabled().catch(() => false)),
       }),
   };
 }

@@ -48,6 +48,7 @@ const facts = (more: Partial<StatusFacts>): StatusFacts => ({
   etcdConnected: true,
   etcdError: '',
   redisConnected: true,
+  meshDisabled: false,
   ...more,
 });
 

@@ -23,6 +23,7 @@ export interface StatusFacts {
   readonly etcdConnected: boolean;
   readonly etcdError: string;
   readonly redisConnected: boolean;
+  readonly meshDisabled: boolean;
 }
 
 /** gRPC knows no absent number: -1 stands for "there was none yet". */
@@ -40,6 +41,7 @@ export function composeStatus(facts: StatusFacts): ClusterStatus {
     localServices: facts.counts.services,
     globalServices: facts.counts.globalServices,
     localEndpoints: facts.counts.endpoints,
+    meshDisabled: facts.meshDisabled,
   };
 }
 

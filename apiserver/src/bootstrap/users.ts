@@ -56,6 +56,10 @@ export function readUsersFile(file: string): UsersRead {
   }
 }
 
+/** Clusters that the file lets in. */
+export const admittedPeers = (file: string): string[] =>
+  (readUsersFile(file).users ?? []).map((user) => user.slice(REMOTE_USER_PREFIX.length));
+
 /**
  * Changes the file for one user and leaves everything else in it, comments included, as it is. A missing one is made with the users
  * `known` so far. Returns whether it changed.

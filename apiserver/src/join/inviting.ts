@@ -15,6 +15,8 @@ export interface InvitingPorts {
   readonly invites: Invites;
   readonly operations: Operations;
   readonly cluster: () => ClusterInfo;
+  /** Throws when this cluster connects with nobody. */
+  readonly mayConnect: (attempted: string) => Promise<void>;
 }
 
 export interface Inviting {
@@ -33,7 +35,7 @@ function complete(request: RedeemInviteRequest | null): RedeemInviteRequest {
   throw new MeshError({ code: 'invalid-argument', message: 'redeeming an invitation: the request names no cluster' });
 }
 
-export function createInviting({ invites, operations, cluster }: InvitingPorts): Inviting {
+export function createInviting({ invites, operations, cluster, mayConnect }: InvitingPorts): Inviting {
   /** Nothing of a request is used before its token has been judged. */
   const redeemed = (request: RedeemInviteRequest, source: string) => {
     const { token, peer, csrPem } = complete(request);
@@ -60,6 +62,7 @@ export function createInviting({ invites, operations, cluster }: InvitingPorts):
 
   return {
     create: async (ttlMs) => {
+      await mayConnect('inviting a cluster');
       const { token, facts } = await invites.create(ttlMs === 0 ? {} : { ttlMs });
       return { token: token.reveal(), id: facts.id, expiresUnixMs: facts.expiresAtMs };
     },

@@ -5,6 +5,7 @@ import { after, afterEach, before, describe, it } from 'node:test';
 import type { ClusterStatus, PreflightCheck } from '@clustermesh/contract';
 import { waitFor } from '@clustermesh/runtime';
 import { type CommandResult, runCli, startTestCluster, type TestCluster } from '../testing/apiserver-process.ts';
+import { leftoversOf } from '../testing/leftovers.ts';
 
 describe('clustermesh connect between two control planes', () => {
   let eu: TestCluster;
@@ -173,6 +174,30 @@ describe('clustermesh connect between two control planes', () => {
       await us.killApiserver();
       await us.startApiserver();
     }
+  });
+
+  it('is refused while one of them is disabled, which leaves nothing of its peers; enabled again, it connects', async () => {
+    assert.equal((await connect()).code, 0);
+    const token = (await runCli(['invite', '--context', eu.context])).out.trim();
+    const disabled = await runCli(['disable', '--context', eu.context, '--yes']);
+    assert.equal(disabled.code, 0, said(disabled));
+    assert.match(disabled.out, /clustermesh is disabled on eu: parted from us/);
+    assert.deepEqual(await leftoversOf(eu, 'us'), []);
+    assert.match((await runCli(['status', '--context', eu.context])).out, /mesh {4}disabled/);
+
+    const refused = await connect();
+    assert.equal(refused.code, 1, said(refused));
+    assert.match(refused.err, /error: eu: clustermesh is disabled on eu.*\nhint: clustermesh enable --context eu/);
+    const invited = await runCli(['invite', '--context', eu.context]);
+    assert.match(invited.err, /error: inviting a cluster: clustermesh is disabled on eu/);
+    const joined = await runCli(['join', token, '--context', us.context]);
+    assert.match(joined.err, /it was taken back|revoked|disabled on eu/, said(joined));
+    assert.deepEqual(await leftoversOf(eu, 'us'), []);
+
+    assert.equal((await runCli(['disable', '--context', eu.context, '--yes'])).code, 0, 'once more does no harm');
+    assert.equal((await runCli(['enable', '--context', eu.context])).code, 0);
+    const again = await connect();
+    assert.equal(again.code, 0, said(again));
   });
 
   it('disconnects from a peer that is dead', async () => {

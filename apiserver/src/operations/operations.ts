@@ -44,6 +44,8 @@ export interface OperationsOptions {
   readonly mayRun?: (() => boolean) | undefined;
   /** Another replica that leads: it is the one to ask. Default: there is none. */
   readonly otherLeader?: (() => string | undefined) | undefined;
+  /** Throws when this cluster connects with nobody (mesh-switch.ts). Default: it may. */
+  readonly mayConnect?: ((attempted: string) => Promise<void>) | undefined;
 }
 
 export interface StartConnectOptions {
@@ -151,6 +153,7 @@ export function startOperations(options: OperationsOptions): Operations {
   }
 
   async function connectJob(peer: ClusterInfo, csrPem: string, as: StartConnectOptions): Promise<JobData> {
+    await options.mayConnect?.(`connecting ${peer.name}`);
     const isNew = !(await options.peers.list()).some((configured) => configured.name === peer.name);
     return {
       kind: 'connect',
@@ -229,6 +232,7 @@ export function startOperations(options: OperationsOptions): Operations {
   return {
     prepareConnect: async (peer) => {
       checkLeading(`connecting ${peer}`);
+      await options.mayConnect?.(`connecting ${peer}`);
       return pending.request(checkedName(peer));
     },
 

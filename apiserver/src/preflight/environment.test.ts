@@ -32,6 +32,7 @@ describe('the surroundings of two clusters', () => {
     serviceCidr: '10.96.0.0/16',
     nodes: [node('n1', `192.0.2.${id}`)],
     unixMs: Date.now(),
+    meshDisabled: false,
     ...more,
   });
   const checks = (peer: ClusterFacts, own = facts('eu', 1), offsetMs = 0, errorMs = 0) =>

@@ -8,7 +8,7 @@ import { nodesCheck } from './reach.ts';
 
 export interface PreflightPorts {
   readonly own: OwnCluster;
-  readonly facts: () => ClusterFacts;
+  readonly facts: () => Promise<ClusterFacts>;
   readonly knownPeers: () => Promise<readonly KnownPeer[]>;
   readonly etcd: { connected(): boolean; lastError(): string };
   readonly redisReachable: () => Promise<boolean>;
@@ -21,15 +21,17 @@ const DEFAULT_TIMEOUT_MS = 3000;
 export async function runPreflight(ports: PreflightPorts, request: PreflightRequest): Promise<PreflightCheck[]> {
   const { peer } = request;
   const timeoutMs = ports.timeoutMs ?? DEFAULT_TIMEOUT_MS;
-  const [known, etcd, nodes, redis] = await Promise.all([
+  const [own, known, etcd, nodes, redis] = await Promise.all([
+    ports.facts(),
     ports.knownPeers(),
     etcdCheck(peer, timeoutMs),
     nodesCheck(peer.cluster.name, peer.nodes, timeoutMs),
     ports.redisReachable(),
   ]);
   return [
+    enabledCheck([own, peer]),
     ...agreementChecks(ports.own, peer.cluster, known),
-    ...environmentChecks(ports.facts(), peer, { offsetMs: request.clockOffsetMs, errorMs: request.clockErrorMs }),
+    ...environmentChecks(own, peer, { offsetMs: request.clockOffsetMs, errorMs: request.clockErrorMs }),
     etcd,
     nodes,
     ownEtcdCheck(ports),
@@ -41,6 +43,17 @@ export async function runPreflight(ports: PreflightPorts, request: PreflightRequ
           fix: 'start Redis, or look at redis in apiserver.yaml',
         }),
   ];
+}
+
+function enabledCheck(both: readonly ClusterFacts[]): PreflightCheck {
+  const disabled = both.filter(({ meshDisabled }) => meshDisabled).map(({ cluster }) => cluster.name);
+  if (disabled.length === 0) return passed('enabled', 'both clusters connect with others');
+  return refused('enabled', {
+    code: 'conflict',
+    what: `clustermesh is disabled on ${disabled.join(' and ')}`,
+    why: 'a cluster that is disabled refuses to connect with any other',
+    fix: disabled.map((name) => `clustermesh enable --context ${name}`).join('; '),
+  });
 }
 
 /** Address, name and certificate of the peer's etcd in one: the handshake verifies all of them. */
