@@ -15,17 +15,13 @@ import {
   canaryKey,
   clusterConfigKey,
   dataPrefix,
-  decodeNode,
-  FAMILIES,
   HEARTBEAT_KEY,
   type MaxConnectedClusters,
   MeshError,
   messageOf,
   type PeerStatus,
   peerKey,
-  rfc3339,
   WIRE_FAMILIES,
-  type WireFamily,
 } from '@clustermesh/contract';
 import { type Etcd, observedEtcd, openEtcd, startReflector, startWriter, type WriteRate } from '@clustermesh/kvstore';
 import { type Clock, type Log, startRunner } from '@clustermesh/runtime';
@@ -33,11 +29,13 @@ import { countRuns, type KvstoreMetrics } from '../kvstore-metrics.ts';
 import { oncePending } from '../once-pending.ts';
 import type { PeerConfig, WriterView } from '../ports.ts';
 import type { WriteRight } from '../write-right.ts';
-import { agreedRanges, describeTaken, NodeIps, type TakenCidr } from './addresses.ts';
+import type { TakenCidr } from './addresses.ts';
 import type { ClusterIds } from './cluster-ids.ts';
-import { startFamilies, TRAFFIC_FAMILIES, withoutTraffic } from './families.ts';
-import { type FamilyMirror, startFamilyMirror } from './family.ts';
+import { startFamilies, withoutTraffic } from './families.ts';
+import { startFamilyMirror } from './family.ts';
 import { watchKey } from './key-watch.ts';
+import { trackPeerAddresses } from './peer-addresses.ts';
+import { type PeerState, peerStatus, SILENT_AFTER_MS } from './peer-status.ts';
 import type { PeerLimits } from './quota.ts';
 import { type AcceptedConfig, acceptConfig } from './validate.ts';
 
@@ -91,20 +89,8 @@ export interface Peer {
   close(): Promise<void>;
 }
 
-type State =
-  | { readonly name: 'connecting' }
-  | { readonly name: 'shaking-hands'; readonly refused: string | undefined }
-  | {
-      readonly name: 'mirroring';
-      readonly id: number;
-      readonly complaint: string | undefined;
-    }
-  | { readonly name: 'replaced'; readonly from: number; readonly to: number };
-
 const HANDSHAKE_RETRY_MS = 1_000;
 const HANDSHAKE_CHECK_MS = 10_000;
-/** Two of Cilium's heartbeat intervals: a slower peer is not writing any more, although its etcd answers. */
-const SILENT_AFTER_MS = 120_000;
 const BACKOFF = { minMs: 100, maxMs: 2_000 };
 /** One key; but it is listed without a slash, and what else begins like it is a stranger's to choose. */
 const HEARTBEAT_LIMITS = { maxKeys: 16, maxBytes: 65_536, retryMs: 10_000 };
@@ -117,7 +103,7 @@ export function startPeer(options: PeerOptions): Peer {
   const log = options.log.child({ subsystem: 'mirror', peer: name });
   const stop = new AbortController();
   const { signal } = stop;
-  let state: State = { name: 'connecting' };
+  let state: PeerState = { name: 'connecting' };
   let lastHeartbeatAt: number | undefined;
   let notConnectedSince: number | undefined = clock.nowMs();
   let lastReason = '';
@@ -128,8 +114,8 @@ export function startPeer(options: PeerOptions): Peer {
   let silences = 0;
   let isSilent = false;
 
-  const setState = (next: State) => {
-    const reasonOf = (s: State) =>
+  const setState = (next: PeerState) => {
+    const reasonOf = (s: PeerState) =>
       s.name === 'shaking-hands' ? s.refused : s.name === 'mirroring' ? s.complaint : undefined;
     const reason = reasonOf(next);
     if (next.name !== state.name) log.info({ from: state.name, to: next.name }, 'peer state');
@@ -226,34 +212,12 @@ export function startPeer(options: PeerOptions): Peer {
     }
   };
 
-  const agreed = agreedRanges(config.agreed, options.ownCidrs);
-  const takenNow = () => options.taken().map(describeTaken).join();
-  /** What all that is mirrored is held against. */
-  let heldAgainst = takenNow();
-  /** Another peer may have been granted what this one has used so far: from then on it is that one's. */
-  const recheck = async () => {
-    const taken = takenNow();
-    if (taken === heldAgainst) return;
-    let isNodeWithdrawn = false;
-    for (const [family, mirror] of families.current()) {
-      if (family === 'nodes') isNodeWithdrawn = await mirror.recheck();
-      // Where pods may be was agreed, and nothing else matters to what is not a node.
-      else if (agreed === undefined || isNodeWithdrawn) await mirror.recheck();
-    }
-    heldAgainst = taken;
-  };
-  const nodeIps = new NodeIps();
-  let judging = false;
-  /** Entries and backends may be at nodes, which may have been told later than they. Once per batch of nodes. */
-  const onNode = (node: string, value: Buffer | undefined) => {
-    const decoded = value === undefined ? undefined : decodeNode(value.toString('utf8'));
-    if (!nodeIps.set(node, decoded?.ok ? decoded.value : undefined) || judging) return;
-    judging = true;
-    queueMicrotask(() => {
-      judging = false;
-      for (const [family, mirror] of families.current()) if (family !== 'nodes') mirror.judgeAgain();
-    });
-  };
+  const addresses = trackPeerAddresses({
+    agreed: config.agreed,
+    ownCidrs: options.ownCidrs,
+    taken: options.taken,
+    families: () => families.current(),
+  });
 
   /** Of its own: a handshake that is to be tried again in a second must not wait for this one. */
   const afterHalt = oncePending({ clock, signal, trigger: () => runner.trigger() });
@@ -264,7 +228,7 @@ export function startPeer(options: PeerOptions): Peer {
         ...shared,
         family,
         peer: { cluster: name, clusterId: accepted.id, maxConnectedClusters: own.maxConnectedClusters },
-        addresses: () => ({ agreed, nodeIps, taken: options.taken() }),
+        addresses: addresses.facts,
         hasCanaries: accepted.hasCanaries,
         lastHeartbeatAt: () => lastHeartbeatAt,
         remote,
@@ -278,7 +242,7 @@ export function startPeer(options: PeerOptions): Peer {
         onQuarantine: () => {
           quarantined++;
         },
-        onObject: family === 'nodes' ? onNode : () => {},
+        onObject: family === 'nodes' ? addresses.onNode : () => {},
         onMirrored: (action, seconds) => metrics?.event(`${family}/v1`, action, seconds),
         onListed: () => runner.trigger(),
       }),
@@ -326,7 +290,7 @@ export function startPeer(options: PeerOptions): Peer {
     // Before anything is withdrawn: a reader must not miss what its config still promises.
     writer.set(clusterConfigKey(name), accepted.cachedValue);
     const isChanged = await families.follow(accepted);
-    await recheck();
+    await addresses.recheck();
     if (state.name !== 'mirroring' || state.complaint !== undefined || isChanged)
       setState({ name: 'mirroring', id: accepted.id, complaint: undefined });
     for (const [name, family] of families.current()) {
@@ -364,42 +328,6 @@ export function startPeer(options: PeerOptions): Peer {
 
   const isConnected = () => remote.connected && heartbeat.status().synced;
 
-  const errorText = (nowMs: number): string | undefined => {
-    const seconds = (since: number) => `${Math.round((nowMs - since) / 1000)} s`;
-    if (!isConnected()) {
-      const reason = lastReason || heartbeat.status().lastError || 'no answer yet';
-      const since = notConnectedSince === undefined ? '' : ` for ${seconds(notConnectedSince)}`;
-      return `not connected${since}: ${heartbeat.status().lastError ?? reason}`;
-    }
-    if (state.name === 'shaking-hands' && state.refused !== undefined) return state.refused;
-    if (state.name === 'mirroring' && state.complaint !== undefined) return state.complaint;
-    if (state.name === 'replaced')
-      return `cluster ${name} changed its id from ${state.from} to ${state.to}; its data is being drained`;
-    if (config.draining === true)
-      return `${name} is being drained: its services are not used here; clustermesh connect takes it back, disconnect ends it`;
-    const halted = families.halted();
-    if (halted !== undefined) return `${halted}: not followed any further, what is here stays`;
-    if (localError !== '') return localError;
-    const refused = writer.status().errors;
-    if (refused[0] !== undefined)
-      return `this cluster's etcd refuses ${refused.length} of its objects, as ${refused[0].key}: ${refused[0].reason}`;
-    if (lastHeartbeatAt === undefined) return 'its etcd answers, but there is no heartbeat: is its apiserver running?';
-    if (nowMs - lastHeartbeatAt > SILENT_AFTER_MS)
-      return `its etcd answers, but its heartbeat has been silent for ${seconds(lastHeartbeatAt)}: is its apiserver running?`;
-    return undefined;
-  };
-
-  const familyStatus = (family: WireFamily, mirror: FamilyMirror | undefined) => {
-    const reason = mirror?.lastQuarantineReason();
-    return {
-      synced: mirror?.synced() ?? false,
-      count: mirror?.count() ?? 0,
-      revision: writer.status().lastRevision.get(dataPrefix(name, family, 'cache')) ?? 0,
-      quarantined: mirror?.quarantined() ?? 0,
-      ...(reason === undefined ? {} : { lastQuarantineReason: reason }),
-    };
-  };
-
   return {
     config,
     refresh: runner.trigger,
@@ -409,28 +337,18 @@ export function startPeer(options: PeerOptions): Peer {
       const { keys, bytes } = families.quota;
       return { failures, lastFailureAtWallMs, quarantined, silences, keys, bytes, writer };
     },
-    status() {
-      const nowMs = clock.nowMs();
-      const error = errorText(nowMs);
-      const mirrors: readonly (readonly [WireFamily, FamilyMirror | undefined])[] =
-        state.name === 'mirroring' ? [...families.current()] : FAMILIES.map((family) => [family, undefined]);
-      const byFamily = Object.fromEntries(mirrors.map(([family, mirror]) => [family, familyStatus(family, mirror)]));
-      if (config.draining === true && state.name === 'mirroring') {
-        const isWithdrawn = writer.status().pending === 0;
-        for (const family of TRAFFIC_FAMILIES)
-          byFamily[family] = { ...familyStatus(family, undefined), synced: isWithdrawn };
-      }
-      return {
-        cluster: name,
-        clusterId: state.name === 'mirroring' ? state.id : (ids.idOf(name) ?? config.agreed?.id ?? 0),
-        connected: isConnected(),
-        ready: state.name === 'mirroring' && Object.values(byFamily).every((family) => family.synced),
-        lastProofAgeMs: lastHeartbeatAt === undefined ? null : Math.round(nowMs - lastHeartbeatAt),
-        updatedAt: rfc3339(clock.wallMs()),
-        ...(error === undefined ? {} : { error }),
-        families: byFamily,
-      };
-    },
+    status: () =>
+      peerStatus({
+        ...{ config, state, notConnectedSince, localError, lastHeartbeatAt },
+        isConnected: isConnected(),
+        connectionError: heartbeat.status().lastError ?? (lastReason || 'no answer yet'),
+        families: families.current(),
+        halted: families.halted(),
+        writer: writer.status(),
+        knownId: ids.idOf(name) ?? config.agreed?.id ?? 0,
+        nowMs: clock.nowMs(),
+        wallMs: clock.wallMs(),
+      }),
     async close() {
       stop.abort();
       stopListening();
