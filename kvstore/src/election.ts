@@ -2,7 +2,8 @@ import { randomBytes } from 'node:crypto';
 import { MeshError, messageOf } from '@clustermesh/contract';
 import { type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
 import { startReflector } from './reflector.ts';
-import type { Compare, Etcd, KeyValue, Leadership, Lease } from './types.ts';
+import type { Compare, Etcd, KeyValue, Lease } from './types.ts';
+import type { Leadership } from './writer-types.ts';
 
 export interface ElectionOptions {
   readonly etcd: Etcd;

@@ -5,3 +5,4 @@ export { prefixEnd } from './ranges.ts';
 export { startReflector } from './reflector.ts';
 export type * from './types.ts';
 export { startWriter } from './writer.ts';
+export type * from './writer-types.ts';

@@ -2,8 +2,9 @@ import assert from 'node:assert/strict';
 import { after, before, describe, it } from 'node:test';
 import { type Clock, createLog, silentLog, systemClock, waitFor } from '@clustermesh/runtime';
 import { type EtcdServer, startEtcd } from './testing/etcd-server.ts';
-import type { Etcd, Writer, WriterOptions } from './types.ts';
+import type { Etcd } from './types.ts';
 import { startWriter } from './writer.ts';
+import type { Writer, WriterOptions } from './writer-types.ts';
 
 const log = process.env.CM_LOG_LEVEL === undefined ? silentLog() : createLog('test');
 const eventually = (what: string, condition: () => unknown) =>

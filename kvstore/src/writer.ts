@@ -1,11 +1,14 @@
 import { MeshError, messageOf } from '@clustermesh/contract';
 import { startRunner, systemClock } from '@clustermesh/runtime';
+import { Canaries } from './canaries.ts';
 import { LeasePool } from './lease-pool.ts';
 import { RateLimit } from './rate-limit.ts';
 import { childOf } from './signals.ts';
-import type { Compare, FlushResult, KeyValue, Writer, WriterKeyError, WriterOptions, WriterStatus } from './types.ts';
+import type { KeyValue } from './types.ts';
 import { auditWritten, readPieces } from './writer-audit.ts';
 import { type Actual, batches, difference, isUnder, type Operation } from './writer-plan.ts';
+import { transactionsOf } from './writer-transactions.ts';
+import type { FlushResult, Writer, WriterKeyError, WriterOptions, WriterStatus } from './writer-types.ts';
 
 const DEFAULT_AUDIT_INTERVAL_MS = 60_000;
 const DEFAULT_BACKOFF = { minMs: 100, maxMs: 5_000 };
@@ -15,13 +18,6 @@ const DEFAULT_LEASE = { ttlSeconds: 900, maxKeysPerLease: 1000 };
 
 /** Refusals that concern one key for good; everything else concerns the connection, or passes. */
 const KEY_ERRORS: ReadonlySet<string> = new Set(['etcd-too-large', 'etcd-permission', 'invalid-argument']);
-
-interface Canary {
-  readonly value: () => string;
-  /** The first pass after which it may be written: it began after the canary was asked for. */
-  readonly fromPass: number;
-  pending: boolean;
-}
 
 /**
  * Keeps etcd equal to a desired set of keys. Level-triggered: every pass first makes sure that it knows what is in etcd (a full
@@ -38,7 +34,7 @@ export function startWriter(options: WriterOptions): Writer {
   /** Keys of this writer's past that must go, also where leftovers are not looked for. */
   const tombstones = new Set<string>();
   const readyPrefixes = new Set<string>();
-  const canaries = new Map<string, Canary>();
+  const canaries = new Canaries();
   const failed = new Map<string, WriterKeyError>();
   const lastRevision = new Map<string, number>();
   /** What is known to be in etcd. A key that is being written is in neither set until etcd has answered. */
@@ -72,6 +68,7 @@ export function startWriter(options: WriterOptions): Writer {
           maxKeysPerLease: options.lease.maxKeysPerLease ?? DEFAULT_LEASE.maxKeysPerLease,
           onLost: putAgain,
         });
+  const transactions = transactionsOf({ ...options, pool });
 
   const isOwnKey = (key: string) => isUnder(owned, key);
   const isLeftover = (key: string) => !canaries.has(key) && (tombstones.has(key) || isUnder(readyPrefixes, key));
@@ -202,7 +199,7 @@ export function startWriter(options: WriterOptions): Writer {
     compares++;
     // Not in step: the many writers of a mirror would all list at the same time.
     auditDueAt = clock.nowMs() + auditIntervalMs * (0.5 + Math.random() / 2);
-    for (const canary of canaries.values()) canary.pending = true;
+    canaries.renew();
   }
 
   /**
@@ -292,7 +289,7 @@ export function startWriter(options: WriterOptions): Writer {
     }
     inFlight = batch;
     try {
-      const { revision, leases } = await transact(batch);
+      const { revision, leases } = await transactions.send(batch, connection);
       for (const operation of batch) settle(operation, revision, leases?.get(operation.key));
     } catch (error) {
       for (const { key } of batch) dirty.add(key);
@@ -303,42 +300,6 @@ export function startWriter(options: WriterOptions): Writer {
     } finally {
       inFlight = [];
     }
-  }
-
-  interface Written {
-    readonly revision: number;
-    /** The leases that the keys were put with. */
-    readonly leases: ReadonlyMap<string, string | undefined> | undefined;
-  }
-
-  async function transact(batch: readonly Operation[]): Promise<Written> {
-    const compare = fence(batch.length);
-    const puts = batch.filter(({ value }) => value !== undefined).map(({ key }) => key);
-    await pool?.assign(puts, signal);
-    const leases = pool === undefined ? undefined : new Map(puts.map((key) => [key, pool.idOf(key)]));
-    const success = batch.map(({ key, value }) =>
-      value === undefined ? { delete: key } : { put: key, value, lease: leases?.get(key) },
-    );
-    const result = await etcd.txn({ compare, success }, { signal, connection });
-    if (!result.succeeded) {
-      throw new MeshError({
-        code: 'conflict',
-        message: `writing ${batch.length} keys: the fence (${compare.map((entry) => entry.key).join(', ')}) does not hold`,
-        hint: 'another writer has taken over',
-      });
-    }
-    return { revision: result.header.revision, leases };
-  }
-
-  function fence(keys: number): readonly Compare[] {
-    const own = options.fence?.() ?? [];
-    if (options.leadership === undefined) return own;
-    const leading = options.leadership.fence();
-    if (leading !== undefined) return [...own, ...leading];
-    throw new MeshError({
-      code: 'conflict',
-      message: `writing ${keys} keys: standing by, ${options.leadership.holder ?? 'nobody'} leads`,
-    });
   }
 
   function settle({ key, value }: Operation, revision: number, lease: string | undefined): void {
@@ -372,34 +333,20 @@ export function startWriter(options: WriterOptions): Writer {
     log.warn({ key, reason: error.message }, 'etcd refuses this key; the others are written');
   }
 
-  async function writeCanaries(pass: number): Promise<void> {
-    for (const [key, canary] of canaries) {
-      if (!canary.pending || canary.fromPass > pass) continue;
-      // It promises what was wanted when this pass began; what was set since belongs to the next.
-      canary.pending = false;
-      try {
-        await transact([{ key, value: Buffer.from(canary.value()) }]);
-      } catch (error) {
-        canary.pending = true;
-        throw error;
-      }
-    }
-  }
-
   // ------------------------------------------------------------ the loop
 
   async function pass(): Promise<void> {
     passes++;
     const thisPass = passes;
     try {
-      fence(dirty.size);
+      transactions.fence(dirty.size);
       if (compareWanted) await compare();
       else if (auditIntervalMs > 0 && clock.nowMs() >= auditDueAt && touchedSinceAudit === undefined)
         auditing = audit();
       // Judged before: what is declared complete from here on may not be in this pass, and is of the first copy all the same.
       const isComplete = owned.every((prefix) => readyPrefixes.has(prefix));
       await drain();
-      await writeCanaries(thisPass);
+      await canaries.write(thisPass, (key, value) => transactions.send([{ key, value }], connection));
       await pool?.trim();
       bootstrapped ||= isComplete;
       lastFlushAt = clock.nowMs();
@@ -419,7 +366,7 @@ export function startWriter(options: WriterOptions): Writer {
       if (desired.has(key)) dirty.add(key);
     }
     // What they promised is not true until the keys are back.
-    for (const canary of canaries.values()) canary.pending = true;
+    canaries.renew();
     runner.trigger();
   }
 
@@ -479,7 +426,7 @@ export function startWriter(options: WriterOptions): Writer {
   }
 
   function canary(key: string, value: () => string): void {
-    canaries.set(key, { value, fromPass: passes + 1, pending: true });
+    canaries.ask(key, value, passes + 1);
     tombstones.delete(key);
     runner.trigger();
   }
@@ -487,12 +434,12 @@ export function startWriter(options: WriterOptions): Writer {
   function* pendingKeys(): Generator<string, void, void> {
     yield* dirty;
     for (const { key } of inFlight) yield key;
-    for (const [key, canary] of canaries) if (canary.pending) yield key;
+    yield* canaries.pending();
   }
 
   const status = (): WriterStatus => ({
     connected: etcd.connected && lastError === undefined && !compareWanted,
-    pending: dirty.size + inFlight.length + [...canaries.values()].filter((entry) => entry.pending).length,
+    pending: dirty.size + inFlight.length + [...canaries.pending()].length,
     written,
     desired: desired.size,
     errors: [...failed.values()],

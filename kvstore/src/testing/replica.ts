@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
 import { silentLog, waitFor } from '@clustermesh/runtime';
 import { startReflector } from '../reflector.ts';
-import type { Etcd, EtcdOptions, Reflector, ReflectorOptions, Writer, WriterOptions } from '../types.ts';
+import type { Etcd, EtcdOptions, Reflector, ReflectorOptions } from '../types.ts';
 import { startWriter } from '../writer.ts';
+import type { Writer, WriterOptions } from '../writer-types.ts';
 import type { EtcdServer } from './etcd-server.ts';
 import { type MemorySink, memorySink } from './memory-sink.ts';
 import type { TcpProxy } from './proxy.ts';
