@@ -43,7 +43,7 @@ export function namedPortsOfEntry({ NamedPorts }: Pick<IpEntry, 'NamedPorts'>): 
 }
 
 /** The text under which the entry lies: `<ip>`, or `<ip>/<len>` with a mask; undefined when either is malformed. */
-export function ipEntryName(entry: IpEntry): string | undefined {
+export function ipEntryName(entry: Pick<IpEntry, 'IP' | 'Mask'>): string | undefined {
   if (!isIpAddress(entry.IP)) return undefined;
   if (entry.Mask === undefined || entry.Mask === null) return entry.IP;
   const cidr = cidrFromGo(entry.IP, entry.Mask);

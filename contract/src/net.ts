@@ -115,11 +115,23 @@ export function parseCidr(text: string): Cidr | undefined {
   const slash = text.indexOf('/');
   if (slash < 0) return undefined;
   const ip = text.slice(0, slash);
-  const lengthText = text.slice(slash + 1);
-  if (!/^\d{1,3}$/.test(lengthText)) return undefined;
-  const length = Number(lengthText);
+  const length = scanPrefixLength(text, slash + 1);
+  if (length < 0) return undefined;
   if (isIpv4(ip) ? length > 32 : isIP(ip) === 0 || length > 128) return undefined;
   return { ip, length };
+}
+
+/** One to three digits up to the end of the text, or -1. */
+function scanPrefixLength(text: string, from: number): number {
+  const digits = text.length - from;
+  if (digits < 1 || digits > 3) return -1;
+  let length = 0;
+  for (let i = from; i < text.length; i++) {
+    const code = text.charCodeAt(i);
+    if (code < 48 || code > 57) return -1;
+    length = length * 10 + code - 48;
+  }
+  return length;
 }
 
 export function formatCidr(cidr: Cidr): string {

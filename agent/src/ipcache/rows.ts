@@ -17,7 +17,6 @@ import {
   canonicalIp,
   type EndpointRecord,
   hostCidr,
-  type IpEntry,
   ipEntryName,
   isIpv4,
   type MeshNode,
@@ -28,6 +27,7 @@ import {
   RESERVED_IDENTITY,
 } from '@clustermesh/contract';
 import type { IpcacheRow } from '../datapath/types.ts';
+import type { AddressEntry } from '../mesh/decode.ts';
 import type { Claim } from './claims.ts';
 
 export const RANK = {
@@ -170,7 +170,7 @@ function nodeClaims({ internalIps, innerIps, podCidrs, clusterId, rank, isDirect
  * rows of all its pods.
  */
 export function remoteIpClaims(
-  entry: IpEntry,
+  entry: AddressEntry,
   clusterId: number,
   shared: (text: string) => string = (text) => text,
 ): IpcacheClaim[] {
@@ -182,7 +182,7 @@ export function remoteIpClaims(
   return [{ key: prefix, rank: RANK.remoteIp, row }];
 }
 
-function remoteIpPrefix(entry: IpEntry): string | undefined {
+function remoteIpPrefix(entry: AddressEntry): string | undefined {
   if (entry.Mask === undefined || entry.Mask === null) return hostOf(entry.IP);
   const cidr = parseCidr(ipEntryName(entry) ?? '');
   return cidr === undefined ? undefined : canonicalCidr(cidr);

@@ -10,7 +10,7 @@ import {
   validateNode,
 } from '@clustermesh/contract';
 import fc from 'fast-check';
-import { type Expected, readIpEntry, readNode } from './decode.ts';
+import { type AddressEntry, type Expected, readIpEntry, readNode } from './decode.ts';
 
 const EXPECTED: Expected = { cluster: 'us', clusterId: 2, maxConnectedClusters: 255 };
 const RUNS = { numRuns: Number(process.env.CM_RUNS ?? 3_000) };
@@ -53,8 +53,28 @@ function spoiled(good: object, extra: readonly string[]): fc.Arbitrary<string> {
 
 const name = fc.constantFrom('10.2.1.5', '10.2.1.5/32', '10.2.1.05', 'fd00::1', '', 'n1', 'n2');
 
+/** What is used of an entry, its stamp included. */
+function used(decoded: Decoded<AddressEntry>): unknown {
+  if (!decoded.ok) return decoded;
+  const { IP, Mask, HostIP, ID, Key, NamedPorts, 'x-clustermesh': stamp } = decoded.value;
+  return { IP, Mask: Mask ?? null, HostIP, ID, Key, NamedPorts: NamedPorts ?? null, changedAt: stamp?.changedAt };
+}
+
+function sameAddress(fast: Decoded<AddressEntry>, slow: Decoded<AddressEntry>): void {
+  assert.deepEqual(used(fast), used(slow));
+}
+
 function same(fast: Decoded<unknown>, slow: Decoded<unknown>): void {
   assert.deepEqual(fast, slow);
+}
+
+/** A good text in which a few letters are replaced, left out or put in. */
+function blemished(good: string): fc.Arbitrary<string> {
+  const letter = fc.oneof(fc.constantFrom(...'"\\{},:[]0.9 \n\u0000\u00e9'), fc.string({ maxLength: 2 }));
+  const change = fc.tuple(fc.nat(good.length), fc.nat(1), letter);
+  return fc
+    .array(change, { maxLength: 2 })
+    .map((changes) => changes.reduce((text, [at, cut, put]) => text.slice(0, at) + put + text.slice(at + cut), good));
 }
 
 describe('the fast path says what the contract says', () => {
@@ -71,16 +91,22 @@ describe('the fast path says what the contract says', () => {
     Later: { version: 2 },
   };
 
+  const { Later: _, ...rest } = entry;
+  const written = { ...rest, 'x-clustermesh': { changedAt: '2026-01-01T00:00:00Z' } };
+  const pick = ({ IP, Mask, HostIP, ID, Key }: AddressEntry) => ({ IP, Mask, HostIP, ID, Key });
+
   test('of an address', () => {
     const texts = fc.oneof(
       spoiled(entry, ['NamedPorts', 'K8sServiceAccount', '__proto__', 'another']),
+      spoiled(written, ['NamedPorts', 'K8sServiceAccount', '__proto__', 'another']),
+      blemished(JSON.stringify(written)),
       fc.string(),
       fc.json(),
     );
     fc.assert(
       fc.property(texts, name, (text, key) => {
         const decoded = decodeIpEntry(text);
-        same(
+        sameAddress(
           readIpEntry(key, text, EXPECTED),
           decoded.ok ? validateIpEntry(decoded.value, { ...EXPECTED, name: key }) : decoded,
         );
@@ -89,13 +115,21 @@ describe('the fast path says what the contract says', () => {
     );
   });
 
+  test('of an address as it is written', () => {
+    const decoded = readIpEntry(written.IP, JSON.stringify(written), EXPECTED);
+    assert.deepEqual(used(decoded), { ...pick(written), NamedPorts: null, changedAt: '2026-01-01T00:00:00Z' });
+  });
+
   test('of an address with any identity', () => {
     fc.assert(
       fc.property(fc.oneof(fc.nat(300), fc.integer({ min: 65_000, max: 262_500 })), (ID) => {
-        const text = JSON.stringify({ ...entry, ID });
-        const decoded = decodeIpEntry(text);
-        assert.ok(decoded.ok);
-        same(readIpEntry(entry.IP, text, EXPECTED), validateIpEntry(decoded.value, { ...EXPECTED, name: entry.IP }));
+        for (const like of [entry, written]) {
+          const text = JSON.stringify({ ...like, ID });
+          const decoded = decodeIpEntry(text);
+          assert.ok(decoded.ok);
+          const slow = validateIpEntry(decoded.value, { ...EXPECTED, name: entry.IP });
+          sameAddress(readIpEntry(entry.IP, text, EXPECTED), slow);
+        }
       }),
       RUNS,
     );

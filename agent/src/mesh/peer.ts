@@ -14,14 +14,13 @@ import {
   EXTENSION_FIELD,
   type GlobalService,
   type IdentityEntry,
-  type IpEntry,
   type Layout,
   type MaxConnectedClusters,
   type MeshNode,
 } from '@clustermesh/contract';
 import type { Etcd } from '@clustermesh/kvstore';
 import type { Log } from '@clustermesh/runtime';
-import { readEndpointSlice, readIpEntry, readNode, readService } from './decode.ts';
+import { type AddressEntry, readEndpointSlice, readIpEntry, readNode, readService } from './decode.ts';
 import { type Family, type RowAction, startFamily } from './family.ts';
 
 export interface PeerRef {
@@ -39,7 +38,7 @@ export interface PeerSink {
   peerNode(peer: PeerRef, name: string, node: MeshNode | undefined): void;
   peerService(peer: PeerRef, name: string, service: GlobalService | undefined): void;
   peerSlice(peer: PeerRef, name: string, slice: ClusterEndpointSlice | undefined): void;
-  peerIp(peer: PeerRef, name: string, entry: IpEntry | undefined): void;
+  peerIp(peer: PeerRef, name: string, entry: AddressEntry | undefined): void;
   peerIdentity(peer: PeerRef, name: string, entry: IdentityEntry | undefined): void;
 }
 
@@ -119,7 +118,7 @@ export function startPeer(options: PeerOptions): Peer {
   const onService = (row: string, service: GlobalService | undefined) => sink.peerService(peer, row, service);
   const onSlice = (row: string, slice: ClusterEndpointSlice | undefined) => sink.peerSlice(peer, row, slice);
   const onIdentity = (row: string, entry: IdentityEntry | undefined) => sink.peerIdentity(peer, row, entry);
-  const onIp = (row: string, entry: IpEntry | undefined) => sink.peerIp(peer, row, entry);
+  const onIp = (row: string, entry: AddressEntry | undefined) => sink.peerIp(peer, row, entry);
 
   const start: Record<AgentFamily, () => Family> = {
     nodes: () => follow('nodes', (row, value) => readNode(row, value.toString(), expected), onNode, stamp),

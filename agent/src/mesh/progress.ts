@@ -37,7 +37,7 @@ export interface Progress {
   synced(peer: string, family: string): void;
   arrived(peer: string, family: AgentFamily, action: RowAction, changedAt: string | undefined): void;
   all(): FamilyProgress[];
-  /** Families that were never complete: `ip of us`. */
+  /** Families that were never complete: `ip of us`, the first of them, and how many more there are. */
   unsynced(): string[];
   isSynced(): boolean;
   takeChanges(): MeshChanges;
@@ -47,6 +47,9 @@ export interface Progress {
 
 /** Enough for a minute of changes; more are not timed. */
 const MOST_ARRIVALS = 50_000;
+
+/** A mesh may have a thousand families to wait for; a probe that fails is read by people. */
+const MOST_NAMED = 10;
 
 export function createProgress(clock: Clock): Progress {
   const followed = new Map<string, { readonly peer: string; readonly family: string; state(): FamilyState }>();
@@ -89,11 +92,16 @@ export function createProgress(clock: Clock): Progress {
       arrivals.push({ peer, family, action, receivedMs: clock.nowMs(), changedMs });
     },
     all: () => [...followed.values()].map(({ peer, family, state }) => ({ peer, family, ...state() })),
-    unsynced: () =>
-      [...unsynced].flatMap((key) => {
+    unsynced() {
+      const named: string[] = [];
+      for (const key of unsynced) {
         const entry = followed.get(key);
-        return entry === undefined ? [] : [`${entry.family} of ${entry.peer}`];
-      }),
+        if (entry !== undefined) named.push(`${entry.family} of ${entry.peer}`);
+        if (named.length === MOST_NAMED) break;
+      }
+      const more = unsynced.size - named.length;
+      return more > 0 ? [...named, `${more} more`] : named;
+    },
     isSynced: () => unsynced.size === 0,
     waiting: () => arrivals,
     takeChanges() {
