@@ -3,13 +3,10 @@
  * on `flush` writes desired rows into the tables. No IO, no clock.
  */
 import {
-  type Cidr,
   canonicalCidr,
   canonicalIp,
-  cidrContains,
   clusterOfIdentity,
   hostCidr,
-  ipv4ToNumber,
   isIpv4,
   isReservedIdentity,
   type MaxConnectedClusters,
@@ -23,6 +20,7 @@ import {
 import type { EndpointRow, IpcacheRow, NodeRow, ServiceRow } from './datapath/types.ts';
 import { type Claim, type ClaimsProjection, createClaims } from './ipcache/claims.ts';
 import { createNodeIds } from './ipcache/node-ids.ts';
+import { createPodNets } from './ipcache/pod-nets.ts';
 import {
   localEndpointClaims,
   localNodeClaims,
@@ -114,42 +112,17 @@ export interface Desired extends MeshSink {
 
 const MOST_SHARED = 100_000;
 
-/** A pod CIDR, ready to be compared with each of 300 000 rows. */
-interface PodNet {
-  readonly text: string;
-  contains(claimed: Cidr): boolean;
-}
-
-function podNet(text: string | undefined): PodNet[] {
-  const cidr = parseCidr(text ?? '');
-  if (cidr === undefined || text === undefined) return [];
-  const { ip, length } = cidr;
-  if (!isIpv4(ip)) return [{ text, contains: (claimed) => claimed.length >= length && cidrContains(cidr, claimed.ip) }];
-  const mask = length === 0 ? 0 : (0xffffffff << (32 - length)) >>> 0;
-  const network = (ipv4ToNumber(ip) & mask) >>> 0;
-  return [
-    {
-      text,
-      contains: (claimed) =>
-        claimed.length >= length && isIpv4(claimed.ip) && (ipv4ToNumber(claimed.ip) & mask) >>> 0 === network,
-    },
-  ];
-}
-
-const podNetsOf = (of: { readonly podCidr: string; readonly ipv6?: { readonly podCidr: string } | undefined }) => [
-  ...podNet(of.podCidr),
-  ...podNet(of.ipv6?.podCidr),
+const podCidrsOf = (of: { readonly podCidr: string; readonly ipv6?: { readonly podCidr: string } | undefined }) => [
+  of.podCidr,
+  of.ipv6?.podCidr,
 ];
-
-const sameNets = (a: readonly PodNet[], b: readonly PodNet[]): boolean =>
-  a.length === b.length && a.every(({ text }, i) => text === b[i]?.text);
 
 export function createDesired(options: DesiredOptions): Desired {
   const { own, view } = options;
   const podCidr = parseCidr(own.podCidr);
-  const ownPodNets = podNetsOf(own);
-  const isOwnPodAddress = (ip: string): boolean =>
-    ownPodNets.some((net) => net.contains({ ip, length: isIpv4(ip) ? 32 : 128 }));
+  const ownPodNets = createPodNets();
+  ownPodNets.set('', podCidrsOf(own));
+  const isOwnPodAddress = (ip: string): boolean => ownPodNets.contain({ ip, length: isIpv4(ip) ? 32 : 128 });
   const ownUnderlay = [own.nodeIp, ...(own.ipv6?.internalIp === undefined ? [] : [own.ipv6.internalIp])];
   const nodeIds = createNodeIds();
 
@@ -168,28 +141,17 @@ export function createDesired(options: DesiredOptions): Desired {
     );
   }
 
-  /** Pod CIDRs of this cluster, by node: what lies in them is not a peer's to claim. */
-  const podNets = new Map<string, readonly PodNet[]>([['own', ownPodNets]]);
-
-  /** Those of peers, by cluster and node. */
-  const peerNets = new Map<string, readonly PodNet[]>();
-  function setPeerNets(name: string, nets: readonly PodNet[]): void {
-    if (sameNets(nets, peerNets.get(name) ?? [])) return;
-    if (nets.length === 0) peerNets.delete(name);
-    else peerNets.set(name, nets);
-    if (ranges.size > 0) ipcache.rulesChanged();
-  }
+  /** Of this cluster's nodes: what lies in them is not a peer's to claim. */
+  const podNets = createPodNets();
+  podNets.set('', podCidrsOf(own));
+  const peerNets = createPodNets();
 
   function isRefused(row: IpcacheRow): boolean {
     // A range of a policy inside a pod CIDR would hide the way to it, and no pod is ever meant by a range.
     if (row.clusterId === own.clusterId || (row.clusterId === 0 && !isLocalIdentity(row.identity))) return false;
     const claimed = parseCidr(row.prefix);
     if (claimed === undefined) return true;
-    const isIn = (all: ReadonlyMap<string, readonly PodNet[]>): boolean => {
-      for (const nets of all.values()) for (const net of nets) if (net.contains(claimed)) return true;
-      return false;
-    };
-    return isIn(podNets) || (row.clusterId === 0 && isIn(peerNets));
+    return podNets.contain(claimed) || (row.clusterId === 0 && peerNets.contain(claimed));
   }
 
   const policies = createPolicyEngine({
@@ -313,12 +275,7 @@ export function createDesired(options: DesiredOptions): Desired {
     service: services.setService,
     slice: services.setSlice,
     node(name, record) {
-      const nets = record === undefined ? [] : podNetsOf(record);
-      if (!sameNets(nets, podNets.get(name) ?? [])) {
-        if (nets.length === 0) podNets.delete(name);
-        else podNets.set(name, nets);
-        ipcache.rulesChanged();
-      }
+      if (podNets.set(name, record === undefined ? [] : podCidrsOf(record))) ipcache.rulesChanged();
       ipcache.setClaims(
         `node/${name}`,
         record === undefined ? [] : routed(own.cluster, localNodeClaims(record, own.clusterId, isDirect(own.cluster))),
@@ -340,7 +297,8 @@ export function createDesired(options: DesiredOptions): Desired {
       namedPortsOf(`node/${node}/${id}`, endpoint?.identity ?? 0, endpoint?.namedPorts);
     },
     peerNode(peer, name, node) {
-      setPeerNets(`${peer.name}/${name}`, node === undefined ? [] : nodePodCidrs(node).flatMap(podNet));
+      const isOther = peerNets.set(`${peer.name}/${name}`, node === undefined ? [] : nodePodCidrs(node));
+      if (isOther && ranges.size > 0) ipcache.rulesChanged();
       ipcache.setClaims(
         `peer/${peer.name}/node/${name}`,
         node === undefined ? [] : routed(peer.name, remoteNodeClaims(node, peer.id, isDirect(peer.name))),
