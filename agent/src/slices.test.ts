@@ -223,7 +223,7 @@ test('a service of 10 000 backends of a peer is in the maps of this kernel, and 
 }, async () => {
   const sandbox = await openSandbox();
   const settings = { ipv4: toFamily(), ipv6: toFamily(), vxlanIfindex: 1, identityShift: 16, underlayMtu: 0 };
-  const { maps, close } = loadPrograms({
+  const { maps, close } = await loadPrograms({
     objects: ['sock', 'pod', 'overlay'],
     pinDir: `${sandbox.bpffs}/big`,
     settings,

@@ -63,7 +63,7 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
   const pinDir = pinDirOf(config);
   const vxlanIfindex = await ensureVxlan(config.vxlanDevice);
   const underlayMtu = config.underlayMtu ?? (await underlayMtuOf(config.nodeIp));
-  const loaded = loadPrograms({
+  const loaded = await loadPrograms({
     objects: ['sock', 'pod', 'overlay', 'netdev'],
     pinDir,
     mapSizes: config.mapSizes,

@@ -17,7 +17,7 @@ before(async () => {
   sandbox = await openSandbox();
   pinDir = `${sandbox.bpffs}/layout`;
   const settings = { ipv4: toFamily(), ipv6: toFamily(), vxlanIfindex: 1, identityShift: 16, underlayMtu: 0 };
-  loaded = loadPrograms({ objects: ['sock', 'pod', 'overlay'], pinDir, settings });
+  loaded = await loadPrograms({ objects: ['sock', 'pod', 'overlay'], pinDir, settings });
 });
 
 after(async () => {

@@ -83,6 +83,7 @@ const c = {
   mapReuseFd: lib.func('int bpf_map__reuse_fd(void *map, int fd)'),
   mapPin: lib.func('int bpf_map__pin(void *map, const char *path)'),
   mapInitialValue: lib.func('void *bpf_map__initial_value(void *map, _Out_ size_t *size)'),
+  programSetAutoload: lib.func('int bpf_program__set_autoload(void *program, bool autoload)'),
   programName: lib.func('const char *bpf_program__name(void *program)'),
   programFd: lib.func('int bpf_program__fd(void *program)'),
   programFdById: lib.func('int bpf_prog_get_fd_by_id(uint32_t id)'),
@@ -182,8 +183,27 @@ export function openObject(path: string): BpfObject {
   return { pointer: mustPointer(c.open(path, opts), `opening eBPF object ${path}`), path, verifierLog };
 }
 
-export function loadObject(object: BpfObject): void {
-  const rc: number = c.load(object.pointer);
+/** Its maps are made, and nothing is verified. */
+export function loadMaps(object: BpfObject): void {
+  for (const program of chain(c.nextProgram, object))
+    must(c.programSetAutoload(program, false), `leaving out the programs of ${object.path}`);
+  mustLoad(object, c.load(object.pointer));
+}
+
+/** In a thread beside this one: the verifier takes up to half a second for a program, and several can be before it at a time. */
+export const loadObject = (object: BpfObject): Promise<void> =>
+  new Promise((resolve, reject) => {
+    c.load.async(object.pointer, (error: Error | null, rc: number) => {
+      try {
+        if (error !== null) throw error;
+        resolve(mustLoad(object, rc));
+      } catch (failure) {
+        reject(failure);
+      }
+    });
+  });
+
+function mustLoad(object: BpfObject, rc: number): void {
   if (rc >= 0) return;
   const end = object.verifierLog.indexOf(0);
   const log = object.verifierLog.toString('utf8', Math.max(0, end - 2000), end).trim();

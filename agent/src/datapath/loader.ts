@@ -54,12 +54,15 @@ export interface Loaded {
   close(): void;
 }
 
-export function loadPrograms({ objects, settings, pinDir, mapSizes }: LoadOptions): Loaded {
+/**
+ * First the maps, then all programs side by side: each object's programs take the verifier about as long as those of the others, and
+ * an agent that starts has nothing else to do.
+ */
+export async function loadPrograms({ objects, settings, pinDir, mapSizes }: LoadOptions): Promise<Loaded> {
   mkdirSync(pinDir, { recursive: true, mode: 0o700 });
-  const fingerprints = openFingerprints(pinDir);
   const opened: libbpf.BpfObject[] = [];
-  const fds = new Map<string, number>();
   const programs = new Map<string, libbpf.Pointer>();
+  const fds = openMaps(objects, pinDir, mapSizes);
 
   function close(): void {
     for (const object of opened.splice(0)) libbpf.closeObject(object);
@@ -73,38 +76,15 @@ export function loadPrograms({ objects, settings, pinDir, mapSizes }: LoadOption
       opened.push(object);
       const { offset, codec } = rodata[name].cm_settings;
       codec.encode(settings, libbpf.objectRodata(object), offset);
-
-      const declared = libbpf.objectMaps(object);
-      const made: MapName[] = [];
-      for (const [name, pointer] of declared) {
-        const map = name as MapName;
-        const fd = fds.get(map) ?? (isPinned(map) ? openPinned(pinDir, map, fingerprints) : undefined);
-        if (fd === undefined) {
-          made.push(map);
-          const size = mapSizes?.[map];
-          if (size !== undefined) libbpf.setMaxEntries(pointer, size);
-        } else {
-          fds.set(map, fd);
-          libbpf.reuseMap(pointer, fd);
-        }
-      }
-      libbpf.loadObject(object);
-      for (const map of made) {
-        const pointer = declared.get(map)!;
-        if (isPinned(map)) {
-          // Fingerprint first: a pin without one would look like a foreign map to the next start.
-          fingerprints.set(map);
-          libbpf.pinMap(pointer, join(pinDir, map));
-        }
-        fds.set(map, libbpf.duplicateFd(libbpf.mapFd(pointer)));
-      }
-      for (const [program, pointer] of libbpf.objectPrograms(object)) programs.set(program, pointer);
+      for (const [map, pointer] of libbpf.objectMaps(object)) libbpf.reuseMap(pointer, fds.get(map)!);
     }
+    const loads = await Promise.allSettled(opened.map(libbpf.loadObject));
+    for (const load of loads) if (load.status === 'rejected') throw load.reason;
+    for (const object of opened)
+      for (const [program, pointer] of libbpf.objectPrograms(object)) programs.set(program, pointer);
   } catch (error) {
     close();
     throw error;
-  } finally {
-    fingerprints.close();
   }
 
   const typed = [...fds].map(([name, fd]) => [
@@ -122,6 +102,56 @@ export function loadPrograms({ objects, settings, pinDir, mapSizes }: LoadOption
     programFd: (name) => libbpf.programFd(program(name)),
     close,
   };
+}
+
+/** Descriptors of all maps that the objects declare: those that are pinned, and new ones for those that are not. */
+function openMaps(
+  objects: readonly ProgramObject[],
+  pinDir: string,
+  mapSizes: Record<string, number> | undefined,
+): Map<string, number> {
+  const fingerprints = openFingerprints(pinDir);
+  const fds = new Map<string, number>();
+  try {
+    for (const name of objects) {
+      const object = libbpf.openObject(objectPath(name));
+      try {
+        const declared = libbpf.objectMaps(object);
+        const made: MapName[] = [];
+        for (const [name, pointer] of declared) {
+          const map = name as MapName;
+          const fd = fds.get(map) ?? (isPinned(map) ? openPinned(pinDir, map, fingerprints) : undefined);
+          if (fd === undefined) {
+            made.push(map);
+            const size = mapSizes?.[map];
+            if (size !== undefined) libbpf.setMaxEntries(pointer, size);
+          } else {
+            fds.set(map, fd);
+            libbpf.reuseMap(pointer, fd);
+          }
+        }
+        if (made.length === 0) continue;
+        libbpf.loadMaps(object);
+        for (const map of made) {
+          const pointer = declared.get(map)!;
+          if (isPinned(map)) {
+            // Fingerprint first: a pin without one would look like a foreign map to the next start.
+            fingerprints.set(map);
+            libbpf.pinMap(pointer, join(pinDir, map));
+          }
+          fds.set(map, libbpf.duplicateFd(libbpf.mapFd(pointer)));
+        }
+      } finally {
+        libbpf.closeObject(object);
+      }
+    }
+    return fds;
+  } catch (error) {
+    for (const fd of fds.values()) libbpf.closeFd(fd);
+    throw error;
+  } finally {
+    fingerprints.close();
+  }
 }
 
 const BPF_MAP_TYPE_HASH = 1;

@@ -42,7 +42,7 @@ before(async () => {
   for (const ip of BACKENDS[6]) sh('ip', '-n', netns, 'addr', 'add', `${ip}/128`, 'dev', 'lo', 'nodad');
   const pinDir = `${sandbox.bpffs}/sockets`;
   const settings = { ipv4: toFamily(), ipv6: toFamily(), vxlanIfindex: 1, identityShift: 16, underlayMtu: 0 };
-  loaded = loadPrograms({ objects: ['sock'], pinDir, settings });
+  loaded = await loadPrograms({ objects: ['sock'], pinDir, settings });
   services = await openServices(loaded.maps);
   attachSocketPrograms(loaded, cgroup, pinDir);
   client = await startRemote({ script: 'pod-process.ts', netns, cgroup });

@@ -24,8 +24,8 @@ let sandbox: Sandbox;
 let pinDir: string;
 const open: Loaded[] = [];
 
-function load(mapSizes?: Record<string, number>): Loaded {
-  const loaded = loadPrograms({ objects: ['sock', 'pod', 'overlay'], pinDir, settings, mapSizes });
+async function load(mapSizes?: Record<string, number>): Promise<Loaded> {
+  const loaded = await loadPrograms({ objects: ['sock', 'pod', 'overlay'], pinDir, settings, mapSizes });
   open.push(loaded);
   return loaded;
 }
@@ -77,7 +77,7 @@ const idsOf = async (services: ServiceTable): Promise<[string, number, number[]]
 
 describe('ipcache and nodes', () => {
   it('list what was written, hosts and prefixes alike, and removing twice succeeds', async () => {
-    const ipcache = ipcacheOf(load());
+    const ipcache = ipcacheOf(await load());
     const rows = [
       host(5),
       { ...host(6), prefix: 'fd00:2::6/128', tunnelEndpoint: 'fd31::2:11' },
@@ -94,8 +94,8 @@ describe('ipcache and nodes', () => {
   });
 
   it('a row that cannot be programmed gets the error, its neighbours are written', async () => {
-    const loaded = load();
-    const results = await ipcacheOf(loaded).update([host(1), { ...host(2), prefix: 'fd00::01/128' }, host(3)]);
+    const loaded = await load();
+    const results = await ipcacheOf(await loaded).update([host(1), { ...host(2), prefix: 'fd00::01/128' }, host(3)]);
     assert.deepEqual(
       results.map((r) => [r.key, r.error?.code]),
       [
@@ -109,7 +109,7 @@ describe('ipcache and nodes', () => {
   });
 
   it('takes rows by the ten thousand', async () => {
-    const ipcache = ipcacheOf(load());
+    const ipcache = ipcacheOf(await load());
     const rows = Array.from({ length: 20_000 }, (_, i) => host(i));
     assert.deepEqual(failed(await ipcache.update(rows)), []);
     assert.deepEqual(await ipcache.list(), new Map(rows.map((row) => [row.prefix, row])));
@@ -118,7 +118,7 @@ describe('ipcache and nodes', () => {
   });
 
   it('F26: a full map names itself and its size per row left out, and takes them when there is room', async () => {
-    const ipcache = ipcacheOf(load({ cm_ipcache: 100 }));
+    const ipcache = ipcacheOf(await load({ cm_ipcache: 100 }));
     const rows = Array.from({ length: 105 }, (_, i) => host(i));
     const left = failed(await ipcache.update(rows));
     assert.equal(left.length, 5);
@@ -138,7 +138,7 @@ describe('ipcache and nodes', () => {
 
 describe('services', () => {
   it('list what was written; backends are shared between services and freed with the last', async () => {
-    const loaded = load();
+    const loaded = await load();
     const services = await openServices(loaded.maps);
     const rows = [
       service('10.96.0.1', ['10.1.1.1', '10.1.1.2']),
@@ -155,7 +155,7 @@ describe('services', () => {
   });
 
   it('an equal row writes nothing; a changed one leaves no old slots or backends', async () => {
-    const loaded = load();
+    const loaded = await load();
     const services = await openServices(loaded.maps);
     await services.update([service('10.96.0.1', ['10.1.1.1', '10.1.1.2'])]);
     const before = await services.dump();
@@ -167,7 +167,7 @@ describe('services', () => {
   });
 
   it('keep their ids and their backends over a restart', async () => {
-    const first = load();
+    const first = await load();
     const services = await openServices(first.maps);
     await services.update([service('10.96.0.1', ['10.1.1.1', '10.1.1.2']), service('10.96.0.2', ['10.1.1.2'])]);
     await services.update([service('10.96.0.3', ['10.1.1.3'])]);
@@ -177,7 +177,7 @@ describe('services', () => {
     first.close();
     open.length = 0;
 
-    const second = load();
+    const second = await load();
     const restored = await openServices(second.maps);
     assert.deepEqual(await idsOf(restored), ids);
     const pinned = (map: { name: string }) => isPinned(map.name as MapName);
@@ -194,7 +194,7 @@ describe('services', () => {
   });
 
   it('F27, F28: what an interrupted swap left over is swept at the next start', async () => {
-    const loaded = load();
+    const loaded = await load();
     await (await openServices(loaded.maps)).update([service('10.96.0.1', ['10.1.1.1'])]);
     await loaded.maps.cm_backends.update([[77, { addr: '0.0.0.1', port: 2, clusterId: 3, proto: 6, state: 0 }]]);
     await loaded.maps.cm_slots.update([[{ serviceId: 1, generation: 9, block: 0 }, block(77)]]);
@@ -263,7 +263,7 @@ describe('services', () => {
     ];
     for (const [what, harm] of cases) {
       it(what, async () => {
-        const loaded = load();
+        const loaded = await load();
         const services = await openServices(loaded.maps);
         await services.update([shop, other]);
         const [before] = await idsOf(services);
@@ -301,7 +301,7 @@ describe('services', () => {
     }
 
     it('what is intact keeps its ids and is not written', async () => {
-      const loaded = load();
+      const loaded = await load();
       const services = await openServices(loaded.maps);
       await services.update([shop, other]);
       const before = await services.dump();
@@ -334,7 +334,7 @@ describe('services', () => {
     ];
     for (const [what, row, slots, members] of rows) {
       it(`${what}: listed as written, found again after a restart, and leaves nothing behind`, async () => {
-        const loaded = load();
+        const loaded = await load();
         const services = await openServices(loaded.maps);
         assert.deepEqual(failed(await services.update([row])), []);
         const programmed = async (table: ServiceTable) => {
@@ -366,7 +366,7 @@ describe('services', () => {
     }
 
     it('a backend that begins to drain keeps its id and loses its slot and its membership', async () => {
-      const loaded = load();
+      const loaded = await load();
       const services = await openServices(loaded.maps);
       const before = { ...service('10.96.0.1', ['10.1.1.1', '10.1.1.2']), affinitySeconds: 60 };
       await services.update([before]);
@@ -378,7 +378,7 @@ describe('services', () => {
     });
 
     it('SCTP goes to the same port, or is refused', async () => {
-      const services = await openServices(load().maps);
+      const services = await openServices((await load()).maps);
       const backends = [{ ip: '10.1.1.1', port: 99, clusterId: 1 }];
       const row = (port: number): ServiceRow => ({
         ...weighted([]),
@@ -398,7 +398,7 @@ describe('services', () => {
     });
 
     it('a weight that is none is refused, and the row before stays', async () => {
-      const services = await openServices(load().maps);
+      const services = await openServices((await load()).maps);
       await services.update([weighted([1, 1])]);
       for (const weight of [-1, 0.5, 2 ** 31, Number.NaN]) {
         const [left] = failed(await services.update([weighted([1, weight])]));
@@ -409,7 +409,7 @@ describe('services', () => {
   });
 
   it('F26, F27: one that does not fit keeps its old backends; others are unaffected; it recovers with room', async () => {
-    const loaded = load({ cm_slots: 4 });
+    const loaded = await load({ cm_slots: 4 });
     const services = await openServices(loaded.maps);
     const many = Array.from({ length: 250 }, (_, i) => `10.1.2.${i}`);
     await services.update([service('10.96.0.1', ['10.1.1.1']), service('10.96.0.2', ['10.1.1.2'])]);
@@ -431,7 +431,7 @@ describe('services', () => {
   });
 
   it('F27: a swap shows the old set or the new one, never neither, while connections keep coming', async () => {
-    const loaded = load();
+    const loaded = await load();
     const services = await openServices(loaded.maps);
     const pod = {
       ifindex: 21,
@@ -442,7 +442,7 @@ describe('services', () => {
     };
     await loaded.maps.cm_endpoints.update([[toAddr('10.1.1.5'), pod]]);
     const all = ['10.2.1.1', '10.2.1.2', '10.2.1.3', '10.2.1.4'];
-    await ipcacheOf(loaded).update(all.map((ip) => ({ ...host(1), prefix: `${ip}/32` })));
+    await ipcacheOf(await loaded).update(all.map((ip) => ({ ...host(1), prefix: `${ip}/32` })));
     await services.update([service('10.96.0.1', all.slice(0, 2))]);
 
     const script = fileURLToPath(new URL('./testing/prober.ts', import.meta.url));
@@ -464,38 +464,38 @@ describe('services', () => {
 
 describe('pins', () => {
   it('a map of another layout is refused by name, and left as it is', async () => {
-    const first = load();
+    const first = await load();
     await nodeTable(first.maps.cm_nodes).update([{ ip: '172.31.1.1', clusterId: 1, nodeId: 1 }]);
     const key = 'cm_nodes'.padEnd(16, '\0');
     const hex = (text: string) => [...Buffer.from(text, 'latin1')].map((byte) => `0x${byte.toString(16)}`);
     const table = ['map', 'update', 'pinned', `${pinDir}/cm_layout`];
     sh('bpftool', ...table, 'key', ...hex(key), 'value', ...hex('0123456789abcdef'));
-    assert.throws(
-      () => load(),
+    await assert.rejects(
+      load(),
       (error: MeshError) => error.code === 'map-layout' && error.message.includes(`${pinDir}/cm_nodes`),
     );
     assert.equal((await nodeTable(first.maps.cm_nodes).list()).size, 1);
   });
 
-  it('a map of another size is used with the size that it has', () => {
-    const { id } = load({ cm_nodes: 50 }).maps.cm_nodes;
-    const again = load({ cm_nodes: 60 }).maps.cm_nodes;
+  it('a map of another size is used with the size that it has', async () => {
+    const { id } = (await load({ cm_nodes: 50 })).maps.cm_nodes;
+    const again = (await load({ cm_nodes: 60 })).maps.cm_nodes;
     assert.deepEqual([again.id, again.maxEntries], [id, 50]);
   });
 
-  it('scratch maps are not pinned, everything else is', () => {
-    const { maps } = load();
+  it('scratch maps are not pinned, everything else is', async () => {
+    const { maps } = await load();
     const expected = [...Object.keys(maps).filter((name) => isPinned(name as MapName)), 'cm_layout'].sort();
     assert.deepEqual(readdirSync(pinDir).sort(), expected);
   });
 
-  it('closing leaves no descriptor open', () => {
-    load().close();
+  it('closing leaves no descriptor open', async () => {
+    (await load()).close();
     open.length = 0;
     const descriptors = () => readdirSync('/proc/self/fd').length;
     const before = descriptors();
     for (let i = 0; i < 3; i++) {
-      const loaded = load();
+      const loaded = await load();
       assert.ok(libbpf.mapInfo(loaded.maps.cm_ct.fd).id > 0);
       loaded.close();
       open.length = 0;

@@ -197,7 +197,7 @@ async function fill({ maps }: Loaded): Promise<void> {
 
 export async function openPacketLab(): Promise<PacketLab> {
   const sandbox = await openSandbox();
-  const loaded = loadPrograms({
+  const loaded = await loadPrograms({
     objects: ['seam'],
     pinDir: `${sandbox.bpffs}/packets`,
     settings: {

@@ -13,7 +13,7 @@ import { build, read } from './frames.ts';
 
 const [pinDir, ifindex, saddr, daddr] = process.argv.slice(2) as [string, string, string, string];
 const settings = { ipv4: toFamily(), ipv6: toFamily(), vxlanIfindex: 9, identityShift: 16, underlayMtu: 0 };
-const loaded = loadPrograms({ objects: ['seam'], pinDir, settings });
+const loaded = await loadPrograms({ objects: ['seam'], pinDir, settings });
 const fd = loaded.programFd('cm_test_from_pod');
 const context = Buffer.alloc(192);
 context.writeUInt32LE(Number(ifindex), 8); // mark: see bpf/test/seam.bpf.c
