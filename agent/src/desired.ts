@@ -131,14 +131,15 @@ export function createDesired(options: DesiredOptions): Desired {
     return ownUnderlay.includes(ip) || isOwnPodAddress(ip) || view.isNodeSettled(ip);
   }
 
+  /** Of another cluster: its rows do not say which of its families they came from. */
+  const hasSpoken = (clusterId: number, ...families: readonly ('ip' | 'nodes')[]): boolean =>
+    view.isGone(clusterId) || families.every((family) => view.isSettled(clusterId, family));
+
   function isIpcacheRowSettled(row: IpcacheRow): boolean {
     if (row.clusterId === 0) return !isLocalIdentity(row.identity) || view.arePoliciesHeard();
     if (row.clusterId === own.clusterId)
       return isNodeAddressSettled(row.tunnelEndpoint ?? row.prefix.slice(0, row.prefix.indexOf('/')));
-    // The row does not say which of the two families it came from.
-    return (
-      view.isGone(row.clusterId) || (view.isSettled(row.clusterId, 'ip') && view.isSettled(row.clusterId, 'nodes'))
-    );
+    return hasSpoken(row.clusterId, 'ip', 'nodes');
   }
 
   /** Of this cluster's nodes: what lies in them is not a peer's to claim. */
@@ -209,12 +210,15 @@ export function createDesired(options: DesiredOptions): Desired {
     );
   }
 
-  const ipcache: ClaimsProjection<IpcacheRow> = createClaims({ isSettled: isIpcacheRowSettled, isRefused });
+  const ipcache: ClaimsProjection<IpcacheRow> = createClaims({
+    isSettled: isIpcacheRowSettled,
+    isClusterSettled: (id) => (id === 0 || id === own.clusterId ? undefined : hasSpoken(id, 'ip', 'nodes')),
+    isRefused,
+  });
   const nodes: ClaimsProjection<KnownNode> = createClaims({
     isSettled: (row) =>
-      row.clusterId === own.clusterId
-        ? isNodeAddressSettled(row.ip)
-        : view.isGone(row.clusterId) || view.isSettled(row.clusterId, 'nodes'),
+      row.clusterId === own.clusterId ? isNodeAddressSettled(row.ip) : hasSpoken(row.clusterId, 'nodes'),
+    isClusterSettled: (id) => (id === own.clusterId ? undefined : hasSpoken(id, 'nodes')),
   });
   const services = createServicesProjection({
     clusterId: own.clusterId,

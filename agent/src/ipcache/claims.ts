@@ -61,6 +61,8 @@ interface Slot<Row> {
 export function createClaims<Row extends { readonly clusterId: number }>(options: {
   /** True when every source that could confirm this restored row has been heard: unclaimed, it is a leftover. */
   readonly isSettled: (row: Row) => boolean;
+  /** The same of all rows of a cluster; undefined (the default): it depends on the row. */
+  readonly isClusterSettled?: (clusterId: number) => boolean | undefined;
   /** Claims that may not be made. */
   readonly isRefused?: (row: Row) => boolean;
 }): ClaimsProjection<Row> {
@@ -138,16 +140,21 @@ export function createClaims<Row extends { readonly clusterId: number }>(options
     const group = restoredOf.get(row.clusterId);
     group?.delete(slot);
     if (group?.size === 0) restoredOf.delete(row.clusterId);
-    touch(slot);
+    // A claim that may be made is in force already, or waits for this flush.
+    if (slot.held === undefined || slot.isRefused) touch(slot);
   }
 
   /** Only here, not when it was announced: of what a source says, much may be announced between two flushes. */
   function forgetSettled(): void {
-    const groups = changed === 'all' ? [...restoredOf.values()] : [...changed].map((id) => restoredOf.get(id) ?? []);
+    const clusters = changed === 'all' ? [...restoredOf.keys()] : changed;
     changed = new Set();
-    for (const group of groups)
-      for (const slot of group)
-        if (slot.restored !== undefined && options.isSettled(slot.restored)) forget(slot, slot.restored);
+    for (const clusterId of clusters) {
+      const isSettled = options.isClusterSettled?.(clusterId);
+      if (isSettled === false) continue;
+      for (const slot of restoredOf.get(clusterId) ?? [])
+        if (slot.restored !== undefined && (isSettled === true || options.isSettled(slot.restored)))
+          forget(slot, slot.restored);
+    }
   }
 
   return {
