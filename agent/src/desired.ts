@@ -241,8 +241,10 @@ export function createDesired(options: DesiredOptions): Desired {
     if (known !== undefined) return known;
     // Nodes come and go; what is forgotten here is only kept twice.
     if (nodeAddresses.size >= MOST_SHARED) nodeAddresses.clear();
-    nodeAddresses.set(ip, ip);
-    return ip;
+    // A text of its own: as a part of the value that it was read from, it would keep all of that in memory.
+    const copy = Buffer.from(ip, 'latin1').toString('latin1');
+    nodeAddresses.set(copy, copy);
+    return copy;
   }
 
   const isDirect = options.isDirect ?? (() => false);
