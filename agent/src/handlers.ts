@@ -2,6 +2,7 @@
 import { type AgentMethods, type Json, MAP_NAMES, type MapName } from '@clustermesh/contract';
 import type { serveRpc } from '@clustermesh/runtime';
 import type { Agent } from './agent.ts';
+import { probePath } from './path-probe.ts';
 
 /** Rows in one message of ReadMap and ReadPolicy: far below gRPC's 4 MiB, whatever the rows are. */
 const PORTION = 1_000;
@@ -30,6 +31,9 @@ export function handlers(agent: Agent): Parameters<typeof serveRpc<AgentMethods>
           yield json({ ...view, rows: rows.slice(at, at + PORTION) });
       }
     },
+    ProbePaths: async ({ paths }) => ({
+      paths: await Promise.all(paths.map(({ address, mtu }) => probePath(address, mtu))),
+    }),
     Verify: async () => json(await agent.verify()),
     async *WatchFlows(request, { signal }) {
       const { last, sampleEvery, noFollow, ...filter } = request;

@@ -1,6 +1,7 @@
 /** `clustermesh preflight`: each side judges the other, before anything is changed. */
 import type { ClusterFacts, MeshError, PreflightCheck } from '@clustermesh/contract';
 import { checkTable, firstFailure, type Subject } from './findings.ts';
+import { pathsCheck } from './paths.ts';
 import type { Side } from './side.ts';
 import type { Terminal } from './terminal.ts';
 
@@ -31,11 +32,15 @@ async function hear(side: Side): Promise<Heard> {
 export async function preflight(source: Side, destination: Side): Promise<[PreflightReport, PreflightReport]> {
   const [a, b] = await Promise.all([hear(source), hear(destination)]);
   const look = async (side: Side, own: Heard, peer: Heard): Promise<PreflightReport> => {
-    const { checks } = await side.call('Preflight', {
-      peer: peer.facts,
-      clockOffsetMs: Math.round(peer.facts.unixMs - peer.atMs - (own.facts.unixMs - own.atMs)),
-      clockErrorMs: own.errorMs + peer.errorMs,
-    });
+    const [judged, paths] = await Promise.all([
+      side.call('Preflight', {
+        peer: peer.facts,
+        clockOffsetMs: Math.round(peer.facts.unixMs - peer.atMs - (own.facts.unixMs - own.atMs)),
+        clockErrorMs: own.errorMs + peer.errorMs,
+      }),
+      pathsCheck(side, own.facts, peer.facts),
+    ]);
+    const checks = [...judged.checks, paths];
     const ok = checks.every((check) => check.state !== 'failed');
     return { cluster: own.facts.cluster.name, peer: peer.facts.cluster.name, ok, checks };
   };

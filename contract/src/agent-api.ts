@@ -75,6 +75,15 @@ export interface WatchFlowsRequest {
   readonly noFollow: boolean;
 }
 
+/** Which packets get from a node to another one and back. */
+export interface PathProbe {
+  readonly address: string;
+  /** Of the largest packet that came back; 0: none did. */
+  readonly mtu: number;
+  /** Why it could not be tried; '': it was. */
+  readonly error: string;
+}
+
 export interface AgentMethods {
   EndpointAdd: { request: EndpointAddRequest; response: EndpointInfo };
   EndpointDelete: { request: { id: string }; response: Record<string, never> };
@@ -84,6 +93,10 @@ export interface AgentMethods {
   ReadMap: { request: { map: string }; response: Json; stream: true };
   ListMaps: { request: Record<string, never>; response: Json };
   ReadPolicy: { request: { endpoint: string }; response: Json; stream: true };
+  ProbePaths: {
+    request: { paths: readonly { readonly address: string; readonly mtu: number }[] };
+    response: { paths: readonly PathProbe[] };
+  };
   Verify: { request: Record<string, never>; response: Json };
   WatchFlows: { request: WatchFlowsRequest; response: Json; stream: true };
 }

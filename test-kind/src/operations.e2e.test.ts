@@ -56,6 +56,28 @@ describe('three clusters', () => {
     return counts;
   }
 
+  it('are measured before they are connected: what packets really get from node to node', async () => {
+    const ways = async () => {
+      const pair = ['--context', context('eu'), '--destination-context', context('us')];
+      const reports = JSON.parse(await command('preflight', ...pair, '-o', 'json')) as {
+        checks: { name: string; state: string; what: string }[];
+      }[];
+      return reports.map(({ checks }) => checks.find(({ name }) => name === 'paths'));
+    };
+    for (const way of await ways())
+      assert.match(way?.what ?? '', /packets of 1500 bytes arrive unbroken on all of 1 ways/);
+    // The nodes have told 1500, and do not look again: as if something between them carried less.
+    await inNode(test, 'us', 'n1', 'ip', 'link', 'set', 'eth0', 'mtu', '1400');
+    try {
+      for (const way of await ways()) {
+        assert.equal(way?.state, 'warning');
+        assert.match(way.what, /packets of 1500 bytes are lost, those of 1400 arrive/);
+      }
+    } finally {
+      await inNode(test, 'us', 'n1', 'ip', 'link', 'set', 'eth0', 'mtu', '1500');
+    }
+  });
+
   it('become a mesh by one command, applied on every node', async () => {
     const connected = await command(
       ...['connect', '--context', context('eu'), '--destination-context', `${context('us')},${context('ap')}`],
@@ -76,10 +98,12 @@ describe('three clusters', () => {
 
   it(`F39 part and meet again ${ROUNDS} times, and nothing grows`, async () => {
     const pair = ['--context', context('eu'), '--destination-context', context('us')];
+    const took: number[] = [];
     const round = async () => {
       await command('disconnect', ...pair);
       assert.ok(!(await keysOf('eu')).some((key) => key.split('/').includes('us')), 'nothing of it is left in etcd');
-      await command('connect', ...pair);
+      const connected = /applied on every node .* after ([\d.]+) s/.exec(await command('connect', ...pair));
+      took.push(Number(connected?.[1]));
       await command('connect', ...pair);
     };
     await round();
@@ -100,6 +124,10 @@ describe('three clusters', () => {
       },
       { what: 'what is held to be what was held', timeoutMs: 60_000, intervalMs: 1000 },
     ).catch((error: Error) => assert.fail(`${error.message}: ${grown().join('; ')}`));
+    took.sort((a, b) => a - b);
+    console.log(
+      `${took.length} connects, from command to applied on every node: median ${took[took.length >> 1]} s, longest ${took.at(-1)} s`,
+    );
     for (const name of ['eu', 'us'] as const)
       console.log(
         `${name} after ${ROUNDS} rounds: ${JSON.stringify(now[name])} (before: ${JSON.stringify(before[name])})`,
