@@ -203,6 +203,41 @@ struct cm_ct_draft {
 };
 _Static_assert(sizeof(struct cm_ct_draft) == 128, "cm_ct_draft");
 
+/* A packet's addresses and ports before cm_nat translates it. ICMP echo: as in cm_ct_key. */
+struct cm_nat_key {
+	struct cm_addr saddr;
+	struct cm_addr daddr;
+	__be16 sport;
+	__be16 dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct cm_nat_key) == 40, "cm_nat_key");
+
+/* ... and after. See lib/nat-table.h. */
+struct cm_nat_entry {
+	__u64 last_seen_ns; /* CLOCK_MONOTONIC */
+	struct cm_addr saddr;
+	struct cm_addr daddr;
+	__be16 sport;
+	__be16 dport;
+	__u32 service_id;
+	__u32 backend_id;
+	enum cm_ct_state state;
+	__u8 is_reply; /* 1: for what comes back from the backend */
+	__u16 pad;
+};
+_Static_assert(sizeof(struct cm_nat_entry) == 56, "cm_nat_entry");
+
+/* value of cm_nat_scratch: both rows of a flow */
+struct cm_nat_draft {
+	struct cm_nat_key key;
+	struct cm_nat_key reply_key;
+	struct cm_nat_entry forward;
+	struct cm_nat_entry reply;
+};
+_Static_assert(sizeof(struct cm_nat_draft) == 192, "cm_nat_draft");
+
 /* The datagram that a fragment is part of. */
 struct cm_fragment_key {
 	struct cm_addr saddr;

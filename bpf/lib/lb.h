@@ -20,6 +20,7 @@
 #ifndef CM_LB_H
 #define CM_LB_H
 
+#include <linux/in.h>
 #include "common.h"
 
 struct {
@@ -226,6 +227,25 @@ static __always_inline int lb_backend_is(__u32 id, const struct cm_addr *addr, _
 	struct cm_backend *backend = bpf_map_lookup_elem(&cm_backends, &id);
 
 	return backend && addr_equal(&backend->addr, addr) && backend->port == port;
+}
+
+/*
+ * May a flow stay with the backend it was given? 0, or CM_R_NO_BACKEND: it needs another, or
+ * CM_R_BACKEND_GONE: it cannot have another. `begins`: with a TCP SYN; `closing`: it has ended.
+ *
+ * A connection lives and dies with its backend, also while that one only drains or is not chosen
+ * for the moment. Datagrams, and a connection that begins anew, go where the service is now.
+ */
+static __always_inline int lb_keeps(__u32 service_id, __u32 backend_id, const struct cm_addr *addr,
+				    __be16 port, __u8 proto, int begins, int closing)
+{
+	int is_there = lb_backend_is(backend_id, addr, port);
+
+	if (proto == IPPROTO_TCP && !begins)
+		return is_there ? 0 : CM_R_BACKEND_GONE;
+	if (proto == IPPROTO_SCTP && is_there)
+		return 0;
+	return is_there && !closing && lb_is_member(service_id, backend_id) ? 0 : CM_R_NO_BACKEND;
 }
 
 #endif /* CM_LB_H */

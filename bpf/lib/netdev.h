@@ -1,31 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Body of the program on the node's uplinks: what arrives for a pod without encapsulation.
- *
- * Nothing on the packet says who sent it, so its source is looked up in the ipcache. That is as
- * good as the network's own word, which is taken for clusters that are routed to directly (and for
- * the world), and for no other: what should have come through the tunnel did not come from there.
+ * Body of the program on the node's uplinks: what arrives for a pod without encapsulation, and for
+ * services.
  */
 #ifndef CM_NETDEV_H
 #define CM_NETDEV_H
 
-#include "icmp-nat.h"
+#include "outside.h"
 #include "parse.h"
-#include "verdict.h"
-
-/* May a plain packet have this source? 0 with the identity, or a reason. */
-static __always_inline int believe_plain(const struct cm_addr *saddr, __u32 *identity)
-{
-	struct cm_remote *source;
-
-	if (is_own_pod_cidr(saddr) || is_own_host(saddr))
-		return CM_R_SPOOFED_SOURCE;
-	source = ipcache_lookup(saddr);
-	*identity = source ? source->identity : world_of(saddr);
-	if (*identity == CM_IDENTITY_HOST)
-		*identity = CM_IDENTITY_REMOTE_NODE;
-	return source && is_tunnelled(source) ? CM_R_NOT_ENCAPSULATED : 0;
-}
 
 static __always_inline enum cm_reason from_network(struct __sk_buff *skb, const struct hook *hook,
 						   struct cm_decision *d)
@@ -39,14 +21,27 @@ static __always_inline enum cm_reason from_network(struct __sk_buff *skb, const 
 
 	unparsed = parse_packet(skb, &p);
 	dst = endpoint_lookup(&p.daddr);
-	/* What is not for a pod is the host's affair: its services, the tunnel's own packets. */
-	if (!dst)
+	/* What is for nobody here is the host's affair, as the tunnel's own packets are. */
+	if (!dst && (unparsed || is_vxlan(&p)))
 		return to_stack(d, CM_R_FROM_NETWORK);
-	err = believe_plain(&p.saddr, &d->identity);
-	if (err)
-		return err;
-	if (unparsed)
-		return unparsed == CM_R_ND ? CM_R_ROGUE_ND : unparsed;
+	if (!dst) {
+		err = from_outside(skb, &p, d);
+		if (err == CM_R_FROM_NETWORK)
+			return to_stack(d, CM_R_FROM_NETWORK);
+		if (err == CM_R_NO_BACKEND || err == CM_R_BACKEND_GONE || err == CM_R_TOO_BIG)
+			return answer_outside(skb, hook, &p, d, err);
+		if (err)
+			return err;
+		dst = endpoint_lookup(&p.daddr);
+		if (!dst)
+			return CM_R_STALE_TABLES;
+	} else {
+		err = believe_plain(&p.saddr, &d->identity);
+		if (err)
+			return err;
+		if (unparsed)
+			return unparsed == CM_R_ND ? CM_R_ROGUE_ND : unparsed;
+	}
 
 	ends.source = policy_end(NULL, d->identity);
 	ends.dest = policy_end(dst, dst->identity);

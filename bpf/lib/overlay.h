@@ -4,8 +4,8 @@
 #define CM_OVERLAY_H
 
 #include "icmp-error.h"
+#include "nat-flow.h"
 #include "parse.h"
-#include "verdict.h"
 
 /* The VNI is believed as far as the sending node may speak for it. 0 or a reason. */
 static __always_inline int believe(const struct hook *hook, __u32 *identity)
@@ -21,6 +21,33 @@ static __always_inline int believe(const struct hook *hook, __u32 *identity)
 	    hook->vni >> cm_settings.identity_shift != node->cluster_id)
 		return CM_R_FOREIGN_IDENTITY;
 	return 0;
+}
+
+/*
+ * For this node itself: an answer of another node's backend to a client of ours, or the host's
+ * affair.
+ */
+static __always_inline enum cm_reason to_own_host(struct __sk_buff *skb, struct packet *p,
+						  struct cm_decision *d)
+{
+	struct cm_nat_entry *e = NULL;
+	int err;
+
+	if (unlikely(is_icmp_error(p))) {
+		err = nat_error(skb, p);
+		if (err == CM_R_FROM_NETWORK)
+			return to_stack(d, CM_R_TO_STACK);
+	} else {
+		e = nat_answer(p);
+		if (!e)
+			return to_stack(d, CM_R_TO_STACK);
+		nat_note(d, e, p);
+		count(CM_R_REPLY_TRANSLATED, CM_DIR_OVERLAY, p->bytes);
+		err = nat_apply(skb, p, e);
+	}
+	if (!err)
+		err = onwards(skb, p, d);
+	return err ? err : CM_R_NOT_FOR_US;
 }
 
 static __always_inline enum cm_reason overlay(struct __sk_buff *skb, const struct hook *hook,
@@ -53,7 +80,7 @@ static __always_inline enum cm_reason overlay(struct __sk_buff *skb, const struc
 	dst = endpoint_lookup(&p.daddr);
 	if (!dst) {
 		if (is_own_host(&p.daddr))
-			return to_stack(d, CM_R_TO_STACK);
+			return to_own_host(skb, &p, d);
 		if (!is_own_pod_cidr(&p.daddr))
 			return CM_R_NOT_FOR_US;
 		err = answer_icmp(skb, &p, ICMP_NO_HOST, 0);

@@ -16,28 +16,13 @@ static __always_inline int refuse(struct __sk_buff *skb, struct packet *p)
 				       : answer_icmp(skb, p, ICMP_NO_PORT, 0);
 }
 
-/*
- * May the flow stay with the backend it was given? 0, or CM_R_NO_BACKEND: it needs another, or
- * CM_R_BACKEND_GONE: it cannot have another.
- *
- * A connection lives and dies with its backend, also while that one only drains or is not chosen
- * for the moment. Datagrams, and a connection that begins anew, go where the service is now.
- */
-static __always_inline int ct_keeps_backend(const struct cm_ct_entry *e, const struct packet *p,
+static __noinline int ct_keeps_backend(const struct cm_ct_entry *e, const struct packet *p,
 					    __u32 service_id)
 {
-	int is_there;
-
 	if (e->service_id != service_id)
 		return CM_R_NO_BACKEND;
-	is_there = lb_backend_is(e->backend_id, &e->nat_addr, e->nat_port);
-	if (p->proto == IPPROTO_TCP && !opens_connection(p))
-		return is_there ? 0 : CM_R_BACKEND_GONE;
-	if (p->proto == IPPROTO_SCTP && is_there)
-		return 0;
-	return is_there && e->state != CM_CT_CLOSING && lb_is_member(service_id, e->backend_id)
-		       ? 0
-		       : CM_R_NO_BACKEND;
+	return lb_keeps(service_id, e->backend_id, &e->nat_addr, e->nat_port, p->proto,
+			opens_connection(p), e->state == CM_CT_CLOSING);
 }
 
 /*

@@ -59,6 +59,9 @@ enum cm_reason {
 
 	CM_R_NOT_ENCAPSULATED = 148, /* plain, from an address that is reached by the tunnel */
 
+	CM_R_NO_ROUTE = 149, /* nowhere to send it on, or it has been on its way for too long */
+	CM_R_NAT_EXHAUSTED = 150, /* no source port is left towards the backend */
+
 	CM_R_INGRESS_DENIED = 160,    /* no policy of the receiving pod allows it */
 	CM_R_EGRESS_DENIED = 161,     /* no policy of the sending pod allows it */
 	CM_R_INGRESS_DENY_RULE = 162, /* a policy of the receiving pod denies it */
@@ -74,6 +77,7 @@ enum cm_direction {
 	CM_DIR_OVERLAY = 2,
 	CM_DIR_SOCK = 3,
 	CM_DIR_FROM_NETWORK = 4,
+	CM_DIR_TO_NETWORK = 5,
 
 	CM_DIR_MAX = 8, /* room for more: the counters' places depend on it */
 };
@@ -84,6 +88,7 @@ enum cm_action {
 	CM_ACT_ENDPOINT = 2, /* bpf_redirect_peer into the pod behind `target` */
 	CM_ACT_NETWORK = 4,  /* bpf_redirect to the uplink `target`, next hop's MACs on the frame */
 	CM_ACT_TUNNEL = 3,   /* bpf_redirect to the VXLAN device, tunnel key set */
+	CM_ACT_NEIGHBOUR = 5, /* bpf_redirect_neigh: to `target`, the kernel finds the next hop */
 };
 
 #endif /* CM_REASONS_H */

@@ -138,6 +138,8 @@ static __noinline int carry_out(struct __sk_buff *skb, const struct hook *hook,
 	case CM_ACT_TUNNEL:
 	case CM_ACT_NETWORK:
 		return bpf_redirect(d->target, 0);
+	case CM_ACT_NEIGHBOUR:
+		return bpf_redirect_neigh(d->target, NULL, 0, 0);
 	case CM_ACT_STACK:
 		return TC_ACT_OK;
 	default:

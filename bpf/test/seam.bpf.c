@@ -54,6 +54,17 @@ int cm_test_from_network(struct __sk_buff *skb)
 }
 
 SEC("tc")
+int cm_test_to_network(struct __sk_buff *skb)
+{
+	const struct hook hook = made_up_hook(skb);
+	struct cm_decision d = {};
+	__u32 bytes = skb->len;
+
+	d.reason = to_outside(skb, &d);
+	return carry_out(skb, &hook, &d, CM_DIR_TO_NETWORK, bytes);
+}
+
+SEC("tc")
 int cm_test_overlay(struct __sk_buff *skb)
 {
 	const struct hook hook = made_up_hook(skb);

@@ -54,7 +54,9 @@ export function attachOverlay(loaded: Loaded, vxlanIfindex: number): void {
   libbpf.attachTc(vxlanIfindex, 'ingress', loaded.programFd('cm_overlay'));
 }
 
+/** Egress first: an answer must not leave before it can be translated back. */
 export function attachUplink(loaded: Loaded, ifindex: number): void {
+  libbpf.attachTc(ifindex, 'egress', loaded.programFd('cm_to_network'));
   libbpf.attachTc(ifindex, 'ingress', loaded.programFd('cm_from_network'));
 }
 

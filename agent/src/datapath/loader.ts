@@ -31,6 +31,7 @@ const UNPINNED: ReadonlySet<string> = new Set<MapName>([
   'cm_events',
   'cm_event_config',
   'cm_event_state',
+  'cm_nat_scratch',
 ]);
 
 export const isPinned = (map: MapName): boolean => !UNPINNED.has(map);

@@ -13,12 +13,14 @@ const VERDICT_OF: ReadonlyMap<number, number> = new Map([
   [CmAction.ENDPOINT, REDIRECT],
   [CmAction.TUNNEL, REDIRECT],
   [CmAction.NETWORK, REDIRECT],
+  [CmAction.NEIGHBOUR, REDIRECT],
 ]);
 const DIRECTION_OF = {
   cm_test_from_pod: CmDirection.FROM_POD,
   cm_test_to_pod: CmDirection.TO_POD,
   cm_test_overlay: CmDirection.OVERLAY,
   cm_test_from_network: CmDirection.FROM_NETWORK,
+  cm_test_to_network: CmDirection.TO_NETWORK,
 } as const;
 const REASONS: ReadonlySet<number> = new Set(Object.values(CmReason));
 /** What a pod's packet may be encapsulated to. */
@@ -52,6 +54,7 @@ export function judge(fuzz: FuzzCase, { verdict, decision, out }: Outcome): stri
   const before = wrongChecksums(fuzz.packet);
   const wrong = fuzz.isWellFormed ? wrongChecksums(out).filter((name) => !before.includes(name)) : [];
   if (wrong.length > 0) return `wrong checksums: ${wrong.join(', ')}`;
+  if (program === 'cm_test_to_network') return action === CmAction.STACK ? undefined : 'what leaves was redirected';
   if (program === 'cm_test_to_pod') return action === CmAction.STACK ? undefined : 'what the host sends was redirected';
 
   if (action === CmAction.ENDPOINT) {
@@ -73,7 +76,10 @@ export function judge(fuzz: FuzzCase, { verdict, decision, out }: Outcome): stri
     return undefined;
   }
   if (program === 'cm_test_from_network') {
-    if (action !== CmAction.ENDPOINT) return action === CmAction.STACK ? undefined : 'sent on from the network';
+    if (kind === 'answered') return target === hook.ifindex ? undefined : 'an answer went elsewhere';
+    if (action === CmAction.STACK) return undefined;
+    if (action === CmAction.TUNNEL && (vni >= 256 || !TUNNELS.has(remote)))
+      return `encapsulated to ${remote} as ${vni}`;
     const source = readHead(fuzz.packet)?.tuple?.source ?? '';
     return identity === identityOf(source) ? undefined : `identity ${identity} instead of that of ${source}`;
   }

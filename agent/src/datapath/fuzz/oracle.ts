@@ -6,7 +6,21 @@
 import { CmAction, CmReason } from '@clustermesh/bpf';
 import { isIpv4, RESERVED_IDENTITY, readIpAddress } from '@clustermesh/contract';
 import { readHead, type Tuple } from '../../flow/packet.ts';
-import { A, B, C, D, GATEWAY, GATEWAY6, type LabPod, NODE, NODE6, type Outcome, W } from '../testing/packet-lab.ts';
+import {
+  A,
+  B,
+  C,
+  D,
+  GATEWAY,
+  GATEWAY6,
+  type LabPod,
+  LB,
+  LB6,
+  NODE,
+  NODE6,
+  type Outcome,
+  W,
+} from '../testing/packet-lab.ts';
 import type { FuzzCase } from './packets.ts';
 import { type Asked, isDenied } from './policies.ts';
 
@@ -50,6 +64,23 @@ const BACKENDS: ReadonlyMap<string, { readonly ip: string; readonly port: number
     [`${net}20 80 6`, { ip: b, port: 8080 }],
     [`${net}30 80 6`, undefined],
     [`${net}30 53 17`, undefined],
+  ]),
+);
+
+/** The same for what comes from other hosts. */
+const OUTSIDE: typeof BACKENDS = new Map(
+  (
+    [
+      [NODE, LB, B.ip, C.ip],
+      [NODE6, LB6, B.ip6, C.ip6],
+    ] as const
+  ).flatMap(([node, lb, b, c]) => [
+    [`${node} 80 6`, { ip: b, port: 8080 }],
+    [`${lb} 80 6`, { ip: c, port: 8080 }],
+    [`${lb} 53 17`, { ip: c, port: 5353 }],
+    [`${lb} 4000 6`, undefined],
+    [`${lb} 4000 17`, undefined],
+    [`${LB} 8080 6`, { ip: D.ip, port: 8080 }],
   ]),
 );
 
@@ -209,8 +240,10 @@ export function createOracle(isPoliced: boolean): Oracle {
 
   function fromNetwork(parsed: Parsed): string | undefined {
     if ('arp' in parsed || parsed.saddr === undefined || parsed.daddr === undefined) return undefined;
-    // What is not for a pod is the host's affair.
-    if (podOf(parsed.daddr) === undefined) return undefined;
+    // What is neither for a pod nor for a service is the host's affair.
+    const asked = 'drop' in parsed ? undefined : parsed.asked;
+    const isForService = asked !== undefined && OUTSIDE.has(`${parsed.daddr} ${asked.port} ${asked.protocol}`);
+    if (podOf(parsed.daddr) === undefined && !isForService) return undefined;
     if (isOwnPodCidr(parsed.saddr) || OWN_HOST.has(parsed.saddr)) return 'our own address from afar';
     if (isTunnelled(parsed.saddr)) return 'not encapsulated';
     if ('drop' in parsed) return parsed.drop;
@@ -252,11 +285,14 @@ export function createOracle(isPoliced: boolean): Oracle {
 
   /** Of a packet that is right in itself. */
   function byPolicy(fuzz: FuzzCase, parsed: Parsed): string | undefined {
-    if (!isPoliced || 'drop' in parsed || 'arp' in parsed || parsed.asked === undefined) return undefined;
+    // What leaves the node was asked about where it came from.
+    if (!isPoliced || fuzz.program === 'cm_test_to_network') return undefined;
+    if ('drop' in parsed || 'arp' in parsed || parsed.asked === undefined) return undefined;
     const { saddr, daddr, asked } = parsed;
     const service = `${daddr} ${asked.port} ${asked.protocol}`;
-    const isBalanced = fuzz.program === 'cm_test_from_pod' && BACKENDS.has(service);
-    const backend = isBalanced ? BACKENDS.get(service) : { ip: daddr, port: asked.port };
+    const services = { cm_test_from_pod: BACKENDS, cm_test_from_network: OUTSIDE }[fuzz.program as string];
+    const isBalanced = services?.has(service) === true;
+    const backend = isBalanced ? services?.get(service) : { ip: daddr, port: asked.port };
     if (backend === undefined) return undefined; // Answered: there is nobody to be reached.
     if (!isBalanced && mayBeReply(fuzz.packet)) return undefined;
     const { identity, pod } = beginner(fuzz, saddr);
@@ -276,6 +312,7 @@ export function createOracle(isPoliced: boolean): Oracle {
         cm_test_from_pod: () => fromPod(parsed, hook.ifindex),
         cm_test_overlay: () => overlay(parsed, hook),
         cm_test_from_network: () => fromNetwork(parsed),
+        cm_test_to_network: () => undefined,
         cm_test_to_pod: () => toPod(parsed, hook),
       }[program]();
       return inItself ?? byPolicy(fuzz, parsed);

@@ -11,6 +11,7 @@ const PROGRAMS = [
   'cm_test_from_pod',
   'cm_test_overlay',
   'cm_test_from_network',
+  'cm_test_to_network',
   'cm_test_to_pod',
 ] as const;
 

@@ -7,7 +7,7 @@
  *     pod b 10.1.1.6  fd00:1:1::6  ifindex 22         prefixes 10.3.0.0/16, fd00:3::/32 behind 172.31.2.12
  *                                                     pod d 10.4.1.7 (cluster 4) behind 172.31.4.11, without the tunnel
  *                                                     pod w 10.2.1.9  fd00:2:1::9 behind fd31::2:11
- *   services: see SERVICES; 10.96.0.x and fd96::x alike
+ *   services: see SERVICES; 10.96.0.x and fd96::x alike, and from outside by NODE and LB
  */
 import assert from 'node:assert/strict';
 import { CmAction as Action, type CmDecision, cmAddr, CmReason as Reason } from '@clustermesh/bpf';
@@ -53,9 +53,13 @@ export const W = { ip: '10.2.1.9', ip6: 'fd00:2:1::9', identity: (2 << 16) + 9, 
 export const D = { ip: '10.4.1.7', identity: (4 << 16) + 7, node: '172.31.4.11' };
 export const NODE = '172.31.1.11';
 export const NODE6 = 'fd31::1:11';
+/** External addresses. */
+export const LB = '192.0.2.1';
+export const LB6 = '2001:db8::1';
 export const GATEWAY = '10.1.1.1';
 export const GATEWAY6 = 'fd00:1:1::1';
 export const VXLAN = 9;
+export const UPLINK = 2;
 export const OK = 0;
 export const SHOT = 2;
 export const REDIRECT = 7;
@@ -65,6 +69,7 @@ export type Program =
   | 'cm_test_to_pod'
   | 'cm_test_overlay'
   | 'cm_test_from_network'
+  | 'cm_test_to_network'
   | 'cm_test_stale_row';
 
 export interface Outcome {
@@ -141,7 +146,8 @@ export interface PacketLab {
   run(program: Program, packet: Buffer, hook: MadeUp): Outcome;
   fromPod(frame: Frame | Buffer, pod?: LabPod, hook?: MadeUp): Outcome;
   toPod(frame: Frame | Buffer, cameBy?: number): Outcome;
-  fromNetwork(frame: Frame | Buffer): Outcome;
+  fromNetwork(frame: Frame | Buffer, hook?: MadeUp): Outcome;
+  toNetwork(frame: Frame | Buffer): Outcome;
   overlay(frame: Frame | Buffer, vni?: number, remote?: string): Outcome;
   counted(reason: string, direction: string): number;
   /** No flows, no fragments, and the services that the picture names. */
@@ -155,6 +161,12 @@ const service = (ip: string, port: number, protocol: Protocol, backends: Backend
   flags: 0,
 });
 
+/** As other hosts see it. */
+const outside = (...args: Parameters<typeof service>): ServiceRow => {
+  const row = service(...args);
+  return { ...row, frontend: { ...row.frontend, scope: 'outside' } };
+};
+
 /** `.10` → c (80/TCP to 8080, 53/UDP to 5353), `.20` → b (80/TCP to 8080), `.30` → nobody. */
 const servicesOf = (net: string, b: string, c: string): ServiceRow[] => [
   service(`${net}10`, 80, 'TCP', [{ ip: c, clusterId: 2, port: 8080 }]),
@@ -164,7 +176,22 @@ const servicesOf = (net: string, b: string, c: string): ServiceRow[] => [
   service(`${net}30`, 53, 'UDP', []),
 ];
 
-const SERVICES = [...servicesOf('10.96.0.', B.ip, C.ip), ...servicesOf('fd96::', B.ip6, C.ip6)];
+/** The node's port 80 → b, `lb` port 80 → c, 53/UDP → c, port 8080 → d, `lb` port 4000 → nobody. */
+const outsideOf = (node: string, lb: string, b: string, c: string): ServiceRow[] => [
+  outside(node, 80, 'TCP', [{ ip: b, clusterId: 1, port: 8080 }]),
+  outside(lb, 80, 'TCP', [{ ip: c, clusterId: 2, port: 8080 }]),
+  outside(lb, 53, 'UDP', [{ ip: c, clusterId: 2, port: 5353 }]),
+  outside(lb, 4000, 'TCP', []),
+  outside(lb, 4000, 'UDP', []),
+];
+
+const SERVICES = [
+  ...servicesOf('10.96.0.', B.ip, C.ip),
+  ...servicesOf('fd96::', B.ip6, C.ip6),
+  ...outsideOf(NODE, LB, B.ip, C.ip),
+  ...outsideOf(NODE6, LB6, B.ip6, C.ip6),
+  outside(LB, 8080, 'TCP', [{ ip: D.ip, clusterId: 4, port: 8080 }]),
+];
 
 async function fill({ maps }: Loaded): Promise<void> {
   await maps.cm_endpoints.update(
@@ -226,7 +253,8 @@ export async function openPacketLab(): Promise<PacketLab> {
     run,
     fromPod: (frame, pod = A, hook = {}) => run('cm_test_from_pod', bytesOf(frame), { ifindex: pod.ifindex, ...hook }),
     toPod: (frame, cameBy = 0) => run('cm_test_to_pod', bytesOf(frame), { ifindex: A.ifindex, cameBy }),
-    fromNetwork: (frame) => run('cm_test_from_network', bytesOf(frame), {}),
+    fromNetwork: (frame, hook = {}) => run('cm_test_from_network', bytesOf(frame), { ifindex: UPLINK, ...hook }),
+    toNetwork: (frame) => run('cm_test_to_network', bytesOf(frame), { ifindex: UPLINK }),
     overlay: (frame, vni = C.identity, remote = C.node) =>
       run('cm_test_overlay', bytesOf(frame), { vni, remote, ifindex: VXLAN }),
     counted(reason, direction) {
@@ -235,6 +263,7 @@ export async function openPacketLab(): Promise<PacketLab> {
     },
     async reset() {
       await empty(maps.cm_ct);
+      await empty(maps.cm_nat);
       await empty(maps.cm_fragments);
       await empty(maps.cm_icmp_limit);
       await services.update(SERVICES);

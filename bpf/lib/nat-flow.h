@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Packets of flows that cm_nat knows, and ICMP errors about them, on their way. */
+#ifndef CM_NAT_FLOW_H
+#define CM_NAT_FLOW_H
+
+#include "nat-table.h"
+#include "route.h"
+
+/*
+ * The packet is as its row says: where to with it? 0: to a pod of this node, which is the caller's
+ * to deliver. Clients are where routes lead to; so are backends that are neither here nor behind a
+ * tunnel.
+ */
+static __noinline int onwards(struct __sk_buff *skb, struct packet *p, struct cm_decision *d)
+{
+	struct cm_remote *remote;
+	__u32 identity = d->identity;
+	int err;
+
+	if (endpoint_lookup(&p->daddr))
+		return 0;
+	if (is_own_host(&p->daddr))
+		return to_stack(d, CM_R_TO_STACK);
+	remote = ipcache_lookup(&p->daddr);
+	if (remote && is_tunnelled(remote)) {
+		/* Another node believes us only what is of our cluster: the client is not. */
+		if (identity >= CM_IDENTITY_FIRST_GLOBAL)
+			identity = CM_IDENTITY_WORLD;
+		return to_tunnel(d, &remote->node, identity, CM_R_TO_TUNNEL);
+	}
+	err = route_out(skb, p, d);
+	return err ? err : CM_R_TO_NETWORK;
+}
+
+/* The packet's row, if one of answers is wanted: those of backends. */
+static __noinline struct cm_nat_entry *nat_answer(const struct packet *p)
+{
+	struct cm_nat_draft *draft = nat_draft();
+	struct cm_nat_entry *e;
+
+	if (!draft)
+		return NULL;
+	nat_key(&draft->key, p);
+	e = bpf_map_lookup_elem(&cm_nat, &draft->key);
+	return e && e->is_reply ? e : NULL;
+}
+
+static __always_inline void nat_note(struct cm_decision *d, struct cm_nat_entry *e,
+				     const struct packet *p)
+{
+	nat_see(e, p);
+	d->service_id = e->service_id;
+	d->backend_id = e->backend_id;
+}
+
+/*
+ * An ICMP error about a packet that was translated here: what it quotes becomes what it was before,
+ * and its own addresses, where they are those of the flow. 0; CM_R_FROM_NETWORK: about no flow of
+ * ours; or another reason.
+ */
+static __noinline int nat_error(struct __sk_buff *skb, struct packet *p)
+{
+	struct cm_nat_draft *draft = nat_draft();
+	__u32 icmp = p->l4_off & MAX_L4_OFF;
+	__u32 csum = icmp + ICMP_CSUM_OFF, quote = icmp + ICMP_HDR_LEN;
+	struct cm_nat_entry *e;
+	struct packet q = {};
+	int err;
+
+	if (!draft)
+		return CM_R_WRITE_FAILED;
+	if (p->later || read_quote(skb, quote, p->is_v6, &q))
+		return CM_R_FROM_NETWORK;
+	nat_key_of_answer(&draft->key, &q);
+	e = bpf_map_lookup_elem(&cm_nat, &draft->key);
+	if (!e)
+		return CM_R_FROM_NETWORK;
+	err = rewrite_quote(skb, csum, quote, &q, NAT_SOURCE, &e->daddr, e->dport);
+	if (!err)
+		err = rewrite_quote(skb, csum, quote, &q, NAT_DESTINATION, &e->saddr, e->sport);
+	if (!err && addr_equal(&p->saddr, &draft->key.saddr))
+		err = rewrite_outer(skb, csum, p->is_v6, NAT_SOURCE, &p->saddr, &e->saddr);
+	if (!err && addr_equal(&p->daddr, &draft->key.daddr))
+		err = rewrite_outer(skb, csum, p->is_v6, NAT_DESTINATION, &p->daddr, &e->daddr);
+	return err;
+}
+
+#endif /* CM_NAT_FLOW_H */
