@@ -118,7 +118,8 @@ const schema = z
         .prefault({}),
       /**
        * Devices on which other hosts are reached. What arrives there for pods without encapsulation is refused, unless its source
-       * belongs to a cluster that is reached directly, or to none. Needed for `direct`.
+       * belongs to a cluster that is reached directly, or to none. Needed for `direct`, and for services to be reached from outside of
+       * the cluster: NodePorts, external and load balancers' addresses.
        */
       uplinks: z.array(z.string().min(1).max(15)).default([]),
       /** How pods of other nodes are reached; both sides must be set alike. */

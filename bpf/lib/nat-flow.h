@@ -25,7 +25,7 @@ static __noinline int onwards(struct __sk_buff *skb, struct packet *p, struct cm
 	if (remote && is_tunnelled(remote)) {
 		/* Another node believes us only what is of our cluster: the client is not. */
 		if (identity >= CM_IDENTITY_FIRST_GLOBAL)
-			identity = CM_IDENTITY_WORLD;
+			identity = world_of(&p->saddr);
 		return to_tunnel(d, &remote->node, identity, CM_R_TO_TUNNEL);
 	}
 	err = route_out(skb, p, d);

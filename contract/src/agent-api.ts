@@ -56,7 +56,7 @@ export interface AgentStatusReply {
   readonly applied: boolean;
 }
 
-export const MAP_NAMES = ['ipcache', 'services', 'backends', 'endpoints', 'nodes', 'drops', 'ct'] as const;
+export const MAP_NAMES = ['ipcache', 'services', 'backends', 'endpoints', 'nodes', 'drops', 'ct', 'nat'] as const;
 export type MapName = (typeof MAP_NAMES)[number];
 
 export interface Json {

@@ -66,6 +66,22 @@ export async function dumpCt(maps: TypedMaps): Promise<object[]> {
   }));
 }
 
+/** Flows of other hosts with services; `becomes`: what the packet is on the other side of this node. */
+export async function dumpNat(maps: TypedMaps): Promise<object[]> {
+  const nowNs = process.hrtime.bigint();
+  return (await maps.cm_nat.entries()).map(([key, e]) => ({
+    direction: e.isReply === 1 ? 'reply' : 'forward',
+    protocol: fromProtocol(key.proto),
+    source: endOf(key.saddr, key.sport),
+    destination: endOf(key.daddr, key.dport),
+    becomes: { source: endOf(e.saddr, e.sport), destination: endOf(e.daddr, e.dport) },
+    state: states.get(e.state) ?? String(e.state),
+    serviceId: e.serviceId,
+    backendId: e.backendId,
+    idleMs: Number(nowNs - e.lastSeenNs) / 1e6,
+  }));
+}
+
 /** Arrays always hold all of their rows, and what is per CPU has one value for each. */
 const MAP_TYPE = { hash: 1, array: 2, percpuArray: 6, lruHash: 9, lpmTrie: 11 } as const;
 const COUNTED: ReadonlySet<number> = new Set([MAP_TYPE.hash, MAP_TYPE.lruHash, MAP_TYPE.lpmTrie]);

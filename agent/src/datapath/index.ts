@@ -12,7 +12,7 @@ import { maps as layouts, type MapName } from '@clustermesh/bpf';
 import { ipv4Contains, MeshError } from '@clustermesh/contract';
 import type { Log } from '@clustermesh/runtime';
 import * as attach from './attach.ts';
-import { dumpCt, dumpDrops, dumpRaw, usageOf } from './dump.ts';
+import { dumpCt, dumpDrops, dumpNat, dumpRaw, usageOf } from './dump.ts';
 import { openEvents } from './events.ts';
 import { collectGarbage } from './garbage.ts';
 import * as libbpf from './libbpf.ts';
@@ -144,6 +144,7 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
       nodes: () => rows(nodes),
       drops: async () => dumpDrops(maps),
       ct: () => dumpCt(maps),
+      nat: () => dumpNat(maps),
     };
 
     return {

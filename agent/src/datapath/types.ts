@@ -30,7 +30,7 @@ export interface DatapathConfig {
   cgroup: string;
   /** Collect-metadata VXLAN device; made if absent. */
   vxlanDevice: string;
-  /** Devices on which other hosts are reached: what comes in there for pods without encapsulation is looked at. Default: none. */
+  /** Devices on which other hosts are reached: what comes in there for pods without encapsulation, or for services, is looked at. Default: none. */
   uplinks?: readonly string[];
   /** What the node itself sends reaches remote pods by the tunnel too. Default: false. */
   hostToRemotePods?: boolean;
@@ -127,7 +127,7 @@ export const SERVICE_FLAG = {
 } as const;
 
 /** Views that join several maps, or say what numbers mean; the maps themselves go by their own names (cm_…). */
-export type DumpName = 'ipcache' | 'services' | 'backends' | 'endpoints' | 'nodes' | 'drops' | 'ct';
+export type DumpName = 'ipcache' | 'services' | 'backends' | 'endpoints' | 'nodes' | 'drops' | 'ct' | 'nat';
 
 /** A map as the kernel sees it; `id` stays the same for as long as its pin lives. */
 export interface MapInfo {

@@ -79,6 +79,7 @@ function udpAsk({ ip, port, connected, timeoutMs = 2000, family = net.isIPv6(ip)
 }
 
 const servers = new Map<number, { closed: Promise<Received> }>();
+let opened: net.Socket | undefined;
 
 export interface Received {
   bytes: number;
@@ -105,6 +106,33 @@ serve({
 
   tcpAsk,
   udpAsk,
+
+  /** A server that says back what it is told, and never ends a connection. */
+  async tcpHold({ port, ip }: { port: number; ip: string }) {
+    const server = net.createServer((socket) => {
+      socket.on('error', () => undefined);
+      socket.pipe(socket);
+    });
+    server.listen(port, ip);
+    await once(server, 'listening');
+  },
+
+  /** Opens a connection for tcpSay(). */
+  async tcpOpen({ ip, port }: Ask) {
+    opened = net.connect({ host: ip, port });
+    await once(opened, 'connect', { signal: timeout(5000) });
+  },
+
+  /** What is said back, or an error code. */
+  async tcpSay({ text }: { text: string }) {
+    opened!.write(text);
+    try {
+      const [answer] = (await once(opened!, 'data', { signal: timeout(10_000) })) as [Buffer];
+      return answer.toString();
+    } catch (error) {
+      return (error as NodeJS.ErrnoException).code ?? String(error);
+    }
+  },
 
   /** Who answers `n` datagrams of one unconnected socket. */
   async udpAskOften({ ip, port, n }: Ask & { n: number }) {

@@ -4,6 +4,9 @@
  *   n1 (cluster 1) eth0 172.31.0.1, fd31::1 ── eth0 172.31.0.2, fd31::2 n2 (cluster 2)
  *    ├─ a 10.1.1.5  fd00:1:1::5                ├─ c 10.2.1.5  fd00:2:1::5
  *    └─ b 10.1.1.6  fd00:1:1::6                └─ d 10.2.1.6  fd00:2:1::6, by IPv6 over the IPv6 underlay
+ *
+ *   x, a host of the world: 203.0.113.7, 2001:db8:7::7; eth1 of n1 and eth1 of n2 lead to it, and it has 192.0.2.0/24 and
+ *   2001:db8:1::/64 behind n1
  */
 import type { DatapathConfig, EndpointRow, IpcacheRow, ServiceRow } from '../types.ts';
 import { type Remote, startRemote } from './remote.ts';
@@ -35,6 +38,8 @@ export interface TwoNodes {
   sandbox: Sandbox;
   nodes: Record<NodeName, Node>;
   pods: Record<PodName, Pod>;
+  /** A process of the host of the world. */
+  world: Remote;
   /** A process in this pod's namespace that socket load balancing does not see. */
   outsider(pod: Pod): Promise<Remote>;
   setServices(rows: ServiceRow[]): Promise<void>;
@@ -82,7 +87,7 @@ function buildNode(sandbox: Sandbox, name: NodeName, n: number): Omit<Node, 'pod
     bpffs: sandbox.bpffs,
     cgroup,
     vxlanDevice: 'cm_vxlan',
-    uplinks: ['eth0'],
+    uplinks: ['eth0', 'eth1'],
     hostToRemotePods: true,
   };
   sh('ip', '-n', netns, 'addr', 'add', `${config.gatewayIp}/32`, 'dev', 'lo');
@@ -131,6 +136,41 @@ function buildPod(sandbox: Sandbox, node: { netns: string; clusterId: number }, 
     sh('ip', '-n', netns, ...neighbour(gate, hostMac, 'eth0'));
   }
   return { netns, endpoint, endpoint6 };
+}
+
+export const WORLD = { ip: '203.0.113.7', ip6: '2001:db8:7::7' };
+
+/** A host on a link of its own with each node, reached and reaching by that. */
+function buildWorld(
+  sandbox: Sandbox,
+  nodes: readonly { netns: string; clusterId: number; config: DatapathConfig }[],
+): string {
+  const netns = sandbox.netns('x');
+  sh('ip', '-n', netns, 'addr', 'add', `${WORLD.ip}/32`, 'dev', 'lo');
+  sh('ip', '-n', netns, 'addr', 'add', `${WORLD.ip6}/128`, 'dev', 'lo', 'nodad');
+  for (const { netns: node, clusterId: n, config } of nodes) {
+    const dev = `n${n}`;
+    sh('ip', '-n', node, 'link', 'add', 'eth1', 'type', 'veth', 'peer', 'name', dev, 'netns', netns);
+    for (const [where, device, host] of [
+      [node, 'eth1', 1],
+      [netns, dev, 2],
+    ] as const) {
+      sh('ip', '-n', where, 'addr', 'add', `198.51.10${n}.${host}/24`, 'dev', device);
+      sh('ip', '-n', where, 'addr', 'add', `fd51:${n}::${host}/64`, 'dev', device, 'nodad');
+      sh('ip', '-n', where, 'link', 'set', device, 'up');
+    }
+    const routes = (where: string, host: number, src: readonly string[], ...to: string[]) => {
+      for (const prefix of to) {
+        const [via, from] = prefix.includes(':') ? [`fd51:${n}::${host}`, src[1]!] : [`198.51.10${n}.${host}`, src[0]!];
+        sh('ip', '-n', where, 'route', 'add', prefix, 'via', via, 'src', from);
+      }
+    };
+    const own = [config.nodeIp, config.ipv6!.nodeIp!];
+    routes(node, 2, own, `${WORLD.ip}/32`, `${WORLD.ip6}/128`);
+    const behind = n === 1 ? ['192.0.2.0/24', '2001:db8:1::/64'] : [];
+    routes(netns, 1, [WORLD.ip, WORLD.ip6], `${own[0]}/32`, `${own[1]}/128`, ...behind);
+  }
+  return netns;
 }
 
 const startDatapath = (node: { netns: string; config: DatapathConfig }): Promise<Remote> =>
@@ -199,6 +239,7 @@ export async function openTwoNodes(prefix?: string): Promise<TwoNodes> {
       sh('ip', '-n', netns, 'addr', 'add', `${config.ipv6!.nodeIp}/64`, 'dev', 'eth0', 'nodad');
       sh('ip', '-n', netns, 'link', 'set', 'eth0', 'up');
     }
+    const world = await start(startRemote({ script: 'pod-process.ts', netns: buildWorld(sandbox, built) }));
     const [n1, n2] = await Promise.all([nodeWith(built[0], ['a', 'b']), nodeWith(built[1], ['c', 'd'])]);
     await introduce(n1, n2);
     await introduce(n2, n1);
@@ -208,6 +249,7 @@ export async function openTwoNodes(prefix?: string): Promise<TwoNodes> {
       sandbox,
       nodes: { n1, n2 },
       pods: { a, b, c, d },
+      world,
       outsider: (pod) => start(startRemote({ script: 'pod-process.ts', netns: pod.netns })),
       async setServices(rows) {
         for (const node of [n1, n2]) await node.datapath.call('update', { table: 'services', rows });
