@@ -13,6 +13,7 @@
 #include "answer.h"
 #include "nat-begin.h"
 #include "nat-flow.h"
+#include "onwards.h"
 #include "parse.h"
 #include "tunnel.h"
 

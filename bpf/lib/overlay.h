@@ -5,6 +5,7 @@
 
 #include "icmp-error.h"
 #include "nat-flow.h"
+#include "onwards.h"
 #include "parse.h"
 
 /* The VNI is believed as far as the sending node may speak for it. 0 or a reason. */

@@ -5,6 +5,7 @@
 
 #include "answer.h"
 #include "direct.h"
+#include "hairpin.h"
 #include "parse.h"
 #include "tunnel.h"
 #include "verdict.h"
@@ -192,9 +193,8 @@ static __always_inline enum cm_reason forward(struct __sk_buff *skb, struct pack
 	int err;
 
 	if (to->endpoint) {
-		if (to->endpoint->ifindex == src->ifindex)
-			return CM_R_HAIRPIN;
-		return to_endpoint(skb, d, to->endpoint, CM_R_TO_ENDPOINT);
+		err = hairpin_out(skb, p, d);
+		return err ? err : to_endpoint(skb, d, to->endpoint, CM_R_TO_ENDPOINT);
 	}
 	if (is_own_host(&p->daddr))
 		return to_stack(d, CM_R_TO_STACK);
@@ -251,7 +251,9 @@ static __always_inline enum cm_reason from_pod(struct __sk_buff *skb, const stru
 		return addr_is_link_local(&p.saddr) ? CM_R_LINK_LOCAL : CM_R_SPOOFED_SOURCE;
 	d->identity = src->identity;
 
-	err = translate(skb, &p, d, src, &to);
+	err = hairpin_back(skb, &p);
+	if (!err)
+		err = translate(skb, &p, d, src, &to);
 	if (err == CM_R_NO_BACKEND || err == CM_R_BACKEND_GONE) {
 		refused = refuse(skb, &p);
 		return refused ? refused : to_endpoint(skb, d, src, err);

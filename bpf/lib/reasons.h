@@ -47,7 +47,7 @@ enum cm_reason {
 	CM_R_FOREIGN_IDENTITY = 136, /* identity outside the range of the sending node's cluster */
 	CM_R_NO_TUNNEL_KEY = 137,
 	CM_R_NOT_FOR_US = 138,	 /* decapsulated, but for an address outside this node */
-	CM_R_HAIRPIN = 139,	 /* per-packet load balancing chose the sender itself */
+	CM_R_HAIRPIN = 139,	 /* from a pod to its own address */
 	CM_R_WRITE_FAILED = 140, /* a kernel helper refused to change the packet */
 	CM_R_STALE_TABLES = 141, /* service row and slots did not fit together, twice */
 	CM_R_NO_ANSWER = 142,	 /* to be answered, but it may not be: see may_answer() */

@@ -2,14 +2,17 @@
 import assert from 'node:assert/strict';
 import { after, before, beforeEach, describe, it } from 'node:test';
 import { CmReason as Reason } from '@clustermesh/bpf';
-import { build, read } from './testing/frames.ts';
+import { build, quoteOf, read } from './testing/frames.ts';
 import {
   A,
   assertFrame,
   assertOutcome,
   B,
   C,
+  GATEWAY,
+  GATEWAY6,
   type LabPod,
+  OK,
   openPacketLab,
   type PacketLab,
   REDIRECT,
@@ -103,6 +106,50 @@ describe('per-packet load balancing', () => {
         `generation ${generation}`,
       );
     }
+  });
+});
+
+describe('a service that leads a pod to itself', () => {
+  for (const { family, pod, ip, gateway } of [
+    { family: 'IPv4', pod: A.ip, ip: '10.96.0.10', gateway: GATEWAY },
+    { family: 'IPv6', pod: A.ip6, ip: 'fd96::10', gateway: GATEWAY6 },
+  ]) {
+    const lead = (protocol: 'TCP' | 'UDP', port: number) =>
+      lab.services.update([
+        { frontend: { ip, port, protocol }, backends: [{ ip: pod, port: 8080, clusterId: 1 }], flags: 0 },
+      ]);
+
+    it(`${family}: gets its packets from the gateway, and the answers from the service`, async () => {
+      await lead('TCP', 80);
+      const there = lab.fromPod(tcp(pod, 4000, ip, 80));
+      assertOutcome(there, REDIRECT, 'ENDPOINT', 'TO_ENDPOINT');
+      assert.equal(there.decision.target, A.ifindex);
+      assertFrame(there.out, { saddr: gateway, daddr: pod, dstMac: A.mac });
+      const { sport, dport } = read(there.out).tcp!;
+      assert.equal(dport, 8080);
+      const again = lab.fromPod(tcp(pod, 4000, ip, 80, 'A'));
+      assert.equal(read(again.out).tcp!.sport, sport);
+      const back = lab.fromPod(tcp(pod, 8080, gateway, sport, 'SA'));
+      assertOutcome(back, REDIRECT, 'ENDPOINT', 'TO_ENDPOINT');
+      assertFrame(back.out, { saddr: ip, daddr: pod, dstMac: A.mac });
+      assert.deepEqual([read(back.out).tcp!.sport, read(back.out).tcp!.dport], [80, 4000]);
+    });
+
+    it(`${family}: learns from the service that nobody listens`, async () => {
+      await lead('UDP', 53);
+      const { sport } = read(lab.fromPod(udp(pod, 4000, ip, 53)).out).udp!;
+      const [type, code] = family === 'IPv4' ? [3, 3] : [1, 4];
+      const quote = quoteOf(udp(gateway, sport, pod, 8080));
+      const back = lab.fromPod({ saddr: pod, daddr: gateway, icmp: { type, code, quote, rest: 0 } });
+      assertOutcome(back, REDIRECT, 'ENDPOINT', 'TO_ENDPOINT');
+      assertFrame(back.out, { saddr: ip, daddr: pod });
+      const about = read(back.out).icmp!.quote!;
+      assert.deepEqual([about.saddr, about.sport, about.daddr, about.dport], [pod, 4000, ip, 53]);
+    });
+  }
+
+  it('is no reason to turn what the pod sends the node itself', () => {
+    assertOutcome(lab.fromPod(tcp(A.ip, 8080, GATEWAY, 4000, 'SA')), OK, 'STACK', 'TO_STACK');
   });
 });
 

@@ -82,6 +82,18 @@ function ping(netns: string, ip: string, ...args: string[]): { ok: boolean; outp
   return { ok: status === 0, output: String(stdout) };
 }
 
+describe('a service whose only backend is the one that asks', () => {
+  it('is reached, as a socket that is balanced and as one whose packets are', async () => {
+    const OWN = '10.96.0.20';
+    await mesh.setServices([service(OWN, 80, 'TCP', [a], 8080), service(OWN, 53, 'UDP', [a], 5353)]);
+    for (const from of [a.inside, outsider]) {
+      const seen = await tcp(from, OWN, 80);
+      assert.match(seen.answer ?? String(seen.error), /^a /);
+      assert.equal((await udp(from, OWN, 53, true)).peer, `${OWN}:53`);
+    }
+  });
+});
+
 describe('pods reach each other', () => {
   it('on one node and across nodes, by ping, TCP and UDP, under their own addresses', async () => {
     for (const [name, pod] of [
