@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { after, before, beforeEach, describe, it } from 'node:test';
 import { CmCtState } from '@clustermesh/bpf';
 import { collectGarbage } from './garbage.ts';
-import { A, C, openPacketLab, type PacketLab, tcp, udp } from './testing/packet-lab.ts';
+import { A, C, LB, openPacketLab, type PacketLab, tcp, udp } from './testing/packet-lab.ts';
 
 let lab: PacketLab;
 before(async () => {
@@ -43,6 +43,29 @@ describe('flows', () => {
     assert.deepEqual((await collect(7000)).flows, { alive: 2, removed: 0 });
     assert.ok((await lab.loaded.maps.cm_ct.entries()).some(([, { state }]) => state === CmCtState.NEW));
     assert.deepEqual((await collect(9000)).flows, { alive: 0, removed: 2 });
+  });
+});
+
+describe('flows from outside', () => {
+  const CLIENT = '198.51.100.7';
+  const left = async () => (await lab.loaded.maps.cm_nat.entries()).length;
+
+  it('lose both rows when neither direction was used for as long as their kind may wait', async () => {
+    lab.fromNetwork(udp(CLIENT, 4000, LB, 53));
+    lab.fromNetwork(tcp(CLIENT, 4000, LB, 80));
+    assert.deepEqual((await collect(50)).flows, { alive: 4, removed: 0 });
+    assert.deepEqual((await collect(70)).flows, { alive: 2, removed: 2 });
+    assert.deepEqual((await collect(7990)).flows, { alive: 2, removed: 0 });
+    assert.deepEqual((await collect(8010)).flows, { alive: 0, removed: 2 });
+    assert.equal(await left(), 0);
+  });
+
+  it('keep both while one direction is used', async () => {
+    const { cm_nat } = lab.loaded.maps;
+    lab.fromNetwork(udp(CLIENT, 4000, LB, 53));
+    const [key, entry] = (await cm_nat.entries()).find(([, row]) => row.isReply === 1)!;
+    await cm_nat.update([[key, { ...entry, lastSeenNs: 0n }]]);
+    assert.deepEqual((await collect(50)).flows, { alive: 2, removed: 0 });
   });
 });
 

@@ -2,7 +2,15 @@
  * Flows and choices that nobody uses any more: the kernel's LRU maps would keep them until room is wanted, and a flow of yesterday is not
  * to be found when its ports are used again. Programs note when they saw a row last; they keep no timers.
  */
-import { type CmAffinity, type CmCtEntry, type CmCtKey, CmCtKind, CmCtState } from '@clustermesh/bpf';
+import {
+  type CmAffinity,
+  type CmCtEntry,
+  type CmCtKey,
+  CmCtKind,
+  CmCtState,
+  type CmNatEntry,
+  type CmNatKey,
+} from '@clustermesh/bpf';
 import type { TypedMaps } from './loader.ts';
 import type { Collected } from './types.ts';
 
@@ -26,12 +34,41 @@ export function lifetimeOf({ proto, kind }: CmCtKey, { state }: CmCtEntry): bigi
 export const isFlowOver = (key: CmCtKey, entry: CmCtEntry, nowNs: bigint): boolean =>
   nowNs - entry.lastSeenNs > lifetimeOf(key, entry) * SECOND;
 
+/** The row of the other direction: what this one leads to, turned round. */
+const otherDirection = ({ proto }: CmNatKey, { saddr, daddr, sport, dport }: CmNatEntry): CmNatKey => ({
+  saddr: daddr,
+  daddr: saddr,
+  sport: dport,
+  dport: sport,
+  proto,
+});
+
+const isNatRowOver = ({ proto }: CmNatKey, { lastSeenNs, state }: CmNatEntry, nowNs: bigint): boolean => {
+  const isConnection = proto === TCP || proto === SCTP;
+  const lifetime = !isConnection ? 'datagram' : state === CmCtState.CLOSING ? 'closing' : 'connection';
+  return nowNs - lastSeenNs > LIFETIME[lifetime] * SECOND;
+};
+
+/** A flow's two rows go together: one of them may wait for long while the other is used. */
+async function collectNat({ cm_nat }: TypedMaps, nowNs: () => bigint): Promise<Collected['flows']> {
+  let alive = 0;
+  const removed: CmNatKey[] = [];
+  await cm_nat.scan((key, entry) => {
+    const other = otherDirection(key, entry);
+    const found = isNatRowOver(key, entry, nowNs()) ? cm_nat.lookup(other) : entry;
+    if (found !== undefined && !isNatRowOver(other, found, nowNs())) alive++;
+    else removed.push(key);
+  });
+  await cm_nat.remove(removed);
+  return { alive, removed: removed.length };
+}
+
 /** `seconds`: the service's affinity; undefined: it has none any more. */
 export const isAffinityOver = ({ lastUsedNs }: CmAffinity, seconds: number | undefined, nowNs: bigint): boolean =>
   seconds === undefined || nowNs - lastUsedNs > BigInt(seconds) * SECOND;
 
 /**
- * One pass over both maps, in slices. `nowNs`: CLOCK_MONOTONIC. A row that is used between being read and being removed is made anew by its
+ * One pass over these maps, in slices. `nowNs`: CLOCK_MONOTONIC. A row that is used between being read and being removed is made anew by its
  * next packet.
  */
 export async function collectGarbage(maps: TypedMaps, nowNs: () => bigint): Promise<Collected> {
@@ -41,6 +78,8 @@ export async function collectGarbage(maps: TypedMaps, nowNs: () => bigint): Prom
     else flows.alive++;
   });
   await maps.cm_ct.remove(flows.removed);
+
+  const outside = await collectNat(maps, nowNs);
 
   const affinitySeconds = new Map<number, number>();
   await maps.cm_services.scan((_, { id, affinityS }) => {
@@ -53,7 +92,7 @@ export async function collectGarbage(maps: TypedMaps, nowNs: () => bigint): Prom
   });
   await maps.cm_affinity.remove(choices.removed);
   return {
-    flows: { alive: flows.alive, removed: flows.removed.length },
+    flows: { alive: flows.alive + outside.alive, removed: flows.removed.length + outside.removed },
     affinity: { alive: choices.alive, removed: choices.removed.length },
   };
 }
