@@ -1,6 +1,7 @@
 /** Services as other hosts reach them: the uplinks' bodies under BPF_PROG_TEST_RUN, in the picture of testing/packet-lab.ts. */
 import assert from 'node:assert/strict';
 import { after, before, beforeEach, describe, it } from 'node:test';
+import { RESERVED_IDENTITY } from '@clustermesh/contract';
 import { quoteOf, read } from './testing/frames.ts';
 import {
   A,
@@ -32,9 +33,27 @@ before(async () => {
 beforeEach(() => lab.reset());
 after(() => lab?.close());
 
-for (const { family, client, node, external, gateway, b, c } of [
-  { family: 'IPv4', client: '198.51.100.7', node: NODE, external: LB, gateway: GATEWAY, b: B.ip, c: C.ip },
-  { family: 'IPv6', client: '2001:db8:7::7', node: NODE6, external: LB6, gateway: GATEWAY6, b: B.ip6, c: C.ip6 },
+for (const { family, client, world, node, external, gateway, b, c } of [
+  {
+    family: 'IPv4',
+    client: '198.51.100.7',
+    world: RESERVED_IDENTITY.world,
+    node: NODE,
+    external: LB,
+    gateway: GATEWAY,
+    b: B.ip,
+    c: C.ip,
+  },
+  {
+    family: 'IPv6',
+    client: '2001:db8:7::7',
+    world: RESERVED_IDENTITY.worldIpv6,
+    node: NODE6,
+    external: LB6,
+    gateway: GATEWAY6,
+    b: B.ip6,
+    c: C.ip6,
+  },
 ]) {
   const portOf = (out: Buffer): number => (read(out).tcp ?? read(out).udp)!.sport;
 
@@ -76,7 +95,7 @@ for (const { family, client, node, external, gateway, b, c } of [
     it('sees the gateway, as a part of the world; its answer goes to the client', () => {
       const there = lab.fromNetwork(tcp(client, 4000, external, 80));
       assertOutcome(there, REDIRECT, 'TUNNEL', 'TO_TUNNEL');
-      assert.deepEqual([there.decision.remote, there.decision.vni], [C.node, 2]);
+      assert.deepEqual([there.decision.remote, there.decision.vni], [C.node, world]);
       assertFrame(there.out, { saddr: gateway, daddr: c });
       const port = portOf(there.out);
       assert.ok(port >= 1024 && port < 32_768, `port ${port} is one of the kernel's own`);
