@@ -8,6 +8,7 @@ import {
   type NodeRecord,
 } from '@clustermesh/contract';
 import type { Etcd } from '@clustermesh/kvstore';
+import { trustView } from '@clustermesh/pki';
 import { type Clock, type Log, version } from '@clustermesh/runtime';
 import { Registry } from 'prom-client';
 import type { AgentConfig } from './config.ts';
@@ -197,6 +198,8 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     statusPublisher.trigger();
   }
 
+  const { caFile, certFile } = config.etcd;
+  const held = caFile === undefined || certFile === undefined ? undefined : trustView({ caFile, certFile });
   const statusPublisher = startStatusPublisher({
     etcd,
     node: node.name,
@@ -208,7 +211,8 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
         applied[peer] ??= {};
         applied[peer][family] = revision;
       }
-      return { node: node.name, version: version(), applied, problems: problems() };
+      const trust = held?.();
+      return { node: node.name, version: version(), applied, problems: problems(), ...(trust && { trust }) };
     },
     minIntervalMs: timers.statusIntervalMs,
     leaseSeconds: timers.leaseSeconds,

@@ -85,6 +85,8 @@ const timersSchema = z.strictObject({
   withdrawWaitMs: z.number().int().min(0).default(30_000),
   /** How long a removed peer's data waits for the live agents to let go of it. */
   drainWaitMs: z.number().int().min(0).default(10_000),
+  /** How often each peer is asked for its CAs, and for a new certificate when ours is due there. */
+  peerRenewalMs: z.number().int().min(100).default(60_000),
 });
 
 const exportSchema = z.strictObject({

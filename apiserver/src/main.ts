@@ -34,7 +34,8 @@ import {
 import { createPeerIssuer, createPeerRenewal } from './peer-renewal.ts';
 import { knownPeers } from './preflight/known-peers.ts';
 import { runPreflight } from './preflight/preflight.ts';
-import { startRenewal } from './renewal.ts';
+import { mendTornLeaves, startRenewal } from './renewal.ts';
+import { createRotationPorts, createTrustReports } from './rotation/index.ts';
 
 const log = createLog('clustermesh-apiserver');
 const configFile = configArgument('clustermesh-apiserver');
@@ -61,6 +62,7 @@ await runDaemon(log, async (signal) => {
     });
   log.info({ cluster: cluster.name, id: cluster.id, version: version() }, 'starting');
 
+  await mendTornLeaves(pkiDir, cluster.name, log);
   const directory = createPeerDirectory({ dir: config.peersDir, ownName: cluster.name, log });
   const registry = new Registry();
   const metrics = {
@@ -69,7 +71,12 @@ await runDaemon(log, async (signal) => {
   };
   const plane = startControlPlane({ config, directory, log, signal, metrics });
   const mesh = createMeshSwitch({ cluster: cluster.name, etcd: plane.etcd, fence: plane.bootstrap.fence });
+  const trustReports = createTrustReports();
   const operations = startOperations({
+    rotation: createRotationPorts({
+      ...{ cluster: cluster.name, pkiDir, etcd: config.etcd, redis: config.redis, usersFile: config.usersFile },
+      ...{ agents: plane.agents, reports: trustReports },
+    }),
     own,
     pkiDir,
     stateDir: config.stateDir,
@@ -110,6 +117,7 @@ await runDaemon(log, async (signal) => {
       invites,
       operations,
       renewPeers: createPeerRenewal({ own: cluster.name, directory, log }).run,
+      renewPeersEveryMs: config.timers.peerRenewalMs,
     }),
   });
   const renewal = startRenewal({
@@ -152,6 +160,7 @@ await runDaemon(log, async (signal) => {
     inviting: createInviting({ invites, operations, cluster: info, mayConnect: mesh.check }),
     renewPeer: createPeerIssuer({ pkiDir, caPem: () => info().caPem }),
     rotateLeaves: renewal.rotateLeaves,
+    onTrust: trustReports.note,
     join: createJoining({
       ...{ operations, cluster: info, log, signal },
       unfinished: openUnfinishedJoins(config.stateDir),

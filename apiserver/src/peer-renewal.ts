@@ -3,7 +3,7 @@
  * their admin interface, as the user that it is there:
  *
  *   us, as remote-us                          eu
- *     └ GetCluster ───────────────────────────► its CAs, the one that signs first
+ *     └ GetCluster, the CAs that we hold ─────► its CAs, the one that signs first
  *     └ RenewPeer, request for its key ───────► a certificate by that one
  *
  * A certificate is renewed when it is due, and when another CA signs than its own: so a peer's new CA arrives while the old one is
@@ -16,6 +16,7 @@ import {
   certificateFacts,
   certificatesIn,
   createCsr,
+  heldTrust,
   isIssuedBy,
   isKeyOf,
   isRenewalDue,
@@ -51,8 +52,13 @@ export function createPeerRenewal(ports: PeerRenewalPorts): { run(): Promise<str
     const caPem = readFileSync(peer.caFile, 'utf8');
     const certPem = readFileSync(peer.certFile, 'utf8');
     const keyPem = readFileSync(peer.keyFile, 'utf8');
+    /** On disk first, then told: the peer may wait for nothing else before it goes on. */
+    const taken = async (admin: RpcClient<AdminMethods>, held: { caPem: string; certPem: string }) => {
+      await directory.renew(peer.name, held);
+      await admin.GetCluster(heldTrust(held), { timeoutMs: TIMEOUT_MS });
+    };
     return atFirst(peer, { caPem, certPem, keyPem, serverName: SERVER_COMMON_NAME }, async (admin) => {
-      const cluster = await admin.GetCluster({}, { timeoutMs: TIMEOUT_MS });
+      const cluster = await admin.GetCluster(heldTrust({ caPem, certPem }), { timeoutMs: TIMEOUT_MS });
       if (cluster.name !== peer.name)
         throw new MeshError({ code: 'conflict', message: `${cluster.name} has answered`, retryable: false });
       const [signing = cluster.caPem] = certificatesIn(cluster.caPem);
@@ -60,17 +66,14 @@ export function createPeerRenewal(ports: PeerRenewalPorts): { run(): Promise<str
       if (!isDue && isIssuedBy(certPem, signing)) {
         if (cluster.caPem === caPem) return undefined;
         // Kept with the old one before anything is asked of the new one.
-        await directory.renew(peer.name, { caPem: cluster.caPem });
+        await taken(admin, { caPem: cluster.caPem, certPem });
         return `${peer.name}: its CAs were taken up`;
       }
       const csrPem = createCsr({ keyPem, commonName: remoteUser(own) });
       const answer = await admin.RenewPeer({ csrPem }, { timeoutMs: TIMEOUT_MS });
       if (!isKeyOf(answer.certificatePem, keyPem) || !isIssuedBy(answer.certificatePem, answer.caPem))
         throw new MeshError({ code: 'tls', message: 'the certificate that came is not for our key, or of another CA' });
-      await directory.renew(peer.name, {
-        caPem: answer.caPem,
-        certPem: answer.certificatePem,
-      });
+      await taken(admin, { caPem: answer.caPem, certPem: answer.certificatePem });
       return `${peer.name}: our certificate there was renewed (${isDue ? 'it was due' : 'another CA signs there now'})`;
     });
   }

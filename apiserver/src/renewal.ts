@@ -1,6 +1,6 @@
 /** Keeps this cluster's own certificates fresh: looked at every hour, issued anew when two thirds of their lifetime are over. */
 import { type IssuedCertificate, MeshError, messageOf } from '@clustermesh/contract';
-import { ensureClusterPki } from '@clustermesh/pki';
+import { ensureClusterPki, tornLeaves } from '@clustermesh/pki';
 import { type Clock, type Log, startRunner, systemClock } from '@clustermesh/runtime';
 
 export interface RenewalOptions {
@@ -24,6 +24,14 @@ export interface Renewal {
   check(): Promise<void>;
   /** Issues every leaf anew, due or not; refuses (`conflict`) when another replica leads. */
   rotateLeaves(): Promise<readonly IssuedCertificate[]>;
+}
+
+/** Before anything logs in anywhere: what a killed apiserver left torn would keep this one from etcd, and so from ever renewing it. */
+export async function mendTornLeaves(pkiDir: string, cluster: string, log: Log): Promise<void> {
+  const torn = tornLeaves(pkiDir);
+  if (torn.length === 0) return;
+  await ensureClusterPki({ dir: pkiDir, cluster });
+  log.warn({ torn }, 'certificates that do not belong to their keys were issued again');
 }
 
 /** Everybody who uses a certificate reads it again by itself: etcd, gate and admin interface at the next handshake, clients too. */

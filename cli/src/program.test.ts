@@ -111,6 +111,7 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
       scripted.calls.push('enable');
       return {};
     },
+    RotateCa: async () => ({ id: 'rotate-eu-1' }),
     RotateLeaves: async () => ({ issued: [{ file: '/pki/server.crt', reason: 'asked for' }] }),
     Diagnose: async () => ({ diagnoses: scripted.diagnoses }),
     ListOperations: async () => ({ operations: scripted.operations }),

@@ -20,6 +20,8 @@ export function createStepLines(options: {
   const printed = new Set<string>();
   let step = '';
   let message = '';
+  /** What the operation waits for beside its step; no word of the step's own. */
+  let said = '';
   let since = now();
 
   const finish = () => {
@@ -31,8 +33,8 @@ export function createStepLines(options: {
   return {
     onEvent: (event) => {
       if (event.state === 'waiting' && event.errorCode !== '') {
-        if (message !== event.message) terminal.err(`${side}: ${event.message}`);
-        message = event.message;
+        if (said !== event.message) terminal.err(`${side}: ${event.message}`);
+        said = event.message;
         return;
       }
       if (event.step !== step) {
@@ -42,6 +44,7 @@ export function createStepLines(options: {
         step = event.step;
       }
       message = event.message;
+      said = '';
       options.onChange?.();
     },
     current: () =>

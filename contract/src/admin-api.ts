@@ -34,6 +34,13 @@ export interface RedeemInviteResponse {
 /** From the cluster that is asked: does it read the peer, is it read by the peer, or both? */
 export type ConnectDirection = 'both' | 'read' | 'serve';
 
+/** What a reader of this cluster holds of its CAs; SHA-256 fingerprints, lower case hex. */
+export interface HeldTrust {
+  readonly trustedCas: readonly string[];
+  /** The one that has signed the reader's own certificate; '' when none of them has. */
+  readonly signedBy: string;
+}
+
 export interface ClusterInfo {
   readonly name: string;
   readonly id: number;
@@ -182,7 +189,8 @@ export interface Repeatable {
 
 /** Method name → request and response; streams are marked. */
 export interface AdminMethods {
-  GetCluster: { request: Record<string, never>; response: ClusterInfo };
+  /** A peer tells what it holds. */
+  GetCluster: { request: Partial<HeldTrust>; response: ClusterInfo };
   PrepareConnect: { request: { peer: string }; response: { csrPem: string } };
   StartConnect: {
     request: { peer: ClusterInfo; peerCsrPem: string; direction: '' | ConnectDirection } & Repeatable;
@@ -204,6 +212,7 @@ export interface AdminMethods {
     response: Record<string, never>;
   };
   RotateLeaves: { request: Record<string, never>; response: { issued: readonly IssuedCertificate[] } };
+  RotateCa: { request: { overlapMs: number; without: readonly string[] }; response: { id: string } };
   RenewPeer: { request: { csrPem: string }; response: { certificatePem: string; caPem: string } };
   Disable: {
     request: Record<string, never>;

@@ -32,6 +32,7 @@ export const ADMIN_METHOD_ROLES: Readonly<Record<keyof AdminMethods, readonly Ad
   CancelOperation: ACT,
   CreateInvite: ACT,
   RotateLeaves: ACT,
+  RotateCa: ACT,
   RenewPeer: PEER,
   Join: ACT,
   Disable: ACT,

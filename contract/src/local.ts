@@ -106,6 +106,8 @@ export const agentStatusSchema = z.looseObject({
   applied: z.record(z.string(), z.record(z.string(), z.number())),
   /** Readable sentences; empty when all is well. */
   problems: z.array(z.string()).default([]),
+  /** What the agent reads its etcd with (HeldTrust); absent: it does not tell, or reads without TLS. */
+  trust: z.object({ trustedCas: z.array(z.string()), signedBy: z.string() }).optional(),
 });
 export type AgentStatus = z.infer<typeof agentStatusSchema>;
 

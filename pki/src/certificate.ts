@@ -32,6 +32,11 @@ export const CA_VALIDITY_DAYS = 3650;
 export const LEAF_VALIDITY_DAYS = 1095;
 /** Peers' clocks may be behind ours by this much. */
 const CLOCK_SKEW_MS = 10 * 60_000;
+
+/** When a certificate of ours was issued, by the clock of then. */
+export const issuedAtMs = (facts: Pick<CertificateFacts, 'notBefore'>): number =>
+  facts.notBefore.getTime() + CLOCK_SKEW_MS;
+
 const DAY_MS = 86_400_000;
 
 type LeafKind = 'server' | 'client';

@@ -132,6 +132,17 @@ export async function ensureClusterPki(options: ClusterPkiOptions): Promise<Clus
   return { ca: authority, issued };
 }
 
+/**
+ * Leaves of which key and certificate do not belong together: a process that was killed between writing the one and the other. They
+ * are of no use to anybody until `ensureClusterPki` issues them again.
+ */
+export function tornLeaves(dir: string): readonly string[] {
+  return ['server', 'admin', 'local', 'gate'].filter((name) => {
+    const pair = readPair(dir, name);
+    return pair !== undefined && !isKeyOf(pair.certPem, pair.keyPem);
+  });
+}
+
 /** The names that the server certificate has, for the next one. */
 function coveredNames(dir: string): { readonly dnsNames: readonly string[]; readonly ips: readonly string[] } {
   const pair = readPair(dir, 'server');

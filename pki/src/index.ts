@@ -5,13 +5,15 @@ export {
   certificatesIn,
   isIssuedBy,
   isKeyOf,
+  issuedAtMs,
   type KeyAndCertificate,
   parseCertificate,
 } from './certificate.ts';
-export { type ClusterPki, type ClusterPkiOptions, ensureClusterPki, whyIssue } from './cluster-pki.ts';
+export { type ClusterPki, type ClusterPkiOptions, ensureClusterPki, tornLeaves, whyIssue } from './cluster-pki.ts';
 export { createCrl, normalSerial, readCrl, serialOf } from './crl.ts';
 export { createCsr, createKeyAndCsr, signCsr } from './csr.ts';
 export { loadCa, loadCaBundle } from './files.ts';
+export { type HeldFiles, heldTrust, trustView } from './held-trust.ts';
 export { importCa } from './import-ca.ts';
 export { createCa, issueClient, issueServer } from './issue.ts';
 export * from './names.ts';

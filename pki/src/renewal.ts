@@ -69,24 +69,31 @@ export interface RotationFacts {
   readonly phase: RotationPhase;
   /** This cluster's etcd has been restarted with the new bundle: it lets in a certificate that the new CA has signed. */
   readonly isTrustedByEtcd: boolean;
-  /** Peers that do not trust the new CA yet: they would refuse our server. */
-  readonly peersWithoutBundle: readonly string[];
-  /** Peers and own daemons that still log in with a certificate of the old CA: they would be refused. */
+  /** Peers and nodes that do not trust the new CA yet: they would refuse our server. */
+  readonly withoutBundle: readonly string[];
+  /** Peers and nodes whose certificate is of the old CA still, and servers of that kind: they would be refused. */
   readonly usersOfOldCa: readonly string[];
+  /** Until when both are trusted at least, milliseconds since 1970; for readers that tell nothing of themselves. */
+  readonly overlapEndsAtMs: number;
+  readonly nowMs: number;
 }
 
 export type RotationDecision = { readonly next: RotationStep } | { readonly waitFor: string };
 
 /** The next step of a rotation that is wanted or under way. */
 export function rotationDecision(facts: RotationFacts): RotationDecision {
-  const { phase, isTrustedByEtcd, peersWithoutBundle, usersOfOldCa } = facts;
+  const { phase, isTrustedByEtcd, withoutBundle, usersOfOldCa, overlapEndsAtMs, nowMs } = facts;
   if (phase === 'idle') return { next: 'announce' };
   if (phase === 'announced') {
     if (!isTrustedByEtcd) return { waitFor: 'etcd to be restarted once: it reads trusted CAs only when it starts' };
-    if (peersWithoutBundle.length > 0)
-      return { waitFor: `${peersWithoutBundle.join(', ')} to take up the new CA beside the old one` };
+    if (withoutBundle.length > 0)
+      return { waitFor: `${withoutBundle.join(', ')} to take up the new CA beside the old one` };
     return { next: 'switch' };
   }
   if (usersOfOldCa.length > 0) return { waitFor: `${usersOfOldCa.join(', ')} to renew their certificates` };
+  if (nowMs < overlapEndsAtMs)
+    return {
+      waitFor: `the overlap to end at ${new Date(overlapEndsAtMs).toISOString()}; both CAs are trusted until then`,
+    };
   return { next: 'retire' };
 }

@@ -35,7 +35,7 @@ describe('renewal', () => {
 });
 
 describe('the order of a rotation', () => {
-  const ready = { isTrustedByEtcd: true, peersWithoutBundle: [], usersOfOldCa: [] };
+  const ready = { isTrustedByEtcd: true, withoutBundle: [], usersOfOldCa: [], overlapEndsAtMs: 0, nowMs: 1000 };
 
   it('goes on only when nobody would be locked out', () => {
     assert.deepEqual(rotationDecision({ ...ready, phase: 'idle', isTrustedByEtcd: false }), { next: 'announce' });
@@ -44,13 +44,17 @@ describe('the order of a rotation', () => {
       /restarted once/,
     );
     assert.match(
-      JSON.stringify(rotationDecision({ ...ready, phase: 'announced', peersWithoutBundle: ['us', 'asia'] })),
+      JSON.stringify(rotationDecision({ ...ready, phase: 'announced', withoutBundle: ['us', 'asia'] })),
       /us, asia to take up/,
     );
     assert.deepEqual(rotationDecision({ ...ready, phase: 'announced', usersOfOldCa: ['us'] }), { next: 'switch' });
     assert.match(
       JSON.stringify(rotationDecision({ ...ready, phase: 'switched', usersOfOldCa: ['us'] })),
       /us to renew/,
+    );
+    assert.match(
+      JSON.stringify(rotationDecision({ ...ready, phase: 'switched', overlapEndsAtMs: 1001 })),
+      /the overlap to end at 1970-01-01T00:00:01.001Z/,
     );
     assert.deepEqual(rotationDecision({ ...ready, phase: 'switched' }), { next: 'retire' });
   });

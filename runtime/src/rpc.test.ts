@@ -81,6 +81,7 @@ const handlers: Handlers<AdminMethods> = {
   RedeemInvite: async () => assert.fail('not called'),
   CompleteInvite: async () => assert.fail('not called'),
   RenewPeer: async () => assert.fail('not called'),
+  RotateCa: async () => assert.fail('not called'),
   RotateLeaves: async () => assert.fail('not called'),
   Disable: async () => assert.fail('not called'),
   Enable: async () => assert.fail('not called'),

@@ -4,6 +4,7 @@ import type {
   ClusterFacts,
   ClusterInfo,
   Diagnosis,
+  HeldTrust,
   IssuedCertificate,
   PreflightCheck,
   PreflightRequest,
@@ -33,6 +34,8 @@ export interface AdminOptions {
   readonly join: (token: string, request?: string) => Promise<string>;
   readonly renewPeer: (peer: string, csrPem: string) => Promise<{ certificatePem: string; caPem: string }>;
   readonly rotateLeaves: () => Promise<readonly IssuedCertificate[]>;
+  /** Called with what a peer says that it holds of this cluster's CAs. */
+  readonly onTrust: (peer: string, trust: HeldTrust) => void;
   readonly mirror: MirrorView;
   readonly agents: AgentView;
   readonly local: LocalView;
@@ -49,7 +52,11 @@ export function startAdmin(options: AdminOptions): Promise<RpcServer> {
 export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {
   const { operations } = options;
   return {
-    GetCluster: async () => options.cluster(),
+    GetCluster: async ({ trustedCas = [], signedBy = '' }, { caller }) => {
+      const peer = peerOf(caller);
+      if (peer !== undefined) options.onTrust(peer, { trustedCas, signedBy });
+      return options.cluster();
+    },
     PrepareConnect: async ({ peer }) => ({ csrPem: await operations.prepareConnect(peer) }),
     StartConnect: async ({ peer, peerCsrPem, direction, request }) => ({
       id: await operations.startConnect(peer, peerCsrPem, { direction: direction || 'both', request }),
@@ -74,8 +81,10 @@ export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {
       await options.inviting.complete(redeemed, certificatePem, sourceOf(caller));
       return {};
     },
+    RotateCa: async ({ overlapMs, without }) => ({ id: await operations.startRotation({ overlapMs, without }) }),
     RotateLeaves: async () => ({ issued: await options.rotateLeaves() }),
-    RenewPeer: ({ csrPem }, { caller }) => options.renewPeer(peerOf(caller), csrPem),
+    // Nobody but a peer comes so far (admin-roles.ts).
+    RenewPeer: ({ csrPem }, { caller }) => options.renewPeer(peerOf(caller) ?? '', csrPem),
     Disable: async () => ({ partings: await options.disable() }),
     Enable: async () => {
       await options.mesh.set(false);
@@ -103,5 +112,6 @@ export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {
 
 const sourceOf = (caller: Caller): string => (caller.via === 'socket' ? 'socket' : caller.address);
 
-/** Only the role `peer` comes so far, and that is a certificate for remote-<peer>. */
-const peerOf = (caller: Caller): string => (caller.via === 'tls' ? (caller.user ?? '').replace(/^remote-/, '') : '');
+/** The cluster that has come with a certificate for remote-<cluster>. */
+const peerOf = (caller: Caller): string | undefined =>
+  caller.via === 'tls' ? /^remote-(.+)$/.exec(caller.user ?? '')?.[1] : undefined;

@@ -204,12 +204,14 @@ test('F16 the CA is rotated under load, with one restart of etcd: no event is mi
     await trial.close();
     return isIn;
   };
-  const decide = async (peersWithoutBundle: string[], usersOfOldCa: string[]) =>
+  const decide = async (withoutBundle: string[], usersOfOldCa: string[]) =>
     rotationDecision({
       phase: rotationPhase(pkiDir),
       isTrustedByEtcd: rotationPhase(pkiDir) !== 'announced' || (await isTrustedByEtcd()),
-      peersWithoutBundle,
+      withoutBundle,
       usersOfOldCa,
+      overlapEndsAtMs: 0,
+      nowMs: Date.now(),
     });
 
   await rotate('announce');

@@ -10,9 +10,10 @@ export function housekeeping(ports: {
   readonly operations: Pick<Operations, 'sweepPending'>;
   /** peer-renewal.ts */
   readonly renewPeers: () => Promise<string | undefined>;
+  readonly renewPeersEveryMs: number;
 }): ScheduledTask[] {
   return [
-    { name: 'renew-peers', everyMs: MINUTE_MS, run: ports.renewPeers },
+    { name: 'renew-peers', everyMs: ports.renewPeersEveryMs, run: ports.renewPeers },
     {
       name: 'sweep-invites',
       everyMs: 10 * MINUTE_MS,

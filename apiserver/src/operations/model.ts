@@ -11,13 +11,14 @@ import {
   type OperationInfo,
 } from '@clustermesh/contract';
 
-export type OperationKind = 'connect' | 'disconnect' | 'drain';
+export type OperationKind = 'connect' | 'disconnect' | 'drain' | 'rotate';
 
 /** In the order in which they run. */
 export const STEPS = {
   connect: ['authorize-peer', 'install-credentials', 'await-sync'],
   disconnect: ['remove-config', 'revoke-peer', 'await-drained'],
   drain: ['withdraw-services', 'await-moved'],
+  rotate: ['announce-ca', 'await-trust', 'switch-ca', 'await-renewal', 'retire-ca'],
 } as const satisfies Record<OperationKind, readonly string[]>;
 
 export type StepName = (typeof STEPS)[OperationKind][number];
@@ -48,7 +49,16 @@ export interface DrainJobData extends JobDataBase {
   readonly kind: 'drain';
 }
 
-export type JobData = ConnectJobData | DisconnectJobData | DrainJobData;
+/** The replacement of this cluster's own CA; `peer` is the cluster itself. */
+export interface RotateJobData extends JobDataBase {
+  readonly kind: 'rotate';
+  /** How long both CAs are trusted at least after the new one has begun to sign. */
+  readonly overlapMs: number;
+  /** Peers and nodes that are not waited for. */
+  readonly without: readonly string[];
+}
+
+export type JobData = ConnectJobData | DisconnectJobData | DrainJobData | RotateJobData;
 
 export interface StepResult {
   /** What was done, for the operator. */
@@ -97,7 +107,7 @@ export function operationId(kind: OperationKind, peer: string, request = ''): st
 /** Operation ids begin with their kind. */
 export function kindOf(operation: string): OperationKind {
   const kind = operation.slice(0, operation.indexOf('-'));
-  return kind === 'disconnect' || kind === 'drain' ? kind : 'connect';
+  return kind === 'disconnect' || kind === 'drain' || kind === 'rotate' ? kind : 'connect';
 }
 
 /** Colons are not allowed in BullMQ's job ids, and operation ids contain none. */

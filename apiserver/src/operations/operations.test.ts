@@ -5,15 +5,24 @@ import { join } from 'node:path';
 import { after, afterEach, before, describe, it } from 'node:test';
 import type { ClusterInfo, MeshError, OperationEvent, PeerStatus } from '@clustermesh/contract';
 import { certificateFacts, ensureClusterPki, isIssuedBy } from '@clustermesh/pki';
-import { type Log, silentLog, waitFor } from '@clustermesh/runtime';
+import { type Log, silentLog, systemClock, waitFor } from '@clustermesh/runtime';
 import { Redis } from 'ioredis';
 import type { MirrorView, PeerDirectory, UserDirectory } from '../ports.ts';
+import type { RotationPorts } from '../rotation/index.ts';
 import { type EtcdLikeServer, startEtcdLikeServer } from '../testing/etcd-like-server.ts';
 import { type RedisServer, startRedisServer } from '../testing/redis-server.ts';
 import { type Operations, type OperationsOptions, startOperations } from './operations.ts';
 import { createPeerDirectory } from './peer-directory.ts';
 
 /** One cluster's half of the world: PKI, a TLS server as its etcd, Redis and directories are real; users and mirror are watched. */
+/** No test here rotates: rotation/rotate.e2e.test.ts does. */
+const NO_ROTATION: RotationPorts = {
+  cluster: '',
+  pkiDir: '',
+  clock: systemClock,
+  facts: async () => assert.fail('not asked'),
+};
+
 interface Side {
   readonly name: string;
   readonly info: ClusterInfo;
@@ -86,6 +95,7 @@ async function startSide(name: string, id: number): Promise<Side> {
     mirror,
     agents: { agents: () => [] },
     log: silentLog() as Log,
+    rotation: NO_ROTATION,
     timers: { certificateWaitMs: 20_000, syncWaitMs: 20_000, drainWaitMs: 5000, pollMs: 20, probeTimeoutMs: 1000 },
     lockMs: 1000,
   });

@@ -11,6 +11,7 @@ import {
 import { type Clock, type Log, systemClock } from '@clustermesh/runtime';
 import type { AgentView, MirrorView, PeerDirectory, UserDirectory } from '../ports.ts';
 import { checkPeer, type OwnCluster } from '../preflight/agreement.ts';
+import type { RotationPorts } from '../rotation/index.ts';
 import {
   eventsBetween,
   isFinished,
@@ -18,6 +19,7 @@ import {
   type OperationSnapshot,
   operationId,
   operationInfo,
+  type RotateJobData,
 } from './model.ts';
 import { createPendingStore } from './pending.ts';
 import { openQueue } from './queue.ts';
@@ -34,6 +36,7 @@ export interface OperationsOptions {
   readonly users: UserDirectory;
   readonly mirror: MirrorView;
   readonly agents: AgentView;
+  readonly rotation: RotationPorts;
   readonly log: Log;
   readonly clock?: Clock | undefined;
   readonly timers?: Partial<StepTimers> | undefined;
@@ -68,6 +71,8 @@ export interface Operations {
   /** Moves this cluster's traffic away from a peer that is to be disconnected. */
   startDrain(peer: string, request?: string): Promise<string>;
   startDisconnect(peer: string, request?: string): Promise<string>;
+  /** Replaces this cluster's CA; one that stands half way goes on from there. */
+  startRotation(wanted: Pick<RotateJobData, 'overlapMs' | 'without'>): Promise<string>;
   /** Ends after an event with state done or failed. While Redis is away it says so and waits. */
   watch(id: string, signal: AbortSignal): AsyncGenerator<OperationEvent, void, void>;
   list(): Promise<readonly OperationInfo[]>;
@@ -254,6 +259,11 @@ export function startOperations(options: OperationsOptions): Operations {
     isKnown,
     startDrain: (peer, request) => inTurn(() => start(partingJob('drain', peer, request))),
     startDisconnect: (peer, request) => inTurn(() => start(partingJob('disconnect', peer, request))),
+    startRotation: (wanted) =>
+      inTurn(async () => {
+        checkLeading('rotating the CA');
+        return start(rotateJob(options.own.name, wanted));
+      }),
 
     list: async () => (await queue.list()).map(operationInfo),
 
@@ -261,9 +271,9 @@ export function startOperations(options: OperationsOptions): Operations {
       inTurn(async () => {
         const data = await ended(id, 'trying again');
         checkLeading(`trying ${id} again`);
-        return start(
-          data.kind === 'connect' ? await connectJob(data.info, data.csrPem, data) : partingJob(data.kind, data.peer),
-        );
+        if (data.kind === 'connect') return start(await connectJob(data.info, data.csrPem, data));
+        if (data.kind !== 'rotate') return start(partingJob(data.kind, data.peer));
+        return start(rotateJob(data.peer, data));
       }),
 
     cancel: (id) =>
@@ -291,6 +301,10 @@ function sameRequest(a: JobData, b: JobData): boolean {
 
 function partingJob(kind: 'disconnect' | 'drain', peer: string, request?: string): JobData {
   return { kind, operation: operationId(kind, checkedName(peer), request), peer };
+}
+
+function rotateJob(own: string, { overlapMs, without }: Pick<RotateJobData, 'overlapMs' | 'without'>): JobData {
+  return { kind: 'rotate', operation: operationId('rotate', own), peer: own, overlapMs, without };
 }
 
 function unknown(id: string, attempted: string): MeshError {

@@ -68,6 +68,7 @@ it('removes keys that nobody came back for, and leaves the others; says nothing 
     invites: { sweep: async () => 0 },
     operations: { sweepPending: () => pending.sweep(3_600_000) },
     renewPeers: async () => undefined,
+    renewPeersEveryMs: 60_000,
   });
   const said = await Promise.all(tasks.map((task) => task.run()));
   assert.deepEqual(said, [undefined, undefined, 'keys for connects that nobody went on with were removed: us']);

@@ -10,6 +10,7 @@ import type { AgentView, MirrorView, PeerDirectory, UserDirectory } from '../por
 import { checkPeer, type OwnCluster } from '../preflight/agreement.ts';
 import { knownPeers } from '../preflight/known-peers.ts';
 import { probeEndpoints } from '../preflight/probe.ts';
+import { ROTATE_STEPS, type RotationPorts } from '../rotation/index.ts';
 import type { ConnectJobData, JobData, StepName, StepResult } from './model.ts';
 import type { PendingStore } from './pending.ts';
 import type { StepRun } from './queue.ts';
@@ -46,6 +47,7 @@ export interface StepPorts {
   readonly agents: AgentView;
   readonly pending: PendingStore;
   readonly timers: StepTimers;
+  readonly rotation: RotationPorts;
   readonly clock?: Clock | undefined;
 }
 
@@ -57,6 +59,8 @@ const stopped = () => new MeshError({ code: 'cancelled', message: 'the step was 
 export async function runStep(ports: StepPorts, run: StepRun): Promise<StepResult> {
   if (run.data.kind === 'connect')
     return CONNECT_STEPS[run.step as keyof typeof CONNECT_STEPS](ports, { ...run, data: run.data });
+  if (run.data.kind === 'rotate')
+    return ROTATE_STEPS[run.step as keyof typeof ROTATE_STEPS](ports.rotation, { ...run, data: run.data });
   if (run.data.kind === 'drain') return DRAIN_STEPS[run.step as keyof typeof DRAIN_STEPS](ports, run);
   return DISCONNECT_STEPS[run.step as keyof typeof DISCONNECT_STEPS](ports, run);
 }

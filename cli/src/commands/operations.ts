@@ -8,11 +8,10 @@ import {
   print,
   withSide,
 } from '../command-kit.ts';
-import { failureOf } from '../connect.ts';
 import { EXIT_CODES_HELP } from '../exit-codes.ts';
 import { operationDetails, operationsTable } from '../operations.ts';
-import { follow, type Side } from '../side.ts';
-import { createStepLines } from '../step-lines.ts';
+import type { Side } from '../side.ts';
+import { watchOperation } from '../watch-operation.ts';
 
 interface Given {
   readonly context?: string;
@@ -20,7 +19,7 @@ interface Given {
 }
 
 export function addOperations({ add, terminal, places, signal }: CommandKit): void {
-  const operations = add('operations', 'what connect and disconnect are doing, and did in the last week');
+  const operations = add('operations', 'what connect, disconnect and rotate ca are doing, and did in the last week');
   const addTo = (name: string, description: string) =>
     add(name, description, operations).addOption(contextOption()).addHelpText('after', `\n${EXIT_CODES_HELP}`);
   const at = <T>(given: { context?: string }, use: (side: Side) => Promise<T>) =>
@@ -48,19 +47,7 @@ export function addOperations({ add, terminal, places, signal }: CommandKit): vo
       print(terminal, given.output, found, operationDetails);
     });
 
-  const watch = async (side: Side, id: string): Promise<void> => {
-    const lines = createStepLines({
-      side: side.name,
-      terminal,
-      now: () => performance.now(),
-      onChange: () => terminal.progress(`${side.name}: ${lines.current()}`),
-    });
-    const end = await follow(side, id, { signal, terminal, onEvent: lines.onEvent });
-    terminal.progress('');
-    if (end === undefined) throw new MeshError({ code: 'cancelled', message: 'interrupted' });
-    if (end.state === 'failed') throw failureOf(end, side);
-    terminal.out(`${id}: done`);
-  };
+  const watch = (side: Side, id: string) => watchOperation(side, id, { terminal, signal });
 
   addTo('watch <id>', 'follow an operation to its end; fails if it failed').action((id: string, given: Given) =>
     at(given, (side) => watch(side, id)),

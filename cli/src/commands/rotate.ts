@@ -7,9 +7,11 @@ import {
   print,
   withSide,
 } from '../command-kit.ts';
+import { parseDuration } from '../duration.ts';
 import { EXIT_CODES_HELP } from '../exit-codes.ts';
+import { watchOperation } from '../watch-operation.ts';
 
-export function addRotate({ add, terminal, places }: CommandKit): void {
+export function addRotate({ add, terminal, places, signal }: CommandKit): void {
   const rotate = add('rotate', 'replace the keys and certificates of a cluster');
   add('leaves', 'issue every certificate of the cluster’s own anew, due or not; nobody is cut off', rotate)
     .addOption(contextOption())
@@ -26,6 +28,22 @@ export function addRotate({ add, terminal, places }: CommandKit): void {
             `${side.name}: ${issued.length} issued; they are taken up at the next handshake`,
           ].join('\n'),
         );
+      });
+    });
+
+  const several = (value: string, previous: readonly string[]) => [...previous, value];
+  add('ca', 'replace the CA of the cluster, with an overlap in which both are trusted; run again, it goes on', rotate)
+    .addOption(contextOption())
+    .option('--overlap <duration>', 'how long both are trusted at least after the new one signs', '1h')
+    .option('--without <name>', 'peer or node that is not waited for; may be repeated', several, [])
+    .option('--no-wait', 'start it and come back; clustermesh operations watch follows it')
+    .addHelpText('after', `\n${EXIT_CODES_HELP}`)
+    .action(async (given: { context?: string; overlap: string; without: readonly string[]; wait: boolean }) => {
+      const overlapMs = parseDuration(given.overlap);
+      await withSide(onlyContext(given.context, places), places, async (side) => {
+        const { id } = await side.call('RotateCa', { overlapMs, without: given.without });
+        if (given.wait) await watchOperation(side, id, { terminal, signal });
+        else terminal.out(id);
       });
     });
 }

@@ -2,7 +2,7 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { crlFile, ensureClusterPki, issueServer, loadCa } from '@clustermesh/pki';
+import { crlFile, ensureClusterPki } from '@clustermesh/pki';
 import { atomicWrite, repoRoot } from '@clustermesh/runtime';
 import { stringify } from 'yaml';
 import { cgroupMount } from '../netns/cgroup.ts';
@@ -28,23 +28,18 @@ function etcdByName(cluster: LabCluster, port = ETCD_PORT) {
 export const redisFiles = (dir: string) => ({
   password: join(dir, 'password'),
   acl: join(dir, 'users.acl'),
-  certificate: join(dir, 'tls.crt'),
-  key: join(dir, 'tls.key'),
 });
 
-/** Its certificate, signed by the cluster's CA, and the one user that gets in. */
-async function writeRedisFiles(dir: string, pki: string, cluster: string): Promise<void> {
+/** The one user that gets in. */
+function writeRedisFiles(dir: string, cluster: string): void {
   const files = redisFiles(dir);
   const password = randomBytes(24).toString('base64url');
   const acl = readFileSync(join(repoRoot(), 'deploy/redis/users.acl'), 'utf8')
     .replace('CLUSTER', cluster)
     .replace('PREFIX', cluster)
     .replace('PASSWORD_SHA256', createHash('sha256').update(password).digest('hex'));
-  const { certPem, keyPem } = await issueServer({ ca: loadCa(pki) });
   atomicWrite(files.password, password, 0o600);
   atomicWrite(files.acl, acl, 0o600);
-  atomicWrite(files.certificate, certPem);
-  atomicWrite(files.key, keyPem, 0o600);
 }
 
 function apiserverConfig(instance: string, cluster: LabCluster) {
@@ -85,7 +80,12 @@ function apiserverConfig(instance: string, cluster: LabCluster) {
     http: { host: '127.0.0.1', port: 9880 },
     nodes: cluster.nodes.map((node) => node.name),
     export: { endpointSlices: cluster.endpointSlices },
-    timers: { heartbeatMs: 2_000, peerStatusMs: 2_000, nodeGraceMs: cluster.timers.nodeGraceMs },
+    timers: {
+      heartbeatMs: 2_000,
+      peerStatusMs: 2_000,
+      nodeGraceMs: cluster.timers.nodeGraceMs,
+      peerRenewalMs: 2_000,
+    },
   };
 }
 
@@ -167,7 +167,7 @@ export async function writeClusterFiles(instance: string, cluster: LabCluster): 
     cluster: cluster.name,
     serverIps: [cluster.controlPlaneIP],
     serverDnsNames: [etcdName(cluster)],
-    nodes: cluster.nodes.map((node) => ({ name: node.name, dir: nodePaths(instance, cluster.name, node.name).pki })),
+    nodes: cluster.nodes.map((node) => node.name),
   });
-  await writeRedisFiles(paths.redis, paths.pki, cluster.name);
+  writeRedisFiles(paths.redis, cluster.name);
 }

@@ -19,6 +19,8 @@ import { daemonEnvironment } from './environment.ts';
 
 export interface DaemonSpec {
   readonly process: ProcessSpec;
+  /** Files that it reads only when it starts: it is restarted when one of them changes, as deploy/systemd does. */
+  readonly readAtStart: readonly string[];
   /** Undefined when it is up, otherwise what is missing; daemons without an answer of their own are judged by those that use them. */
   readonly notReady: () => Promise<string | undefined>;
 }
@@ -47,11 +49,18 @@ export function daemonsOf(instance: string, cluster: LabCluster): DaemonSpec[] {
   return [
     {
       process: spec('etcd', controlPlane, etcdCommand(cluster, paths.etcd, paths.pki)),
+      // Certificate, key and revocations it reads at every handshake.
+      readAtStart: [join(paths.pki, 'ca.crt')],
       notReady: async () => undefined,
     },
-    { process: spec('redis', controlPlane, redisCommand(paths.redis, paths.pki)), notReady: async () => undefined },
+    {
+      process: spec('redis', controlPlane, redisCommand(paths.redis, paths.pki)),
+      readAtStart: [join(paths.pki, 'ca.crt'), join(paths.pki, 'server.crt')],
+      notReady: async () => undefined,
+    },
     {
       process: spec('gate', controlPlane, [process.execPath, bundle('clustermesh-gate'), '--config', paths.gateConfig]),
+      readAtStart: [],
       notReady: async () => undefined,
     },
     {
@@ -61,6 +70,7 @@ export function daemonsOf(instance: string, cluster: LabCluster): DaemonSpec[] {
         '--config',
         paths.config,
       ]),
+      readAtStart: [],
       notReady: () => apiserverNotReady(paths.socket),
     },
     ...cluster.nodes.map((node): DaemonSpec => {
@@ -73,6 +83,7 @@ export function daemonsOf(instance: string, cluster: LabCluster): DaemonSpec[] {
           '--config',
           config,
         ]),
+        readAtStart: [],
         notReady: () => agentNotReady(socket),
       };
     }),
@@ -112,8 +123,8 @@ function redisCommand(dir: string, pki: string): string[] {
     port: '0',
     bind: '127.0.0.1',
     'tls-port': String(REDIS_PORT),
-    'tls-cert-file': files.certificate,
-    'tls-key-file': files.key,
+    'tls-cert-file': join(pki, 'server.crt'),
+    'tls-key-file': join(pki, 'server.key'),
     'tls-ca-cert-file': join(pki, 'ca.crt'),
     // The password says who it is.
     'tls-auth-clients': 'no',

@@ -13,6 +13,7 @@ import type { LabMethods, LabStatus, ServiceStatus } from './api.ts';
 import { writeClusterFiles } from './cluster-files.ts';
 import { ClusterRuntime } from './cluster-runtime.ts';
 import { bundle, type DaemonSpec, daemonsOf } from './daemons.ts';
+import { restartOnChange } from './restart-on-change.ts';
 import { servicesOf } from './services.ts';
 import { chooseTargets } from './targets.ts';
 
@@ -103,6 +104,7 @@ export class Lab {
       });
       this.#daemons.set(name, { spec, process });
       process.start();
+      restartOnChange({ process, files: spec.readAtStart, signal: this.#signal, log: this.#log });
     }
   }
 

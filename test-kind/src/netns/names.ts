@@ -84,7 +84,13 @@ export interface NodePaths {
 
 export function nodePaths(instance: string, cluster: string, node: string): NodePaths {
   const dir = `${instancePaths(instance).run}/${cluster}/nodes/${node}`;
-  return { dir, config: `${dir}/agent.yaml`, socket: `${dir}/agent.sock`, state: `${dir}/state`, pki: `${dir}/pki` };
+  return {
+    dir,
+    config: `${dir}/agent.yaml`,
+    socket: `${dir}/agent.sock`,
+    state: `${dir}/state`,
+    pki: `${clusterPaths(instance, cluster).pki}/nodes/${node}`,
+  };
 }
 
 /** Network namespaces. */

@@ -1,0 +1,3 @@
+export { createRotationPorts, type RotationPorts } from './facts.ts';
+export { ROTATE_STEPS } from './steps.ts';
+export { createTrustReports, type TrustReports } from './trust-reports.ts';
