@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { createConnection } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { it, type TestContext } from 'node:test';
@@ -31,6 +32,8 @@ interface Stage {
   readonly log: Log;
 }
 
+const DEFAULT_USER = /^user default .*\n/;
+
 /** One Redis for two clusters: TLS with client certificates, and the users of deploy/redis/users.acl. */
 async function start(t: TestContext): Promise<Stage> {
   const dir = mkdtempSync(join(tmpdir(), 'cm-acl-'));
@@ -43,10 +46,11 @@ async function start(t: TestContext): Promise<Stage> {
   const caFile = write('ca.crt', ca.certPem);
   const certFile = write('client.crt', client.certPem);
   const keyFile = write('client.key', client.keyPem);
+  // Without its first line, which is the same for all.
   const template = readFileSync(join(repoRoot(), 'deploy/redis/users.acl'), 'utf8');
   const users = Object.entries(PASSWORDS).map(([cluster, password]) =>
     template
-      .replace('user default off\n', '')
+      .replace(DEFAULT_USER, '')
       .replace('CLUSTER', cluster)
       .replace('PREFIX', cluster)
       .replace('PASSWORD_SHA256', createHash('sha256').update(password).digest('hex')),
@@ -55,7 +59,10 @@ async function start(t: TestContext): Promise<Stage> {
   const redis = await startRedisServer([
     ...['--bind', '127.0.0.1', '--tls-port', String(port), '--tls-auth-clients', 'yes', '--tls-ca-cert-file', caFile],
     ...['--tls-cert-file', write('server.crt', server.certPem), '--tls-key-file', write('server.key', server.keyPem)],
-    ...['--aclfile', write('users.acl', `user default off\nuser root on nopass ~* &* +@all\n${users.join('')}`)],
+    ...[
+      '--aclfile',
+      write('users.acl', `${DEFAULT_USER.exec(template)?.[0]}user root on nopass ~* &* +@all\n${users.join('')}`),
+    ],
   ]);
   const admin = new Redis({ path: redis.path, username: 'root', password: 'any' });
   const queues: OperationQueue[] = [];
@@ -213,6 +220,31 @@ it('a wrong password is told without the password, operations wait, and go on wh
   await ended(queue, 'disconnect-us-1');
   const said = `${stage.logged()} ${inspect(error, { depth: 9 })}`;
   assert.ok(!said.includes(wrong) && !said.includes(PASSWORDS['eu']!), said);
+});
+
+it('operations outlive a restart of Redis, whose default user nobody can be', async (t) => {
+  const stage = await start(t);
+  const config = stage.config('eu');
+  const queue = stage.open(config, { mayRun: () => false });
+  await waitFor(() => queue.ping(), { what: 'Redis', timeoutMs: TIMEOUT_MS });
+  await queue.add(job('disconnect-us-1'));
+  // What it reads back runs as the default user: without its rights, every transaction would be left out.
+  await stage.redis.kill();
+  await stage.redis.start();
+  await waitFor(() => queue.ping(), { what: 'Redis again', timeoutMs: TIMEOUT_MS });
+  assert.deepEqual(
+    (await queue.snapshot('disconnect-us-1'))?.steps.map(({ state }) => state),
+    ['waiting', 'pending', 'pending'],
+  );
+  const stranger = createConnection(stage.redis.path);
+  t.after(() => stranger.destroy());
+  let answers = '';
+  stranger.on('data', (data) => {
+    answers += data.toString();
+  });
+  stranger.write('KEYS *\r\nAUTH default any\r\nKEYS *\r\n');
+  await waitFor(() => answers.split('\r\n').length > 3, { what: 'three answers', timeoutMs: TIMEOUT_MS });
+  assert.match(answers, /^-NOAUTH .*\r\n-WRONGPASS .*\r\n-NOAUTH .*\r\n$/);
 });
 
 it('bad settings are named, and no password is taken from a URL', () => {
