@@ -378,11 +378,16 @@ describe('operations', () => {
     const csr = await us.operations.prepareConnect('eu');
     const id = await eu.operations.startConnect(us.info, csr);
     // Before it can happen: a rejection that nobody waits for yet ends the process.
-    const refused = assert.rejects(follow(eu, id), (error: MeshError) => {
+    let isFollowed = false;
+    const following = follow(eu, id, () => {
+      isFollowed = true;
+    });
+    const refused = assert.rejects(following, (error: MeshError) => {
       assert.match(error.hint ?? '', /Redis has lost its data: start the operation again/);
       return rejection('not-found', /following operation connect-us-/)(error);
     });
-    await waitFor(() => eu.users.has('us'), { what: 'authorisation', timeoutMs: 5000 });
+    // What was never seen cannot be missed.
+    await waitFor(() => isFollowed && eu.users.has('us'), { what: 'authorisation', timeoutMs: 30_000 });
     const redis = new Redis(eu.redis.path);
     await redis.flushall();
     redis.disconnect();
