@@ -141,7 +141,12 @@ const schema = z
     }),
     /** Where /healthz, /readyz and /metrics are served. */
     http: z
-      .strictObject({ host: z.string().default('127.0.0.1'), port: z.number().int().min(0).max(65535).default(9879) })
+      .strictObject({
+        host: z.string().default('127.0.0.1'),
+        port: z.number().int().min(0).max(65535).default(9879),
+        /** On another host than loopback: the bearer token without which only /healthz is answered. */
+        tokenFile: z.string().min(1).optional(),
+      })
       .prefault({}),
     timers: z
       .strictObject({

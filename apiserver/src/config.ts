@@ -172,7 +172,12 @@ export const configSchema = z.strictObject({
     auditFile: path.optional(),
   }),
   /** Health and metrics. */
-  http: z.strictObject({ host: z.string().default('127.0.0.1'), port: z.number().int().min(0).max(65535) }),
+  http: z.strictObject({
+    host: z.string().default('127.0.0.1'),
+    port: z.number().int().min(0).max(65535),
+    /** On another host than loopback: the bearer token without which only /healthz is answered. */
+    tokenFile: path.optional(),
+  }),
   /** Nodes whose agents get an etcd user `node-<node>`. */
   nodes: z.array(z.string().refine((name) => isDnsSubdomain(name), 'is no node name (DNS subdomain)')).default([]),
   timers: timersSchema.prefault({}),

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
-import { X509Certificate } from 'node:crypto';
+import { execFileSync } from 'node:child_process';
+import { createHash, createPublicKey, X509Certificate } from 'node:crypto';
 import { before, describe, it } from 'node:test';
 import { connect, createServer, type TLSSocket } from 'node:tls';
 import {
@@ -94,6 +95,34 @@ describe('certificates', () => {
     const serials = [eu, us, server, client].map(({ certPem }) => new X509Certificate(certPem).serialNumber);
     assert.equal(new Set(serials).size, serials.length);
     for (const serial of serials) assert.match(serial, /^[4-7][0-9A-F]{31}$/);
+  });
+
+  it('name their own key and that of their issuer', () => {
+    const identifiers = (certPem: string) => {
+      const args = ['x509', '-noout', '-ext', 'subjectKeyIdentifier,authorityKeyIdentifier'];
+      const text = execFileSync('openssl', args, { input: certPem, encoding: 'utf8' });
+      const [, own] = /Subject Key Identifier: *\n *([0-9A-F:]+)/.exec(text) ?? [];
+      const [, issuer] = /Authority Key Identifier: *\n *(?:keyid:)?([0-9A-F:]+)/.exec(text) ?? [];
+      assert.ok(own !== undefined && issuer !== undefined, text);
+      return { own, issuer };
+    };
+    const ca = identifiers(eu.certPem);
+    assert.equal(ca.issuer, ca.own);
+    assert.notEqual(identifiers(us.certPem).own, ca.own);
+    for (const leaf of [server, client]) {
+      assert.equal(identifiers(leaf.certPem).issuer, ca.own);
+      assert.notEqual(identifiers(leaf.certPem).own, ca.own);
+      // RFC 5280 §4.2.1.2 (1): SHA-1 of the public key's bits.
+      const der = createPublicKey(leaf.keyPem).export({ type: 'pkcs1', format: 'der' });
+      const digest = createHash('sha1').update(der).digest('hex').toUpperCase();
+      assert.equal(identifiers(leaf.certPem).own.replaceAll(':', ''), digest);
+    }
+  });
+
+  it('have RSA keys: 3072 bits for a CA, 2048 for a leaf', () => {
+    const bits = ({ certPem }: { readonly certPem: string }) =>
+      new X509Certificate(certPem).publicKey.asymmetricKeyDetails?.modulusLength;
+    assert.deepEqual([eu, us, server, client].map(bits), [3072, 3072, 2048, 2048]);
   });
 
   it('tell their facts', () => {

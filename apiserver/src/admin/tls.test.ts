@@ -3,7 +3,6 @@ import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
-import { connect as tlsConnect } from 'node:tls';
 import {
   ADMIN_METHOD_ROLES,
   type AdminMethods,
@@ -24,6 +23,7 @@ import {
   type KeyAndCertificate,
   loadCa,
   revokePeerCertificates,
+  rotateCa,
   SERVER_COMMON_NAME,
 } from '@clustermesh/pki';
 import {
@@ -35,6 +35,7 @@ import {
   silentLog,
   waitFor,
 } from '@clustermesh/runtime';
+import { protocolsOf } from '../testing/tls-protocols.ts';
 import { type Audit, type AuditEntry, openAudit } from './audit.ts';
 import { authorized } from './authorize.ts';
 import { listenForAdmin } from './tls.ts';
@@ -157,27 +158,7 @@ describe('the admin interface over TLS', () => {
   });
 
   it('speaks TLS 1.3, and 1.2 at the least', async () => {
-    const protocol = (maxVersion: 'TLSv1.1' | 'TLSv1.2' | 'TLSv1.3') =>
-      new Promise<string>((resolve) => {
-        const socket = tlsConnect(
-          {
-            host: '127.0.0.1',
-            port: network.port,
-            rejectUnauthorized: false,
-            minVersion: 'TLSv1',
-            maxVersion,
-            ciphers: 'DEFAULT@SECLEVEL=0',
-          },
-          () => {
-            resolve(socket.getProtocol() ?? 'none');
-            socket.destroy();
-          },
-        );
-        socket.on('error', () => resolve('refused'));
-      });
-    assert.equal(await protocol('TLSv1.3'), 'TLSv1.3');
-    assert.equal(await protocol('TLSv1.2'), 'TLSv1.2');
-    assert.equal(await protocol('TLSv1.1'), 'refused');
+    assert.deepEqual(await protocolsOf(network.port), ['TLSv1.3', 'TLSv1.2', 'refused']);
   });
 
   it('shows a joiner its CA by the pin of an invitation, and is refused with any other', async () => {
@@ -209,6 +190,22 @@ describe('the admin interface over TLS', () => {
         ['viewer-bob', 'viewer', 'StartDisconnect', 'us', 'refused'],
       ],
     );
+  });
+
+  it('cuts off whom a CA has signed that was withdrawn, also on a connection that is open', async () => {
+    const client = dial(await issue('operator-ann'));
+    await client.GetCluster({});
+    for (const step of ['announce', 'switch', 'retire'] as const) await rotateCa({ pkiDir, cluster: 'eu', step });
+    await ensureClusterPki({ dir: pkiDir, cluster: 'eu' });
+    await waitFor(
+      () =>
+        client.GetCluster({}).then(
+          () => false,
+          () => true,
+        ),
+      { what: 'cut off', timeoutMs: 20_000 },
+    );
+    await dial(await issue('operator-ann')).GetCluster({});
   });
 });
 

@@ -9,7 +9,7 @@ import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { createServer, type SecureContextOptions, type TLSSocket } from 'node:tls';
 import { messageOf } from '@clustermesh/contract';
-import { crlFile, normalSerial, readCrl } from '@clustermesh/pki';
+import { crlFile, isIssuedBy, normalSerial, readCrl } from '@clustermesh/pki';
 import { type Log, type RpcServer, startRunner } from '@clustermesh/runtime';
 import { readUsersFile } from '../bootstrap/users.ts';
 import { watchedDirectory } from '../watched-dir.ts';
@@ -35,6 +35,9 @@ interface Trust extends SecureContextOptions {
   readonly peers: ReadonlySet<string>;
 }
 
+const pemOf = (der: Buffer): string =>
+  `-----BEGIN CERTIFICATE-----\n${der.toString('base64')}\n-----END CERTIFICATE-----\n`;
+
 /** Returns the port that it listens on, and its end. */
 export async function listenForAdmin(options: AdminTlsOptions): Promise<{ port: number; close(): Promise<void> }> {
   const { pkiDir, log } = options;
@@ -57,6 +60,8 @@ export async function listenForAdmin(options: AdminTlsOptions): Promise<{ port: 
   const isRefused = (socket: TLSSocket): boolean => {
     if (!socket.authorized) return false;
     const certificate = socket.getPeerCertificate();
+    // Of a CA that was withdrawn since the handshake.
+    if (!isIssuedBy(pemOf(certificate.raw), String(trust.ca))) return true;
     const name = String(certificate.subject?.CN);
     if (trust.revoked.has(normalSerial(certificate.serialNumber))) return true;
     return name.startsWith('remote-') && !trust.peers.has(name);

@@ -44,7 +44,12 @@ export const gateSchema = z.strictObject({
     })
     .prefault({}),
   /** Health and metrics. */
-  http: z.strictObject({ host: z.string().default('127.0.0.1'), port }),
+  http: z.strictObject({
+    host: z.string().default('127.0.0.1'),
+    port,
+    /** On another host than loopback: the bearer token without which only /healthz is answered. */
+    tokenFile: path.optional(),
+  }),
 });
 
 export type GateConfig = Readonly<z.infer<typeof gateSchema>>;
