@@ -111,7 +111,7 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
       scripted.calls.push('enable');
       return {};
     },
-    RotateCa: async () => ({ id: 'rotate-eu-1' }),
+    RotateCa: async ({ overlapMs, without }) => ({ id: `rotate ${overlapMs} ${without.join(' ')}` }),
     RotateLeaves: async () => ({ issued: [{ file: '/pki/server.crt', reason: 'asked for' }] }),
     Diagnose: async () => ({ diagnoses: scripted.diagnoses }),
     ListOperations: async () => ({ operations: scripted.operations }),
@@ -666,6 +666,14 @@ describe('the clustermesh command', () => {
       issued: [{ file: '/pki/server.crt', reason: 'asked for' }],
     });
     assert.equal((await run(['rotate', '--context', eu.context])).code, 2);
+  });
+
+  it('rotate ca starts it as it is told', async () => {
+    const plainly = await run(['rotate', 'ca', '--context', eu.context, '--no-wait']);
+    assert.deepEqual([plainly.code, plainly.out], [0, 'rotate 3600000 ']);
+    const leavingOut = ['--overlap', '90s', '--without', 'us', '--without', 'n1', '--no-wait'];
+    assert.equal((await run(['rotate', 'ca', '--context', eu.context, ...leavingOut])).out, 'rotate 90000 us n1');
+    assert.equal((await run(['rotate', 'ca', '--context', eu.context, '--overlap', 'soon'])).code, 2);
   });
 
   it('prints an invitation alone on stdout, and joins with one', async () => {
