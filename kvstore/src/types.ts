@@ -309,7 +309,7 @@ export interface ReflectorLimits {
 }
 
 export interface HoldDeletes {
-  /** When the writer's heartbeat was received last, monotonic; undefined: never. */
+  /** When the writer's heartbeat was received last, monotonic; undefined: never, or its own lease has ended. */
   lastHeartbeatAt(): number | undefined;
   /** Default 120 s, two of Cilium's intervals. */
   readonly silentAfterMs?: number | undefined;

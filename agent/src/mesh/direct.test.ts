@@ -252,6 +252,18 @@ describe('a remote cluster read from its own etcd', { timeout: 120_000 }, () => 
     await remote.etcd.put(ipKey('us', '10.2.1.99', 'state'), '{"IP":"10.2.1.99","HostIP":"172.31.2.11","ID":131400}');
     await eventually('what came after', () => node.kernel.ipcache.rows.has('10.2.1.99/32'));
     for (const ip of leased.slice(1)) assert.ok(node.kernel.ipcache.rows.has(`${ip}/32`), ip);
+
+    // Once its heartbeat's own lease has ended, a row is not believed to be gone even alone.
+    const another = await remote.etcd.lease({ ttlSeconds: 600 });
+    const put = (ip: string, options = {}) =>
+      remote.etcd.put(ipKey('us', ip, 'state'), `{"IP":"${ip}","HostIP":"172.31.2.11","ID":131400}`, options);
+    await put('10.2.1.120', { lease: another.id });
+    await remote.etcd.delete(HEARTBEAT_KEY);
+    await put('10.2.1.121');
+    await eventually('what came after the heartbeat', () => node.kernel.ipcache.rows.has('10.2.1.121/32'));
+    await another.close();
+    await problem(node, /12 ip of us are kept though its etcd has them no more/);
+    assert.ok(node.kernel.ipcache.rows.has('10.2.1.120/32'));
   });
 
   test('and others through the mirror: its own etcd wins, and no row flickers when the source changes', async () => {

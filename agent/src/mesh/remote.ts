@@ -36,7 +36,7 @@ export interface RemoteOptions {
 /** Where an accepted cluster is read. */
 export interface AcceptedSource {
   readonly etcd: Etcd;
-  /** When its heartbeat was received last, monotonic; undefined: never. */
+  /** When its heartbeat was received last, monotonic; undefined: never, or it is gone (its lease has ended). */
   readonly lastHeartbeatAt: () => number | undefined;
 }
 
@@ -103,7 +103,8 @@ export function startRemote(options: RemoteOptions): Remote {
     clock,
     signal: stop.signal,
     sink: {
-      apply({ upserts }) {
+      apply({ upserts, removes }) {
+        if (removes.includes(HEARTBEAT_KEY)) lastBeatAt = undefined;
         if (upserts.length === 0) return;
         lastBeatAt = clock.nowMs();
         silentSince = lastBeatAt;

@@ -30,6 +30,7 @@ export interface PeerFactsNow {
   /** Why this cluster's own etcd does not take its data; '' when it does. */
   readonly localError: string;
   readonly lastHeartbeatAt: number | undefined;
+  readonly hasHeartbeatEnded: boolean;
   readonly families: ReadonlyMap<WireFamily, FamilyMirror>;
   /** Why it is not followed, if it is not. */
   readonly halted: string | undefined;
@@ -61,7 +62,7 @@ function problemOf(facts: PeerFactsNow): string | undefined {
   if (refused !== undefined)
     return `this cluster's etcd refuses ${facts.writer.errors.length} of its objects, as ${refused.key}: ${refused.reason}`;
   if (lastHeartbeatAt === undefined) return 'its etcd answers, but there is no heartbeat: is its apiserver running?';
-  if (nowMs - lastHeartbeatAt > SILENT_AFTER_MS)
+  if (facts.hasHeartbeatEnded || nowMs - lastHeartbeatAt > SILENT_AFTER_MS)
     return `its etcd answers, but its heartbeat has been silent for ${seconds(lastHeartbeatAt)}: is its apiserver running?`;
   return undefined;
 }

@@ -105,6 +105,8 @@ export function startPeer(options: PeerOptions): Peer {
   const { signal } = stop;
   let state: PeerState = { name: 'connecting' };
   let lastHeartbeatAt: number | undefined;
+  /** It is under a lease, the shortest that its writer has: gone, the writer is dead or cut off from its etcd. */
+  let hasHeartbeatEnded = false;
   let notConnectedSince: number | undefined = clock.nowMs();
   let lastReason = '';
   let localError = '';
@@ -173,11 +175,13 @@ export function startPeer(options: PeerOptions): Peer {
     signal,
     backoff: { minMs: 100, maxMs: 10_000 },
     sink: {
-      apply({ upserts }) {
+      apply({ upserts, removes }) {
         if (upserts.length > 0) {
           lastHeartbeatAt = clock.nowMs();
           isSilent = false;
+          hasHeartbeatEnded = false;
         }
+        if (removes.includes(HEARTBEAT_KEY)) hasHeartbeatEnded = true;
         onChange();
       },
       synced() {
@@ -230,7 +234,7 @@ export function startPeer(options: PeerOptions): Peer {
         peer: { cluster: name, clusterId: accepted.id, maxConnectedClusters: own.maxConnectedClusters },
         addresses: addresses.facts,
         hasCanaries: accepted.hasCanaries,
-        lastHeartbeatAt: () => lastHeartbeatAt,
+        lastHeartbeatAt: () => (hasHeartbeatEnded ? undefined : lastHeartbeatAt),
         remote,
         local,
         writer,
@@ -339,7 +343,7 @@ export function startPeer(options: PeerOptions): Peer {
     },
     status: () =>
       peerStatus({
-        ...{ config, state, notConnectedSince, localError, lastHeartbeatAt },
+        ...{ config, state, notConnectedSince, localError, lastHeartbeatAt, hasHeartbeatEnded },
         isConnected: isConnected(),
         connectionError: heartbeat.status().lastError ?? (lastReason || 'no answer yet'),
         families: families.current(),
