@@ -97,6 +97,11 @@ const exportSchema = z.strictObject({
   endpointSlices: z
     .enum(['services', 'services-and-endpointslices', 'endpointslices-only'])
     .default('services-and-endpointslices'),
+  /**
+   * Absent: what is published outlives its apiserver. Otherwise it goes this long after it (as Cilium's --kvstore-lease-ttl, 900 there),
+   * for an etcd that is rebuilt with every start of its apiserver. Never before the heartbeat, by whose end readers know what to keep.
+   */
+  leaseTtlSeconds: z.number().int().min(360).max(86_400).optional(),
 });
 
 const peersSchema = z.strictObject({

@@ -102,6 +102,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
       metrics: metrics?.own,
       cluster,
       sliceExport: config.export.endpointSlices,
+      leaseTtlSeconds: config.export.leaseTtlSeconds,
       manifests,
       nodes: nodes.snapshot,
       heartbeatMs: timers.heartbeatMs,

@@ -45,6 +45,8 @@ export interface ExporterOptions {
   readonly manifests: Pick<ManifestSource, 'snapshot' | 'adopt'>;
   readonly nodes: () => NodesSnapshot;
   readonly sliceExport: SliceExport;
+  /** What is published hangs on leases of this length; undefined: on none. */
+  readonly leaseTtlSeconds?: number | undefined;
   readonly zstd: Compression;
   readonly right: WriteRight;
   readonly rate: WriteRate;
@@ -86,7 +88,9 @@ export function startExporter(options: ExporterOptions): Exporter {
   const prefix = (family: WireFamily) => dataPrefix(cluster.name, family, 'state');
   const shared = { etcd, ...options.right, rate: options.rate, log, clock, signal, backoff: BACKOFF };
   const local = startWriter({ ...shared, owned: LOCAL_FAMILIES.map(localPrefix) });
-  const state = startWriter({ ...shared, owned: WIRE_FAMILIES.map(prefix) });
+  const { leaseTtlSeconds: ttlSeconds } = options;
+  const lease = ttlSeconds === undefined ? undefined : { ttlSeconds };
+  const state = startWriter({ ...shared, owned: WIRE_FAMILIES.map(prefix), lease });
   const heartbeat = startWriter({
     ...shared,
     owned: [HEARTBEAT_KEY],
