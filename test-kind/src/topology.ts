@@ -61,6 +61,8 @@ const clusterSchema = z.strictObject({
   defaultGlobalNamespace: z.boolean().default(true),
   /** What peers get of its backends, `export.endpointSlices` of its apiserver; left out: as in any cluster. */
   endpointSlices: z.enum(['services', 'services-and-endpointslices', 'endpointslices-only']).optional(),
+  /** How long what it publishes outlives its apiserver, `export.leaseTtlSeconds` there; left out: for ever. */
+  exportLeaseSeconds: z.number().int().optional(),
 });
 
 const timersSchema = z.strictObject({
@@ -102,6 +104,7 @@ export interface LabCluster {
   readonly serviceCIDR: string;
   readonly defaultGlobalNamespace: boolean;
   readonly endpointSlices: z.infer<typeof clusterSchema>['endpointSlices'];
+  readonly exportLeaseSeconds: number | undefined;
   /** Address of the control plane's host: etcd listens there. */
   readonly controlPlaneIP: string;
   readonly routerIP: string;
@@ -139,6 +142,7 @@ function planCluster(raw: z.infer<typeof clusterSchema>, timers: LabTimers, hasI
     serviceCIDR: raw.serviceCIDR ?? `10.${(raw.id + 95) % 256}.0.0/16`,
     defaultGlobalNamespace: raw.defaultGlobalNamespace,
     endpointSlices: raw.endpointSlices,
+    exportLeaseSeconds: raw.exportLeaseSeconds,
     controlPlaneIP: `172.31.${raw.id}.2`,
     routerIP: `172.31.${raw.id}.1`,
     ...(hasIpv6 ? { ipv6: planIpv6(raw.id) } : {}),

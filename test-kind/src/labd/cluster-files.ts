@@ -79,7 +79,7 @@ function apiserverConfig(instance: string, cluster: LabCluster) {
     admin: { socket: paths.socket, listen: { host: '0.0.0.0', port: ADMIN_PORT } },
     http: { host: '127.0.0.1', port: 9880 },
     nodes: cluster.nodes.map((node) => node.name),
-    export: { endpointSlices: cluster.endpointSlices },
+    export: { endpointSlices: cluster.endpointSlices, leaseTtlSeconds: cluster.exportLeaseSeconds },
     timers: {
       heartbeatMs: 2_000,
       peerStatusMs: 2_000,
