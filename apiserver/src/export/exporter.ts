@@ -241,6 +241,13 @@ export function startExporter(options: ExporterOptions): Exporter {
       .slice(0, REFUSED_SHOWN)
       .map(({ key, reason }) => `etcd refuses ${key}: ${reason}`);
 
+  /** What etcd takes none of at present: it has no space, or cannot be reached. Nothing is lost by it, but peers see none of it. */
+  const waiting = () => {
+    const held = [local, state].map((writer) => writer.status()).filter(({ lastError }) => lastError !== undefined);
+    const keys = held.reduce((sum, { pending }) => sum + pending, 0);
+    return keys === 0 ? [] : [`${keys} keys wait to be written to etcd: ${held[0]?.lastError}`];
+  };
+
   const again = oncePending({ clock, signal, trigger: () => runner.trigger() });
   const beat = async () => heartbeat.set(HEARTBEAT_KEY, rfc3339(clock.wallMs()));
   const onError = (error: unknown, failures: number) => {
@@ -269,7 +276,7 @@ export function startExporter(options: ExporterOptions): Exporter {
 
   return {
     trigger: runner.trigger,
-    problems: () => [...config.problems(), ...problems, ...refused()],
+    problems: () => [...config.problems(), ...problems, ...refused(), ...waiting()],
     counts: () => counts,
     outgrown: () => outgrown,
     synced: () => synced,

@@ -1,10 +1,9 @@
 /** A peer whose apiserver is dead for longer than any lease, its etcd being well: what is mirrored of it stays. */
 import assert from 'node:assert/strict';
-import { execFile } from 'node:child_process';
-import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { HEARTBEAT_KEY } from '@clustermesh/contract';
 import { connect, shopManifest, startCluster, type TestCluster } from '../testing/control-plane.ts';
+import { etcdctl } from '../testing/etcdctl.ts';
 
 /** `eu` mirrors `us`, which reaches its own etcd through `link`. */
 async function mesh(t: TestContext, config: object = {}) {
@@ -25,14 +24,8 @@ const statusOf = (eu: TestCluster) => eu.plane.mirror.peers().find(({ cluster })
 const mirrored = (eu: TestCluster) => eu.dump('cilium/cache/');
 
 /** Before its time; etcd does the same when it has come. */
-function endLease(cluster: TestCluster, lease: string): Promise<void> {
-  const file = (name: string) => join(cluster.root, 'pki', name);
-  const credentials = ['--cacert', file('ca.crt'), '--cert', file('admin.crt'), '--key', file('admin.key')];
-  const args = ['--endpoints', cluster.server.endpoint, ...credentials, 'lease', 'revoke', BigInt(lease).toString(16)];
-  return new Promise((resolve, reject) => {
-    execFile('etcdctl', args, (error, _, stderr) => (error === null ? resolve() : reject(new Error(stderr))));
-  });
-}
+const endLease = (cluster: TestCluster, lease: string) =>
+  etcdctl(cluster, 'lease', 'revoke', BigInt(lease).toString(16));
 
 const leasesOf = async (cluster: TestCluster, prefix: string) => {
   const leases = (await cluster.admin.range(prefix)).kvs.map(({ lease }) => lease);

@@ -61,6 +61,8 @@ function problemOf(facts: PeerFactsNow): string | undefined {
   const [refused] = facts.writer.errors;
   if (refused !== undefined)
     return `this cluster's etcd refuses ${facts.writer.errors.length} of its objects, as ${refused.key}: ${refused.reason}`;
+  const { lastError, pending } = facts.writer;
+  if (lastError !== undefined && pending > 0) return `${pending} of its objects wait to be written here: ${lastError}`;
   if (lastHeartbeatAt === undefined) return 'its etcd answers, but there is no heartbeat: is its apiserver running?';
   if (facts.hasHeartbeatEnded || nowMs - lastHeartbeatAt > SILENT_AFTER_MS)
     return `its etcd answers, but its heartbeat has been silent for ${seconds(lastHeartbeatAt)}: is its apiserver running?`;
