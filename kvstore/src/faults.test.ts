@@ -148,6 +148,28 @@ describe('faults', { timeout: 300_000 }, () => {
     assert.equal(fewest, 200);
   });
 
+  it('F06 a watch that is behind when what it has to send is compacted away: listed again, nothing is missed', async () => {
+    // A silence that is taken for a lost connection would be another fault.
+    const client = { progressIntervalMs: 120_000, requestTimeoutMs: 120_000 };
+    await using pair = await startReplica(server, { prefix: 'f06-behind/', client });
+    for (let i = 0; i < 100; i++) pair.set(String(i), 'x');
+    await pair.converged();
+    pair.links.reader.hold();
+    // More than sockets, and more revisions than etcd's own queue of a watch, hold.
+    for (let round = 0; round < 10; round++)
+      await Promise.all(
+        Array.from({ length: 60 }, () => direct.put('f06-behind/ballast', Buffer.alloc(64 << 10, `${round}`))),
+      );
+    await direct.delete('f06-behind/ballast');
+    for (let i = 0; i < 50; i++) pair.delete(String(i));
+    await pair.writer.flush();
+    await direct.compact((await direct.put('f06-other', 'x')).revision);
+    pair.links.reader.heal();
+    await pair.converged();
+    assert.deepEqual([pair.reflector.status().reconnects, pair.reflector.status().resumes], [1, 0]);
+    await direct.deletePrefix('f06-behind/');
+  });
+
   for (const sameClusterId of [false, true]) {
     it(`F07 an etcd rebuilt empty (${sameClusterId ? 'the same' : 'another'} cluster id): no row goes before its writer is back`, async () => {
       await using rebuilt = await startEtcd({ sameClusterId });

@@ -15,6 +15,8 @@ export interface TcpProxy {
   cut(): void;
   /** Keeps connections open and accepts new ones, but nothing gets through in either direction any more. */
   blackhole(): void;
+  /** Takes nothing off the connections there are, so that who sends is held up; nothing is lost. */
+  hold(): void;
   /**
    * Every chunk arrives later: by `delayMs`, and by `stallMs` more where a packet would have been lost, with that probability (TCP
    * waits for the retransmission, and so does all that is behind it). `bytesPerSecond` bounds each direction of a connection.
@@ -100,6 +102,12 @@ export async function startProxy(target: { host: string; port: number }): Promis
     blackhole() {
       mode = 'blackhole';
     },
+    hold() {
+      for (const { near, far } of pairs) {
+        near.pause();
+        far?.pause();
+      }
+    },
     slow(options) {
       slow = { ...FAST, ...options };
     },
@@ -107,6 +115,10 @@ export async function startProxy(target: { host: string; port: number }): Promis
       slow = FAST;
       if (mode === 'blackhole') endAll();
       mode = 'open';
+      for (const { near, far } of pairs) {
+        near.resume();
+        far?.resume();
+      }
     },
     get connections() {
       return pairs.size;
