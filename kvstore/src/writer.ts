@@ -19,6 +19,15 @@ const DEFAULT_LEASE = { ttlSeconds: 900, maxKeysPerLease: 1000 };
 /** Refusals that concern one key for good; everything else concerns the connection, or passes. */
 const KEY_ERRORS: ReadonlySet<string> = new Set(['etcd-too-large', 'etcd-permission', 'invalid-argument']);
 
+/** What is known of etcd. `setState` is the only place that changes it. */
+type State =
+  /** At the start, and after a lost connection, a write of unknown outcome or another leader: a compare comes before anything is written. */
+  | { readonly name: 'unknown' }
+  | { readonly name: 'comparing' }
+  /** `applied` and `dirty` are true of the etcd behind this connection; nothing is written to one behind a later connection. */
+  | { readonly name: 'known'; readonly connection: number | undefined }
+  | { readonly name: 'closed' };
+
 /**
  * Keeps etcd equal to a desired set of keys. Level-triggered: every pass first makes sure that it knows what is in etcd (a full
  * compare at the start and after every lost connection; every `auditIntervalMs` another beside the passes), then writes the
@@ -41,14 +50,12 @@ export function startWriter(options: WriterOptions): Writer {
   let applied = new Map<string, Buffer>();
   let dirty = new Set<string>();
 
-  let compareWanted = true;
+  let state: State = { name: 'unknown' };
   let auditDueAt = 0;
   let auditing: Promise<void> | undefined;
   /** While an audit runs: what has been written since it began. */
   let touchedSinceAudit: Set<string> | undefined;
   let comparedEpoch = -1;
-  /** All writes go to the etcd that was compared, never to the one behind a later connection. */
-  let connection: number | undefined;
   let passes = 0;
   let compares = 0;
   let written = 0;
@@ -135,6 +142,16 @@ export function startWriter(options: WriterOptions): Writer {
 
   // ------------------------------------------------------------ what is there
 
+  /** Where writes may go. What was compared on another connection says nothing of the etcd behind this one. */
+  function pinned(attempted: string): number | undefined {
+    if (state.name === 'known') return state.connection;
+    throw new MeshError({
+      code: 'etcd-unreachable',
+      message: `${attempted}: the connection on which etcd was compared is lost`,
+      retryable: true,
+    });
+  }
+
   interface Reading {
     readonly actual: Map<string, Actual>;
     /** Per owned prefix the highest mod_revision. */
@@ -162,9 +179,14 @@ export function startWriter(options: WriterOptions): Writer {
     return { actual, revisions, others: new Set(others), connection: readOn };
   }
 
+  function setState(next: State): void {
+    if (state.name === 'closed') return;
+    if (next.name !== state.name) log.debug({ owned, from: state.name, to: next.name }, 'writer state');
+    state = next;
+  }
+
   async function compare(): Promise<void> {
-    // Cleared first: a connection lost from here on asks for another compare.
-    compareWanted = false;
+    setState({ name: 'comparing' });
     try {
       const { actual, revisions, others, connection: readOn } = await readActual();
       const found = difference(desired, actual, isLeftover);
@@ -179,7 +201,6 @@ export function startWriter(options: WriterOptions): Writer {
         }
       }
       ({ dirty, applied } = found);
-      connection = readOn;
       failed.clear();
       for (const [prefix, newest] of revisions) {
         // A delete leaves no row behind that would carry its revision; another etcd counts anew.
@@ -187,8 +208,16 @@ export function startWriter(options: WriterOptions): Writer {
         lastRevision.set(prefix, Math.max(before, newest));
       }
       comparedEpoch = etcd.epoch;
+      // What was read may be of an etcd, or of a time, that is over.
+      if (state.name !== 'comparing')
+        throw new MeshError({
+          code: 'etcd-unreachable',
+          message: 'comparing with etcd: it was lost meanwhile',
+          retryable: true,
+        });
+      setState({ name: 'known', connection: readOn });
     } catch (error) {
-      compareWanted = true;
+      setState({ name: 'unknown' });
       throw error;
     }
     onCompared();
@@ -212,9 +241,9 @@ export function startWriter(options: WriterOptions): Writer {
     touchedSinceAudit = touched;
     try {
       const others = [...applied.keys()].filter((key) => !isOwnKey(key));
-      const common = { etcd, owned, others, connection, signal };
+      const common = { etcd, owned, others, connection: pinned('comparing'), signal };
       const { found, revisions } = await auditWritten({ ...common, applied, touched, leaseFits });
-      if (applied !== believed || compareWanted || signal.aborted) return;
+      if (applied !== believed || state.name !== 'known' || signal.aborted) return;
       const differing = [...found].filter(([key, there]) => !dirty.has(key) && take(key, there)).map(([key]) => key);
       repairs += countForeign(differing);
       for (const key of [...differing, ...failed.keys()]) dirty.add(key);
@@ -289,7 +318,7 @@ export function startWriter(options: WriterOptions): Writer {
     }
     inFlight = batch;
     try {
-      const { revision, leases } = await transactions.send(batch, connection);
+      const { revision, leases } = await transactions.send(batch, pinned(`writing ${batch.length} keys`));
       for (const operation of batch) settle(operation, revision, leases?.get(operation.key));
     } catch (error) {
       for (const { key } of batch) dirty.add(key);
@@ -340,20 +369,20 @@ export function startWriter(options: WriterOptions): Writer {
     const thisPass = passes;
     try {
       transactions.fence(dirty.size);
-      if (compareWanted) await compare();
+      if (state.name !== 'known') await compare();
       else if (auditIntervalMs > 0 && clock.nowMs() >= auditDueAt && touchedSinceAudit === undefined)
         auditing = audit();
       // Judged before: what is declared complete from here on may not be in this pass, and is of the first copy all the same.
       const isComplete = owned.every((prefix) => readyPrefixes.has(prefix));
       await drain();
-      await canaries.write(thisPass, (key, value) => transactions.send([{ key, value }], connection));
+      await canaries.write(thisPass, (key, value) => transactions.send([{ key, value }], pinned('writing a canary')));
       await pool?.trim();
       bootstrapped ||= isComplete;
       lastFlushAt = clock.nowMs();
       lastError = undefined;
     } catch (error) {
       // Whether a write that failed like this took place is unknown; only a compare tells.
-      compareWanted = true;
+      setState({ name: 'unknown' });
       // "requested lease not found": the pool learns of it now, not at the next third of the TTL.
       if (error instanceof MeshError && error.code === 'not-found') await pool?.renewAll().catch(() => {});
       throw error;
@@ -371,7 +400,7 @@ export function startWriter(options: WriterOptions): Writer {
   }
 
   function wantCompare(): void {
-    compareWanted = true;
+    setState({ name: 'unknown' });
     runner.trigger();
   }
 
@@ -407,6 +436,7 @@ export function startWriter(options: WriterOptions): Writer {
   runner.trigger();
 
   const done = runner.ended.then(async () => {
+    setState({ name: 'closed' });
     stopListening();
     stopFollowing?.();
     release();
@@ -438,7 +468,7 @@ export function startWriter(options: WriterOptions): Writer {
   }
 
   const status = (): WriterStatus => ({
-    connected: etcd.connected && lastError === undefined && !compareWanted,
+    connected: etcd.connected && lastError === undefined && state.name === 'known',
     pending: dirty.size + inFlight.length + [...canaries.pending()].length,
     written,
     desired: desired.size,
