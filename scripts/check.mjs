@@ -1,5 +1,6 @@
 // Everything that can be said about the sources without running them. `npm run check`.
 import { pathToFileURL } from 'node:url';
+import { checkFaults } from './check-faults.mjs';
 import { checkRepositoryFiles } from './check-files.mjs';
 import { checkImports } from './check-imports.mjs';
 import { bin, repoRoot, run, seconds } from './lib.mjs';
@@ -14,6 +15,7 @@ const checks = {
     (await run(bin('biome'), ['check', '--no-errors-on-unmatched', '--max-diagnostics=20', '.'])) === 0,
   'import directions': async () => list(checkImports(repoRoot)),
   'lock file, npmrc, paths': async () => list(checkRepositoryFiles(repoRoot)),
+  'faults and their tests': async () => list(checkFaults(repoRoot)),
   types: async () => (await run(bin('tsc'), ['-p', '.'])) === 0,
 };
 
