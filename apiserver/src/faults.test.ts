@@ -404,6 +404,23 @@ test('F33 a newer peer: unknown fields survive the mirror byte for byte; an unkn
     ...{ exportCreationTimestamp: '2024-05-01T10:00:00Z', sessionAffinity: '', unheard: true },
   });
   await us.admin.put('cilium/state/serviceexports/v1/us/shop/web', exported);
+  // Fields of a newer writer, and labels of sources that nobody knows, at the end of what is there and inside of it.
+  const novel = (key: string, inner: string) => {
+    const text = good[`cilium/cache/${key}`] ?? '';
+    return text.replace(inner, `${inner}"novel":[1,null],`).replace(/}$/, ',"Future":{"deep":[{}]}}');
+  };
+  const newerTexts = {
+    'nodes/v1/us/n1': novel('nodes/v1/us/n1', '"IPAddresses":[{'),
+    'services/v1/us/shop/web': novel('services/v1/us/shop/web', '"http":{'),
+    'ip/v1/us/10.2.1.5': novel('ip/v1/us/10.2.1.5', '{'),
+    'identities/v1/us/id/131372': `novel:x=y;${good['cilium/cache/identities/v1/us/id/131372']}`,
+  };
+  for (const [name, text] of Object.entries(newerTexts)) {
+    assert.notEqual(text, good[`cilium/cache/${name}`]);
+    await us.admin.put(`cilium/state/${name.replace('ip/v1/us', 'ip/v1/default').replace('us/id/', 'id/')}`, text);
+  }
+  for (const [name, text] of Object.entries(newerTexts))
+    await eu.eventually(name, async () => (await cacheOf(eu, 'us'))[`cilium/cache/${name}`] === text);
   await eu.eventually('the newer slice', async () => {
     const there = await eu.admin.get('cilium/cache/endpointslices/v1/us/shop/web-1');
     return there?.value.equals(newer);
