@@ -6,6 +6,9 @@ import { type Decoded, keyName } from '@clustermesh/contract';
 import { type Etcd, type HoldDeletes, startReflector } from '@clustermesh/kvstore';
 import type { Log } from '@clustermesh/runtime';
 
+/** As a mirror does: what a watch has lost without a word (etcd#17529) is found by a list, however seldom that happens. */
+const RESYNC_MS = 600_000;
+
 export type RowAction = 'create' | 'modify' | 'delete';
 
 export interface FamilyOptions<T> {
@@ -104,6 +107,7 @@ export function startFamily<T>(options: FamilyOptions<T>): Family {
     prefix,
     canaryKey: options.canaryKey,
     holdDeletes: options.holdDeletes,
+    resyncIntervalMs: RESYNC_MS,
     log,
     signal: options.signal,
     sink: {
