@@ -81,6 +81,8 @@ describe('a writer that is gone for longer than any lease', () => {
         /its heartbeat has been silent for \d+ s: is its apiserver running\?/.test(await errorAt(reader, writer)),
       );
       await endLeases(writer, 'cilium/');
+      const leader = () => admin(writer, 'get', 'clustermesh/election/', '--prefix', '--keys-only');
+      await until('its leadership to end', async () => (await leader()) === '');
       assert.equal(await published(writer), writer === 'eu');
       // An agent that starts meanwhile has all of it from the mirror.
       await test.lab.kill(`${reader}/agent/n1`);
