@@ -467,8 +467,9 @@ describe('faults', { timeout: 300_000 }, () => {
       Buffer.from([0xc3]),
     ];
     for (let i = 0; i < 300; i++) await direct.put(`f22/k${String(i).padStart(3, '0')}`, 'x');
-    // The 256th key, behind which the second page begins.
-    await putRaw(server, Buffer.concat([Buffer.from('f22/k254'), Buffer.from([0xff])]), Buffer.from('bad'));
+    // The 256th key, behind which the second page begins, and a good one that its text (U+FFFD) would skip.
+    await putRaw(server, Buffer.concat([Buffer.from('f22/k252'), Buffer.from([0xc3])]), Buffer.from('bad'));
+    await direct.put('f22/k252é', 'x');
     for (const name of nasty) await putRaw(server, Buffer.concat([Buffer.from('f22/'), name]), Buffer.from([0xff, 0]));
     await putRaw(server, Buffer.from(`f22/${'long'.repeat(100_000)}`), Buffer.from('x'));
     const sink = memorySink();
@@ -476,6 +477,7 @@ describe('faults', { timeout: 300_000 }, () => {
     await reflector.waitSynced();
     const good = () => [...sink.rows.keys()].filter((key) => /^f22\/k\d{3}$/.test(key)).length;
     assert.equal(good(), 300);
+    assert.ok(sink.rows.has('f22/k252é'), 'listed behind a bad key');
     assert.ok(sink.rows.has('f22/a\0b') && sink.rows.has('f22/../../etc') && sink.rows.has('f22/𝄞'));
     await putRaw(server, Buffer.concat([Buffer.from('f22/'), Buffer.from([0xff, 1])]), Buffer.from('bad'));
     await direct.put('f22/k300', 'x');
