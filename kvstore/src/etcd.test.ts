@@ -11,9 +11,9 @@ import { type EtcdServer, startEtcd } from './testing/etcd-server.ts';
 import type { Etcd, EtcdEvent, WatchEvent } from './types.ts';
 
 const eventually = (what: string, condition: () => unknown) =>
-  waitFor(condition, { what, timeoutMs: 10_000, intervalMs: 10 });
+  waitFor(condition, { what, timeoutMs: 60_000, intervalMs: 10 });
 
-describe('etcd client', { timeout: 60_000 }, () => {
+describe('etcd client', { timeout: 300_000 }, () => {
   let server: EtcdServer;
   let etcd: Etcd;
   before(async () => {
