@@ -50,3 +50,11 @@ test('a cluster id out of range, a bad name and missing certificates are refused
   assert.throws(() => load(t, GOOD.replace('name: eu', 'name: Eu')), /cluster\.name/);
   assert.throws(() => load(t, GOOD.replace('keyFile: node.key, ', '')), /etcd\.keyFile: is needed for https/);
 });
+
+test('sizes are taken for maps that there are, and whose rows come and go', (t) => {
+  const sized = (sizes: string) =>
+    load(t, GOOD.replace('vxlanDevice: cm_vxlan', `vxlanDevice: cm_vxlan, mapSizes: ${sizes}`));
+  assert.deepEqual(sized('{ cm_ipcache: 1000 }').datapath.mapSizes, { cm_ipcache: 1000 });
+  for (const wrong of ['{ cm_ipcash: 1000 }', '{ cm_drops: 1000 }', '{ cm_ipcache: 0 }'])
+    assert.throws(() => sized(wrong), /datapath\.mapSizes/);
+});

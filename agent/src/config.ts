@@ -1,4 +1,5 @@
 /** agent.yaml. Each field's comment is its help text. */
+import { type MapName, maps } from '@clustermesh/bpf';
 import {
   canonicalCidr,
   canonicalIp,
@@ -28,6 +29,10 @@ const ipv6Cidr = z
 const ipv4Cidr = z
   .string()
   .refine((text) => isIpv4(parseCidr(text)?.ip ?? ''), { error: 'must be an IPv4 CIDR such as 10.1.1.0/24' });
+/** Kinds of maps whose rows come and go: hash, LRU hash, longest prefix. The others have the size that the programs give them. */
+const SIZED_TYPES: ReadonlySet<number> = new Set([1, 9, 11]);
+const SIZED_MAPS = (Object.keys(maps) as MapName[]).filter((name) => SIZED_TYPES.has(maps[name].type));
+
 const nodeName = z
   .string()
   .refine(isDnsSubdomain, { error: 'must be a node name: lower case letters, digits, "-" and "."' });
@@ -136,8 +141,8 @@ const schema = z
        * their CIDRs. The kernel takes some milliseconds for each once there are thousands, so meshes of that size leave it out.
        */
       hostToRemotePods: z.boolean().default(false),
-      /** Rows per map; holds when a map is first made. */
-      mapSizes: z.record(z.string(), z.number().int().positive()).optional(),
+      /** Rows per map, by its name (`cm_ipcache`); maps that are there are resized at the next start. Default: see bpf/README.md. */
+      mapSizes: z.partialRecord(z.enum(SIZED_MAPS), z.number().int().positive()).optional(),
     }),
     /** Where /healthz, /readyz and /metrics are served. */
     http: z

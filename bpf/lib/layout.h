@@ -5,8 +5,9 @@
  * one), byte order in the type, padding spelled out (`pad*` members must be zero and have no
  * counterpart in TypeScript), size asserted.
  *
- * Changing a struct changes the fingerprint of the maps that hold it: a pinned map of the old
- * layout is then refused at load, never reinterpreted.
+ * Changing a struct changes the fingerprint of the maps that hold it: rows of a pinned map of the
+ * old layout are then carried over by the names of their members. One that comes to mean something
+ * else must get another name.
  */
 #ifndef CM_LAYOUT_H
 #define CM_LAYOUT_H

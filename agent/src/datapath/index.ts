@@ -78,6 +78,7 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
   const { maps } = loaded;
 
   try {
+    await loaded.carryOver();
     const services = await openServices(maps);
     const events = openEvents(maps);
     const rowsOfEndpoints = endpointTable(maps.cm_endpoints);
@@ -86,7 +87,8 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
     attach.attachOverlay(loaded, vxlanIfindex);
     for (const uplink of config.uplinks ?? []) attach.attachUplink(loaded, interfaceIndex(uplink));
     const replaced = await reattachPods();
-    log.info({ pinDir, vxlanIfindex, replaced }, 'datapath is open');
+    await loaded.catchUp();
+    log.info({ pinDir, vxlanIfindex, replaced, migrated: loaded.succeeded }, 'datapath is open');
 
     /** A row is worth nothing without its programs: then it reads as one whose veth is gone, and is attached anew. */
     async function listEndpoints(): Promise<Map<string, EndpointRow>> {

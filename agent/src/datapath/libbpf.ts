@@ -80,6 +80,9 @@ const c = {
   mapIsInternal: lib.func('bool bpf_map__is_internal(void *map)'),
   mapFd: lib.func('int bpf_map__fd(void *map)'),
   mapSetMaxEntries: lib.func('int bpf_map__set_max_entries(void *map, uint32_t n)'),
+  btfLoad: lib.func('intptr_t btf__load_from_kernel_by_id(uint32_t id)'),
+  btfRaw: lib.func('intptr_t btf__raw_data(intptr_t btf, _Out_ uint32_t *size)'),
+  btfFree: lib.func('void btf__free(intptr_t btf)'),
   mapReuseFd: lib.func('int bpf_map__reuse_fd(void *map, int fd)'),
   mapPin: lib.func('int bpf_map__pin(void *map, const char *path)'),
   mapInitialValue: lib.func('void *bpf_map__initial_value(void *map, _Out_ size_t *size)'),
@@ -272,6 +275,10 @@ export interface RawMapInfo {
   valueSize: number;
   maxEntries: number;
   flags: number;
+  /** What its rows are made of: see btfOf(). 0: not known. */
+  btf: number;
+  btfKeyType: number;
+  btfValueType: number;
 }
 
 function objectInfo(fd: number, size: number): Buffer {
@@ -283,8 +290,24 @@ function objectInfo(fd: number, size: number): Buffer {
 /** struct bpf_map_info */
 export function mapInfo(fd: number): RawMapInfo {
   const info = objectInfo(fd, 80);
-  const [type, id, keySize, valueSize, maxEntries, flags] = [0, 4, 8, 12, 16, 20].map((at) => info.readUInt32LE(at));
-  return { type: type!, id: id!, keySize: keySize!, valueSize: valueSize!, maxEntries: maxEntries!, flags: flags! };
+  const u32 = (at: number) => info.readUInt32LE(at);
+  const [btf, btfKeyType, btfValueType] = [u32(64), u32(68), u32(72)];
+  const rows = { keySize: u32(8), valueSize: u32(12), maxEntries: u32(16) };
+  return { type: u32(0), id: u32(4), ...rows, flags: u32(20), btf, btfKeyType, btfValueType };
+}
+
+/** The type information that a map was made with, as bytes; undefined: none. */
+export function btfOf({ btf, btfValueType }: RawMapInfo): Buffer | undefined {
+  if (btf === 0 || btfValueType === 0) return undefined;
+  const loaded: bigint = BigInt(c.btfLoad(btf));
+  if (loaded === 0n) throw kernelError(`reading type information ${btf}`, koffi.errno());
+  try {
+    const size = [0];
+    const data = BigInt(c.btfRaw(loaded, size));
+    return Buffer.from(Buffer.from(koffi.view(data, size[0]!)));
+  } finally {
+    c.btfFree(loaded);
+  }
 }
 
 export function createMap(
@@ -300,9 +323,13 @@ export function createMap(
   return must(c.mapCreate(type, name, keySize, valueSize, maxEntries, opts), `creating map ${name}`);
 }
 
+const BPF_NOEXIST = 1;
+
 // These return 0 or a negative errno.
 export const mapLookup: (fd: number, key: Buffer, value: Buffer) => number = c.mapLookup;
 export const mapUpdate = (fd: number, key: Buffer, value: Buffer): number => c.mapUpdate(fd, key, value, 0);
+/** Only where there is no such row. */
+export const mapInsert = (fd: number, key: Buffer, value: Buffer): number => c.mapUpdate(fd, key, value, BPF_NOEXIST);
 export const mapDelete: (fd: number, key: Buffer) => number = c.mapDelete;
 export const mapNextKey: (fd: number, key: Buffer | null, next: Buffer) => number = c.mapNextKey;
 

@@ -5,8 +5,8 @@
  *                                        /cm_layout    fingerprint of each map's layout, to refuse a changed one
  *                                        /link_*       cgroup links: the programs go on without the agent
  *
- * A map that is pinned is used as it is, with its rows, ids and size. If this version lays its rows out differently, that
- * is an error: what is pinned is never wiped and never reinterpreted.
+ * A map that is pinned is used as it is, with its rows and ids. If this version lays its rows out differently, or another size is asked
+ * for, it gets a successor (migrate.ts); where that cannot be, it is an error: what is pinned is never wiped and never reinterpreted.
  */
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
@@ -23,6 +23,7 @@ import {
 import { MeshError } from '@clustermesh/contract';
 import { type BpfMap, openMap } from './bpf-map.ts';
 import * as libbpf from './libbpf.ts';
+import { carryOver, catchUp, impossible, type Succession, whyNot } from './migrate.ts';
 
 /** Maps that hold nothing worth keeping: shared by what is loaded together, never pinned. */
 const UNPINNED: ReadonlySet<string> = new Set<MapName>([
@@ -52,6 +53,12 @@ export interface Loaded {
   /** By function name. */
   program(name: string): libbpf.Pointer;
   programFd(name: string): number;
+  /** Pinned maps that those above take the place of: before anything is read from these, carryOver(). */
+  readonly succeeded: readonly MapName[];
+  /** Rows and pins of what is succeeded, to `maps`. If it throws, nothing is changed. */
+  carryOver(): Promise<void>;
+  /** To be called once the programs are attached: what older ones have noted meanwhile. */
+  catchUp(): Promise<void>;
   close(): void;
 }
 
@@ -63,9 +70,16 @@ export async function loadPrograms({ objects, settings, pinDir, mapSizes }: Load
   mkdirSync(pinDir, { recursive: true, mode: 0o700 });
   const opened: libbpf.BpfObject[] = [];
   const programs = new Map<string, libbpf.Pointer>();
-  const fds = openMaps(objects, pinDir, mapSizes);
+  const old = new Map<MapName, number>();
+  const fds = openMaps(objects, pinDir, mapSizes, old);
+
+  function forgetOld(): void {
+    for (const fd of old.values()) libbpf.closeFd(fd);
+    old.clear();
+  }
 
   function close(): void {
+    forgetOld();
     for (const object of opened.splice(0)) libbpf.closeObject(object);
     for (const fd of fds.values()) libbpf.closeFd(fd);
     fds.clear();
@@ -97,19 +111,40 @@ export async function loadPrograms({ objects, settings, pinDir, mapSizes }: Load
     if (pointer === undefined) throw new MeshError({ code: 'internal', message: `no eBPF program is called ${name}` });
     return pointer;
   };
+  const successions = [...old].map(
+    ([name, from]): Succession => ({ name, from, to: fds.get(name)!, pin: join(pinDir, name) }),
+  );
   return {
     maps: Object.fromEntries(typed) as TypedMaps,
+    succeeded: successions.map(({ name }) => name),
+    async carryOver() {
+      if (successions.length === 0) return;
+      const noted = openFingerprints(pinDir);
+      try {
+        await carryOver(successions, noted.set);
+      } finally {
+        noted.close();
+      }
+    },
+    async catchUp() {
+      await catchUp(old.size === 0 ? [] : successions);
+      forgetOld();
+    },
     program,
     programFd: (name) => libbpf.programFd(program(name)),
     close,
   };
 }
 
-/** Descriptors of all maps that the objects declare: those that are pinned, and new ones for those that are not. */
+/**
+ * Descriptors of all maps that the objects declare: those that are pinned, and new ones for those that are not, or not as they should be;
+ * these last go into `old`.
+ */
 function openMaps(
   objects: readonly ProgramObject[],
   pinDir: string,
   mapSizes: Record<string, number> | undefined,
+  old: Map<MapName, number>,
 ): Map<string, number> {
   const fingerprints = openFingerprints(pinDir);
   const fds = new Map<string, number>();
@@ -121,10 +156,15 @@ function openMaps(
         const made: MapName[] = [];
         for (const [name, pointer] of declared) {
           const map = name as MapName;
-          const fd = fds.get(map) ?? (isPinned(map) ? openPinned(pinDir, map, fingerprints) : undefined);
+          const size = mapSizes?.[map];
+          let fd = fds.get(map);
+          if (fd === undefined && isPinned(map)) {
+            const found = openPinned(pinDir, map, fingerprints, size ?? layouts[map].maxEntries);
+            if (found?.isOurs) fd = found.fd;
+            else if (found !== undefined) old.set(map, found.fd);
+          }
           if (fd === undefined) {
             made.push(map);
-            const size = mapSizes?.[map];
             if (size !== undefined) libbpf.setMaxEntries(pointer, size);
           } else {
             fds.set(map, fd);
@@ -135,7 +175,7 @@ function openMaps(
         libbpf.loadMaps(object);
         for (const map of made) {
           const pointer = declared.get(map)!;
-          if (isPinned(map)) {
+          if (isPinned(map) && !old.has(map)) {
             // Fingerprint first: a pin without one would look like a foreign map to the next start.
             fingerprints.set(map);
             libbpf.pinMap(pointer, join(pinDir, map));
@@ -148,7 +188,7 @@ function openMaps(
     }
     return fds;
   } catch (error) {
-    for (const fd of fds.values()) libbpf.closeFd(fd);
+    for (const fd of [...fds.values(), ...old.values()]) libbpf.closeFd(fd);
     throw error;
   } finally {
     fingerprints.close();
@@ -198,24 +238,27 @@ function openFingerprints(pinDir: string): Fingerprints {
   };
 }
 
-/** The pinned map, if there is one and it means what this version means by it. */
-function openPinned(pinDir: string, name: MapName, fingerprints: Fingerprints): number | undefined {
+/** The pinned map, if there is one. `isOurs`: it means what this version means by it, and is of this size. */
+function openPinned(
+  pinDir: string,
+  name: MapName,
+  fingerprints: Fingerprints,
+  maxEntries: number,
+): { readonly fd: number; readonly isOurs: boolean } | undefined {
   const path = join(pinDir, name);
   const fd = libbpf.pinned(path);
   if (fd === undefined) return undefined;
   const layout = layouts[name];
   const info = libbpf.mapInfo(fd);
-  const same =
+  const isOurs =
     info.type === layout.type &&
     info.keySize === layout.key.size &&
     info.valueSize === layout.value.size &&
     info.flags === layout.flags &&
+    info.maxEntries === maxEntries &&
     fingerprints.get(name) === layout.fingerprint;
-  if (same) return fd;
+  const reason = isOurs ? undefined : whyNot(fd, layout);
+  if (reason === undefined) return { fd, isOurs };
   libbpf.closeFd(fd);
-  throw new MeshError({
-    code: 'map-layout',
-    message: `reusing the pinned map ${path}: another version of the agent made it, with another layout`,
-    hint: `Run the agent version that made it, or drain this node, remove ${pinDir} and start again.`,
-  });
+  throw impossible(path, reason);
 }

@@ -47,6 +47,22 @@ const service = (ip: string, backends: string[], port = 80): ServiceRow => ({
   backends: backends.map((backend) => ({ ip: backend, port: 8080, clusterId: 1 })),
   flags: 0,
 });
+const NO_FLOW = {
+  lastSeenNs: 0n,
+  txPackets: 0n,
+  txBytes: 0n,
+  rxPackets: 0n,
+  rxBytes: 0n,
+  sourceIdentity: 0,
+  serviceId: 0,
+  backendId: 0,
+  natAddr: '::',
+  natPort: 0,
+  state: 0,
+  destIdentity: 0,
+  egressRevision: 0,
+  ingressRevision: 0,
+};
 const block = (...backend: number[]) => ({ backend });
 const host = (n: number): IpcacheRow => ({
   prefix: `10.2.${n >> 8}.${n & 255}/32`,
@@ -463,24 +479,96 @@ describe('services', () => {
 });
 
 describe('pins', () => {
-  it('a map of another layout is refused by name, and left as it is', async () => {
-    const first = await load();
-    await nodeTable(first.maps.cm_nodes).update([{ ip: '172.31.1.1', clusterId: 1, nodeId: 1 }]);
-    const key = 'cm_nodes'.padEnd(16, '\0');
+  /** As another version's pins look: the note of the layout is another one. */
+  function noteOtherLayout(map: MapName): void {
     const hex = (text: string) => [...Buffer.from(text, 'latin1')].map((byte) => `0x${byte.toString(16)}`);
     const table = ['map', 'update', 'pinned', `${pinDir}/cm_layout`];
-    sh('bpftool', ...table, 'key', ...hex(key), 'value', ...hex('0123456789abcdef'));
-    await assert.rejects(
-      load(),
-      (error: MeshError) => error.code === 'map-layout' && error.message.includes(`${pinDir}/cm_nodes`),
-    );
-    assert.equal((await nodeTable(first.maps.cm_nodes).list()).size, 1);
+    sh('bpftool', ...table, 'key', ...hex(map.padEnd(16, '\0')), 'value', ...hex('0123456789abcdef'));
+  }
+  const isRefused = (error: MeshError) => error.code === 'map-layout' && error.message.includes(`${pinDir}/cm_nodes`);
+  const node = { ip: '172.31.1.1', clusterId: 1, nodeId: 1 };
+
+  it('a map that cannot be read as one of ours is refused by name, and left as it is', async () => {
+    sh('mkdir', '-p', pinDir);
+    const made = ['type', 'hash', 'key', '16', 'value', '8', 'entries', '9', 'name', 'cm_nodes'];
+    sh('bpftool', 'map', 'create', `${pinDir}/cm_nodes`, ...made);
+    const before = libbpf.pinned(`${pinDir}/cm_nodes`)!;
+    await assert.rejects(load(), isRefused);
+    const after = libbpf.pinned(`${pinDir}/cm_nodes`)!;
+    assert.equal(libbpf.mapInfo(after).id, libbpf.mapInfo(before).id);
+    for (const fd of [before, after]) libbpf.closeFd(fd);
   });
 
-  it('a map of another size is used with the size that it has', async () => {
-    const { id } = (await load({ cm_nodes: 50 })).maps.cm_nodes;
-    const again = (await load({ cm_nodes: 60 })).maps.cm_nodes;
-    assert.deepEqual([again.id, again.maxEntries], [id, 50]);
+  it('rows of another layout are carried over, and the next start finds nothing to do', async () => {
+    const first = await load();
+    await nodeTable(first.maps.cm_nodes).update([node]);
+    noteOtherLayout('cm_nodes');
+    const second = await load();
+    assert.deepEqual(second.succeeded, ['cm_nodes']);
+    await second.carryOver();
+    await second.catchUp();
+    assert.deepEqual([...(await nodeTable(second.maps.cm_nodes).list()).values()], [node]);
+    assert.notEqual(second.maps.cm_nodes.id, first.maps.cm_nodes.id);
+    const third = await load();
+    assert.deepEqual([third.succeeded, third.maps.cm_nodes.id], [[], second.maps.cm_nodes.id]);
+  });
+
+  it('a start that ends before the rows are over changes nothing', async () => {
+    const first = await load();
+    await nodeTable(first.maps.cm_nodes).update([node]);
+    noteOtherLayout('cm_nodes');
+    (await load()).close();
+    const again = await load();
+    assert.deepEqual(again.succeeded, ['cm_nodes']);
+    await again.carryOver();
+    assert.deepEqual([...(await nodeTable(again.maps.cm_nodes).list()).values()], [node]);
+  });
+
+  it('another size is given to maps that are there, with their rows', async () => {
+    const first = await load({ cm_ipcache: 50, cm_nodes: 50 });
+    await ipcacheOf(first).update(Array.from({ length: 50 }, (_, i) => host(i)));
+    const larger = await load({ cm_ipcache: 70, cm_nodes: 50 });
+    assert.deepEqual(larger.succeeded, ['cm_ipcache']);
+    await larger.carryOver();
+    assert.equal((await ipcacheOf(larger).list()).size, 50);
+    assert.deepEqual(failed(await ipcacheOf(larger).update([host(60)])), []);
+    assert.deepEqual(
+      [
+        larger.maps.cm_nodes.id,
+        larger.maps.cm_ipcache.maxEntries,
+        (await load({ cm_ipcache: 70, cm_nodes: 50 })).succeeded,
+      ],
+      [first.maps.cm_nodes.id, 70, []],
+    );
+  });
+
+  it('a size that the rows do not fit is refused, and nothing is changed', async () => {
+    const first = await load();
+    await ipcacheOf(first).update(Array.from({ length: 50 }, (_, i) => host(i)));
+    const smaller = await load({ cm_ipcache: 40 });
+    await assert.rejects(
+      smaller.carryOver(),
+      /carrying 50 rows of .*cm_ipcache over .*: 10 were not taken: .*the map is full \(40 rows\)/,
+    );
+    assert.equal((await load()).maps.cm_ipcache.id, first.maps.cm_ipcache.id);
+  });
+
+  it('what older programs note until they are replaced is not lost, and does not replace what is newer', async () => {
+    const first = await load();
+    const key = { saddr: '10.1.1.5', daddr: '10.2.1.7', sport: 1, dport: 2, proto: 6, kind: 0 };
+    const entry = (natPort: number) => ({ ...NO_FLOW, natPort });
+    await first.maps.cm_ct.update([[key, entry(1)]]);
+    noteOtherLayout('cm_ct');
+    const second = await load();
+    await second.carryOver();
+    await second.maps.cm_ct.update([[key, entry(2)]]);
+    await first.maps.cm_ct.update([[{ ...key, sport: 9 }, entry(3)]]);
+    await second.catchUp();
+    const ports = (await second.maps.cm_ct.entries()).map(([{ sport }, { natPort }]) => [sport, natPort]);
+    assert.deepEqual(ports.sort(), [
+      [1, 2],
+      [9, 3],
+    ]);
   });
 
   it('scratch maps are not pinned, everything else is', async () => {

@@ -34,7 +34,7 @@ export interface DatapathConfig {
   uplinks?: readonly string[];
   /** What the node itself sends reaches remote pods by the tunnel too. Default: false. */
   hostToRemotePods?: boolean;
-  /** Rows a map may hold, by map name; applies when the map is first made (a pinned map keeps its size). */
+  /** Rows a map may hold, by map name; a pinned map of another size is resized at the next start, with its rows. */
   mapSizes?: Record<string, number>;
 }
 
