@@ -99,7 +99,8 @@ test('F10 a dead writer whose keys go with their lease: the copies stay, and the
   // This mirror has never heard the writer, which is silence without the wait.
   await eu.stop();
   await eu.start();
-  await eu.eventually('us again', () => statusOf(eu)?.families['ip']?.synced);
+  // All of it: an address waits for its node.
+  await eu.eventually('us again', () => statusOf(eu)?.ready);
   await lease.close();
   assert.equal(await us.admin.count('cilium/'), 0);
   await eu.eventually('the reason', () => /has not published its cluster config/.test(statusOf(eu)?.error ?? ''));
