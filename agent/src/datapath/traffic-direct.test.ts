@@ -64,11 +64,11 @@ describe('by the tunnel', () => {
 describe('plain, but not as plainly', () => {
   /** A second wire between the nodes, of which n1's agent was not told: a VLAN looks no different to it. */
   function addWire(): void {
-    const peer = ['type', 'veth', 'peer', 'name', 'eth1', 'netns', n2.netns];
-    sh('ip', '-n', n1.netns, 'link', 'add', 'eth1', 'address', mac, ...peer);
-    for (const { netns } of [n1, n2]) sh('ip', '-n', netns, 'link', 'set', 'eth1', 'up');
+    const peer = ['type', 'veth', 'peer', 'name', 'wire', 'netns', n2.netns];
+    sh('ip', '-n', n1.netns, 'link', 'add', 'wire', 'address', mac, ...peer);
+    for (const { netns } of [n1, n2]) sh('ip', '-n', netns, 'link', 'set', 'wire', 'up');
     for (const { ip } of [a.endpoint, a.endpoint6]) {
-      sh('ip', '-n', n2.netns, 'neigh', 'replace', ip, 'lladdr', mac, 'dev', 'eth1', 'nud', 'permanent');
+      sh('ip', '-n', n2.netns, 'neigh', 'replace', ip, 'lladdr', mac, 'dev', 'wire', 'nud', 'permanent');
     }
   }
 
@@ -81,7 +81,7 @@ describe('plain, but not as plainly', () => {
   });
 
   after(async () => {
-    sh('ip', '-n', n1.netns, 'link', 'del', 'eth1');
+    sh('ip', '-n', n1.netns, 'link', 'del', 'wire');
     for (const ip of FORGED) sh('ip', '-n', n2.netns, 'addr', 'del', ip, 'dev', 'lo');
   });
 
@@ -110,19 +110,19 @@ describe('plain, but not as plainly', () => {
   it('a forged source is dropped also behind IP options, and by an interface that nobody told us of', async () => {
     const [ip, ip6] = [a.endpoint.ip, a.endpoint6.ip];
     await assertDropped('not-encapsulated', 'eth0', ip, FORGED[0]!, '-R');
-    await assertDropped('not-encapsulated', 'eth1', ip, FORGED[0]!);
-    await assertDropped('not-encapsulated', 'eth1', ip6, FORGED[1]!);
+    await assertDropped('not-encapsulated', 'wire', ip, FORGED[0]!);
+    await assertDropped('not-encapsulated', 'wire', ip6, FORGED[1]!);
   });
 
   it('no way around the policies of a pod leads through the host', async () => {
     await setIngress(true, 2);
     const [ip, ip6] = [a.endpoint.ip, a.endpoint6.ip];
     const [from, from6] = [n2.config.nodeIp, n2.config.ipv6!.nodeIp!];
-    for (const dev of ['eth0', 'eth1']) {
+    for (const dev of ['eth0', 'wire']) {
       await assertDropped('ingress-denied', dev, ip, from);
       await assertDropped('ip-options', dev, ip, from, '-R');
     }
-    await assertDropped('ingress-denied', 'eth1', ip6, from6);
+    await assertDropped('ingress-denied', 'wire', ip6, from6);
     await setIngress(false, 3);
   });
 });
