@@ -86,7 +86,7 @@ test(`F25 ${KEYS} keys of a hostile peer: memory is bounded, other peers are und
   t.after(() => hub.close());
   await hub.startApiserver();
   const local = hub.etcd.client({ ...files(hub, 'admin'), requestTimeoutMs: 60_000 });
-  const [hostile, quiet] = [await startSource(t, hub, 'us', 2), await startSource(t, hub, 'ap', 3)];
+  const [hostile, quiet] = [await startSource(t, hub, 'us', 2), await startSource(t, hub, 'ap', 4)];
   const status = async (peer: string) => {
     const kv = await local.get(peerKey(peer));
     return kv === undefined ? undefined : (JSON.parse(kv.value.toString()) as PeerStatus);
@@ -113,11 +113,11 @@ test(`F25 ${KEYS} keys of a hostile peer: memory is bounded, other peers are und
   const others = (async () => {
     for (; isFlooding; changes++) {
       await quiet.etcd.put(
-        ipKey('ap', '10.96.1.1'),
-        JSON.stringify({ IP: '10.96.1.1', ID: (3 << 16) + 300, Metadata: `${changes}` }),
+        ipKey('ap', '10.128.1.1'),
+        JSON.stringify({ IP: '10.128.1.1', ID: (4 << 16) + 300, Metadata: `${changes}` }),
       );
       await eventually(`change ${changes} of the other peer`, async () =>
-        (await local.get(`${dataPrefix('ap', 'ip', 'cache')}10.96.1.1`))?.value
+        (await local.get(`${dataPrefix('ap', 'ip', 'cache')}10.128.1.1`))?.value
           .toString()
           .includes(`"Metadata":"${changes}"`),
       );
