@@ -42,12 +42,17 @@ export type Connection = Redis & {
 type Options = Omit<RedisOptions, 'replyMapping'>;
 
 function open(first: Options): Connection {
-  const opened: Redis[] = [];
+  const ends: (() => void)[] = [];
   let isEnded = false;
   const make = (options: Options): Redis => {
     const redis = new Redis(options);
-    opened.push(redis);
     const connect = redis.connect.bind(redis);
+    ends.push(() => {
+      // Told to end between two attempts, ioredis never says that it has: what is queued on it, and whoever waits for its 'end',
+      // would wait for ever. An attempt that ends as it begins settles both.
+      if (redis.status === 'reconnecting') connect().catch(() => {});
+      redis.disconnect();
+    });
     return Object.assign(redis, {
       duplicate: (override?: Partial<Options>) => make({ ...redis.options, ...override }),
       connect: (callback?: Parameters<Redis['connect']>[0]) =>
@@ -57,7 +62,7 @@ function open(first: Options): Connection {
   return Object.assign(make(first), {
     endAll: () => {
       isEnded = true;
-      for (const redis of opened) redis.disconnect();
+      for (const end of ends) end();
     },
   });
 }
