@@ -85,6 +85,8 @@ const timersSchema = z.strictObject({
   withdrawWaitMs: z.number().int().min(0).default(30_000),
   /** How long a removed peer's data waits for the live agents to let go of it. */
   drainWaitMs: z.number().int().min(0).default(10_000),
+  /** The same for readers that cannot say that they have (`mirror.foreignReaders`); less than a disconnect waits, which is 5 min. */
+  foreignDrainWaitMs: z.number().int().min(0).max(240_000).default(180_000),
   /** How often each peer is asked for its CAs, and for a new certificate when ours is due there. */
   peerRenewalMs: z.number().int().min(100).default(60_000),
 });
@@ -115,6 +117,14 @@ const peersSchema = z.strictObject({
     .default(512 * 1024 * 1024),
   /** How often a peer beyond its limits is tried again. */
   retryMs: z.number().int().min(100).default(30_000),
+});
+
+const mirrorSchema = z.strictObject({
+  /**
+   * Whether Cilium's own agents, or anything else but clustermesh-agent, read this cluster's etcd (user `local-<cluster>`). etcd does
+   * not tell who is connected, and they do not tell when they have let go of a removed peer: its data then goes 3 minutes later.
+   */
+  foreignReaders: z.boolean().default(false),
 });
 
 const ratesSchema = z.strictObject({
@@ -188,6 +198,7 @@ export const configSchema = z.strictObject({
   timers: timersSchema.prefault({}),
   export: exportSchema.prefault({}),
   peers: peersSchema.prefault({}),
+  mirror: mirrorSchema.prefault({}),
   rates: ratesSchema.prefault({}),
   /** Of the replicas that share one etcd, one writes. */
   election: electionSchema.prefault({}),

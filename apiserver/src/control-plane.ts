@@ -118,6 +118,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
       agents,
       timers,
       limits: config.peers,
+      foreignReaders: config.mirror.foreignReaders,
     });
     return { exporter, mirror, ended: Promise.all([exporter.ended, mirror.ended]).then(() => {}) };
   };

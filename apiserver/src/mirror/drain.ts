@@ -1,7 +1,7 @@
 /**
  * Removes a peer from this cluster's etcd, in the one order in which no reader ever takes a half-deleted list for the truth:
- * config → wait until every live agent has let go → canaries → data → the status record (last: as long as it is there, a
- * restarted apiserver knows that there is something left to drain).
+ * config → wait until every live agent has let go, and readers that cannot say so have had the time to → canaries → data → the
+ * status record (last: as long as it is there, a restarted apiserver knows that there is something left to drain).
  */
 import {
   type AgentStatus,
@@ -12,6 +12,7 @@ import {
   MeshError,
   PEERS_PREFIX,
   peerKey,
+  rfc3339,
   SYNCED_PREFIX,
   syncedPrefix,
   WIRE_FAMILIES,
@@ -27,6 +28,8 @@ export interface DrainOptions {
   readonly agents: () => readonly AgentStatus[];
   /** Bound of the wait for the agents. */
   readonly waitMs: number;
+  /** How long others than our agents are given, who see the config go but cannot acknowledge it (wire-contract §4.4). 0: there are none. */
+  readonly foreignWaitMs: number;
   /** The record that agents and operators find while the drain goes on. */
   readonly status: () => string;
   readonly clock: Clock;
@@ -53,18 +56,25 @@ export async function drainPeer(options: DrainOptions): Promise<void> {
   // First: whatever happens from here on, the record says that there is something to drain.
   await write({ put: peerKey(cluster), value: options.status() }, { delete: clusterConfigKey(cluster) });
 
-  const deadline = clock.nowMs() + options.waitMs;
+  const removedAt = clock.nowMs();
+  const foreignUntil = rfc3339(clock.wallMs() + options.foreignWaitMs);
   for (;;) {
     const holding = agentsHolding(options.agents(), cluster);
-    if (holding.length === 0) break;
-    if (clock.nowMs() >= deadline) {
-      log.warn(
-        { cluster, nodes: holding },
-        'agents have not let go of a removed peer in time; its data goes all the same',
-      );
+    const elapsedMs = clock.nowMs() - removedAt;
+    const waitsForAgents = holding.length > 0 && elapsedMs < options.waitMs;
+    if (!waitsForAgents && elapsedMs >= options.foreignWaitMs) {
+      if (holding.length > 0)
+        log.warn(
+          { cluster, nodes: holding },
+          'agents have not let go of a removed peer in time; its data goes all the same',
+        );
       break;
     }
-    options.onStep(`waiting for ${holding.join(', ')} to let go of it`);
+    options.onStep(
+      waitsForAgents
+        ? `waiting for ${holding.join(', ')} to let go of it`
+        : `waiting until ${foreignUntil} for readers that cannot say that they have let go of it (mirror.foreignReaders)`,
+    );
     await clock.sleep(POLL_MS, signal);
     if (signal.aborted) throw new MeshError({ code: 'cancelled', message: `draining cluster ${cluster}: stopped` });
   }

@@ -11,9 +11,10 @@ import { drainPeer } from './drain.ts';
 async function mesh(
   t: TestContext,
   timers: Record<string, number> = {},
+  config: Record<string, unknown> = {},
 ): Promise<{ eu: TestCluster; us: TestCluster }> {
   const [eu, us] = await Promise.all([
-    startCluster(t, { name: 'eu', id: 1, timers }),
+    startCluster(t, { name: 'eu', id: 1, timers, config }),
     startCluster(t, { name: 'us', id: 2, nodes: ['n1'] }),
   ]);
   us.manifest('shop.yaml', shopManifest(['10.2.1.5']));
@@ -401,6 +402,7 @@ test('a drain writes nothing into an etcd that has not been bootstrapped', async
         leadership: { fence: () => [], onChange: () => () => {}, holder: undefined },
       },
       waitMs: 0,
+      foreignWaitMs: 0,
       status: () => '{}',
       clock: systemClock,
       log: silentLog(),
@@ -434,6 +436,23 @@ test('a drain waits no longer than its limit for an agent that does not let go',
   await eu.eventually('the agent', () => eu.plane.agents.agents().length === 1);
   disconnect(eu, 'us');
   await eu.eventually('the end', async () => (await cacheKeys(eu)).length === 0 && statusOf(eu, 'us') === undefined);
+});
+
+test('readers that cannot acknowledge are given their time between the config and the rest, where there are any', async (t) => {
+  const config = { mirror: { foreignReaders: true } };
+  const { eu } = await mesh(t, { drainWaitMs: 0, foreignDrainWaitMs: 3000 }, config);
+  const foreign = await eu.clientAs('local-eu');
+  t.after(() => foreign.close());
+  const present = async (prefix: string) => (await foreign.range(prefix)).kvs.length;
+  disconnect(eu, 'us');
+  await eu.eventually('the config gone', async () => (await present('cilium/cluster-config/us')) === 0);
+  const until = await eu.eventually(
+    'it to say until when',
+    () => /waiting until (\S+Z) for readers that cannot say/.exec(statusOf(eu, 'us')?.error ?? '')?.[1],
+  );
+  await eu.eventually('the canaries gone', async () => (await present('cilium/synced/us/')) === 0);
+  assert.ok(Date.now() >= Date.parse(until), `gone before ${until}`);
+  await eu.eventually('the end', () => statusOf(eu, 'us') === undefined);
 });
 
 test('a peer that was removed while the apiserver was down is drained at its start', async (t) => {

@@ -47,7 +47,9 @@ export interface MirrorOptions {
   readonly limits: PeerLimits & { readonly retryMs: number };
   readonly zstd: Compression;
   readonly metrics?: KvstoreMetrics | undefined;
-  readonly timers: { readonly peerStatusMs: number; readonly drainWaitMs: number };
+  readonly timers: { readonly peerStatusMs: number; readonly drainWaitMs: number; readonly foreignDrainWaitMs: number };
+  /** Whether others than our agents read what is mirrored here. */
+  readonly foreignReaders: boolean;
   readonly log: Log;
   readonly signal: AbortSignal;
   readonly clock?: Clock;
@@ -132,11 +134,13 @@ export function startMirror(options: MirrorOptions): Mirror {
           right,
           agents: () => options.agents.agents(),
           waitMs: options.timers.drainWaitMs,
+          foreignWaitMs: options.foreignReaders ? options.timers.foreignDrainWaitMs : 0,
           status: () => JSON.stringify(drainingStatus(cluster, drain, clock.wallMs())),
           clock,
           log,
           signal,
           onStep: (step) => {
+            if (drain.step === step) return;
             drain.step = step;
             onChange();
           },

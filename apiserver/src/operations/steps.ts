@@ -259,12 +259,13 @@ async function revokePeer(ports: StepPorts, { data }: StepRun): Promise<StepResu
 async function awaitDrained(ports: StepPorts, { data, report, signal }: StepRun): Promise<StepResult> {
   ports.mirror.refresh();
   report(`waiting until the data of ${data.peer} is drained from this cluster`);
-  const gone = await until(
-    ports,
-    signal,
-    ports.timers.drainWaitMs,
-    () => !ports.mirror.peers().some((peer) => peer.cluster === data.peer) || undefined,
-  );
+  const gone = await until(ports, signal, ports.timers.drainWaitMs, () => {
+    const left = ports.mirror.peers().find((peer) => peer.cluster === data.peer);
+    if (left === undefined) return true;
+    // What the drain itself waits for, which may take minutes.
+    if (left.error !== undefined) report(`waiting for the end of ${data.peer}: ${left.error}`);
+    return undefined;
+  });
   if (gone === undefined) {
     throw new MeshError({
       code: 'timeout',
