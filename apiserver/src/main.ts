@@ -16,6 +16,7 @@ import { listenForAdmin, openAudit, readClusterFacts, readClusterInfo, startAdmi
 import { admittedPeers } from './bootstrap/users.ts';
 import { configSchema, stateFiles } from './config.ts';
 import { startControlPlane } from './control-plane.ts';
+import { createSelfAudit } from './doctor/audit.ts';
 import { diagnose } from './doctor/doctor.ts';
 import { createInvites } from './invites/index.ts';
 import { createInviting } from './join/inviting.ts';
@@ -109,6 +110,17 @@ await runDaemon(log, async (signal) => {
     fence: plane.bootstrap.fence,
     log,
   });
+  const doctor = (peer?: string) =>
+    diagnose(
+      {
+        ...{ own, pkiDir, directory, log, wallMs: systemClock.wallMs, nodes: config.nodes },
+        ...{ mirror: plane.mirror, agents: plane.agents, local: plane.local, etcd: plane.bootstrap },
+        redisReachable: operations.redisReachable,
+        admitted: () => admittedPeers(config.usersFile),
+      },
+      peer,
+    );
+  const audit = createSelfAudit(doctor, log.child({ subsystem: 'audit' }));
   const schedule = startSchedule({
     redis: config.redis,
     mayRun: plane.runsTerm,
@@ -118,6 +130,7 @@ await runDaemon(log, async (signal) => {
       operations,
       renewPeers: createPeerRenewal({ own: cluster.name, directory, log }).run,
       renewPeersEveryMs: config.timers.peerRenewalMs,
+      audit: audit.run,
     }),
   });
   const renewal = startRenewal({
@@ -130,15 +143,7 @@ await runDaemon(log, async (signal) => {
     audit: openAudit({ file: config.admin.auditFile ?? stateFiles(config.stateDir).audit }),
     cluster: info,
     facts,
-    diagnose: (peer) =>
-      diagnose(
-        {
-          ...{ own, pkiDir, directory, log, wallMs: systemClock.wallMs, nodes: config.nodes },
-          ...{ mirror: plane.mirror, agents: plane.agents, local: plane.local, etcd: plane.bootstrap },
-          redisReachable: operations.redisReachable,
-        },
-        peer,
-      ),
+    diagnose: doctor,
     preflight: (request) =>
       runPreflight(
         {
@@ -176,7 +181,7 @@ await runDaemon(log, async (signal) => {
     listen === undefined
       ? undefined
       : await listenForAdmin({ rpc: admin, listen, pkiDir, usersFile: config.usersFile, log, signal });
-  createMetrics(registry, cluster.name, plane);
+  createMetrics(registry, cluster.name, plane, () => (plane.runsTerm() ? audit.findings() : undefined));
   const http = await serveHttp({
     ...config.http,
     registry,

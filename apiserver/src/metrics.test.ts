@@ -16,7 +16,7 @@ test('every metric of Cilium that applies is there under its name, for the clust
     startCluster(t, { name: 'eu', id: 1, metrics }),
     startCluster(t, { name: 'us', id: 2 }),
   ]);
-  createMetrics(registry, 'eu', eu.plane);
+  createMetrics(registry, 'eu', eu.plane, () => ({ failed: 2, warning: 0 }));
   us.manifest('shop.yaml', shopManifest(['10.2.1.5']));
   eu.manifest('shop.yaml', shopManifest(['10.1.1.5']));
   await connect(eu, us);
@@ -52,6 +52,8 @@ test('every metric of Cilium that applies is there under its name, for the clust
     'cilium_kvstoremesh_controllers_group_runs_total\\{group_name="clustermesh-remote-cluster",status="success"\\} [1-9]\\d*',
     'clustermesh_apiserver_leading 1',
     'clustermesh_mirror_objects\\{target_cluster="us"\\} 2',
+    'clustermesh_apiserver_audit_findings\\{state="failed"\\} 2',
+    'clustermesh_apiserver_audit_findings\\{state="warning"\\} 0',
   ];
   for (const line of lines) assert.match(text, new RegExp(`^${line}$`, 'm'));
   assert.match(text, /^# TYPE cilium_kvstoremesh_kvstore_quorum_errors_total counter$/m);

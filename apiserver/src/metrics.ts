@@ -29,7 +29,13 @@ function* pendingKeys(writers: readonly WriterView[]): Generator<string, void, v
 const refusedKeys = (writers: readonly WriterView[]) =>
   writers.flatMap((writer) => writer.status().errors.map(({ key }) => key));
 
-export function createMetrics(registry: Registry, cluster: string, plane: ControlPlane): void {
+/** `audit`: what the last one found; undefined where there was none. */
+export function createMetrics(
+  registry: Registry,
+  cluster: string,
+  plane: ControlPlane,
+  audit: () => { readonly failed: number; readonly warning: number } | undefined,
+): void {
   collectDefaultMetrics({ register: registry });
 
   const gauge = (name: string, help: string, labelNames: readonly string[], read: () => Iterable<Sample>) => {
@@ -188,6 +194,9 @@ export function createMetrics(registry: Registry, cluster: string, plane: Contro
     'clustermesh_apiserver_nodes_waiting',
     'Known nodes that have not published again',
     () => plane.nodes.snapshot().waitingFor.length,
+  );
+  gauge('clustermesh_apiserver_audit_findings', 'What the last audit found, by severity', ['state'], () =>
+    Object.entries(audit() ?? {}).map(([state, count]): Sample => [{ state }, count]),
   );
   one('clustermesh_apiserver_agents', 'Live agents', () => plane.agents.agents().length);
 }

@@ -6,6 +6,7 @@ import { certificateFacts } from '@clustermesh/pki';
 import type { Log } from '@clustermesh/runtime';
 import type { AgentView, EtcdView, LocalView, MirrorView, PeerDirectory } from '../ports.ts';
 import { doubtful, passed, refused } from '../preflight/check.ts';
+import { accessCheck } from './access.ts';
 import { validityCheck } from './certificates.ts';
 import { diagnosePeer } from './peer.ts';
 
@@ -18,6 +19,8 @@ export interface DoctorPorts {
   readonly local: LocalView;
   readonly etcd: EtcdView;
   readonly redisReachable: () => Promise<boolean>;
+  /** Clusters that users.yaml lets in. */
+  readonly admitted: () => readonly string[];
   /** Nodes that should have an agent. */
   readonly nodes: readonly string[];
   readonly log: Log;
@@ -75,6 +78,7 @@ async function clusterChecks(ports: DoctorPorts): Promise<PreflightCheck[]> {
           fix: 'start Redis, or correct redis in apiserver.yaml',
         }),
     ...certificateChecks(ports),
+    accessCheck({ cluster: own.name, pkiDir: ports.pkiDir, admitted: ports.admitted(), nowMs: ports.wallMs() }),
     problems.length === 0
       ? passed('objects', 'no problem with manifests, annotations and nodes')
       : doubtful('objects', {

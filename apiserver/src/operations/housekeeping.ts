@@ -11,8 +11,11 @@ export function housekeeping(ports: {
   /** peer-renewal.ts */
   readonly renewPeers: () => Promise<string | undefined>;
   readonly renewPeersEveryMs: number;
+  /** doctor/audit.ts */
+  readonly audit: () => Promise<string | undefined>;
 }): ScheduledTask[] {
   return [
+    { name: 'audit', everyMs: 10 * MINUTE_MS, run: ports.audit },
     { name: 'renew-peers', everyMs: ports.renewPeersEveryMs, run: ports.renewPeers },
     {
       name: 'sweep-invites',

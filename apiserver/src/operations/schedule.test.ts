@@ -69,8 +69,14 @@ it('removes keys that nobody came back for, and leaves the others; says nothing 
     operations: { sweepPending: () => pending.sweep(3_600_000) },
     renewPeers: async () => undefined,
     renewPeersEveryMs: 60_000,
+    audit: async () => undefined,
   });
   const said = await Promise.all(tasks.map((task) => task.run()));
-  assert.deepEqual(said, [undefined, undefined, 'keys for connects that nobody went on with were removed: us']);
+  assert.deepEqual(said, [
+    undefined,
+    undefined,
+    undefined,
+    'keys for connects that nobody went on with were removed: us',
+  ]);
   assert.deepEqual([pending.isWaiting('us'), pending.isWaiting('ap')], [false, true]);
 });
