@@ -36,9 +36,9 @@ interface Scripted {
   heard: { readonly clockOffsetMs: number; readonly clockErrorMs: number } | undefined;
   /** What a Disable answers. */
   partings: { peer: string; id: string }[];
-  /** Of each StartDisconnect. */
+  /** Of each StartDisconnect and RotateCa. */
   readonly requests: string[];
-  /** So many of the first StartDisconnects get no answer. */
+  /** So many of the first of them get no answer. */
   lostStarts: number;
   clockAheadMs: number;
   /** Peers that a connect was started with: connected from then on. */
@@ -111,7 +111,12 @@ async function startScripted(name: string, id: number): Promise<Scripted> {
       scripted.calls.push('enable');
       return {};
     },
-    RotateCa: async ({ overlapMs, without }) => ({ id: `rotate ${overlapMs} ${without.join(' ')}` }),
+    RotateCa: async ({ overlapMs, without, request }) => {
+      scripted.requests.push(request ?? '');
+      if (scripted.requests.length <= scripted.lostStarts)
+        throw new MeshError({ code: 'unreachable', message: 'the connection was cut' });
+      return { id: `rotate ${overlapMs} ${without.join(' ')}` };
+    },
     RotateLeaves: async () => ({ issued: [{ file: '/pki/server.crt', reason: 'asked for' }] }),
     Diagnose: async () => ({ diagnoses: scripted.diagnoses }),
     ListOperations: async () => ({ operations: scripted.operations }),
@@ -358,6 +363,10 @@ describe('the clustermesh command', () => {
     assert.equal(new Set(eu.requests).size, 1);
     assert.match(eu.requests[0]!, /^[0-9a-f]{12}$/);
     assert.deepEqual(eu.calls, ['disconnect us']);
+    script(eu, { lostStarts: 1 });
+    const rotated = await run(['rotate', 'ca', '--context', eu.context, '--no-wait']);
+    assert.equal(rotated.code, 0, rotated.err);
+    assert.deepEqual([eu.requests.length, new Set(eu.requests).size], [2, 1]);
   });
 
   it('ends with code 3 when the time is over', async () => {

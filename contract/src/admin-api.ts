@@ -212,7 +212,10 @@ export interface AdminMethods {
     response: Record<string, never>;
   };
   RotateLeaves: { request: Record<string, never>; response: { issued: readonly IssuedCertificate[] } };
-  RotateCa: { request: { overlapMs: number; without: readonly string[] }; response: { id: string } };
+  RotateCa: {
+    request: { overlapMs: number; without: readonly string[] } & Repeatable;
+    response: { id: string };
+  };
   RenewPeer: { request: { csrPem: string }; response: { certificatePem: string; caPem: string } };
   Disable: {
     request: Record<string, never>;

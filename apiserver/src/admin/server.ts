@@ -81,7 +81,9 @@ export function adminHandlers(options: AdminOptions): Handlers<AdminMethods> {
       await options.inviting.complete(redeemed, certificatePem, sourceOf(caller));
       return {};
     },
-    RotateCa: async ({ overlapMs, without }) => ({ id: await operations.startRotation({ overlapMs, without }) }),
+    RotateCa: async ({ overlapMs, without, request }) => ({
+      id: await operations.startRotation({ overlapMs, without }, request),
+    }),
     RotateLeaves: async () => ({ issued: await options.rotateLeaves() }),
     // Nobody but a peer comes so far (admin-roles.ts).
     RenewPeer: ({ csrPem }, { caller }) => options.renewPeer(peerOf(caller) ?? '', csrPem),

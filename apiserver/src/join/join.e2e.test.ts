@@ -33,6 +33,7 @@ describe('clustermesh invite and join', () => {
     assert.match(result.err, why);
     assert.match(result.err, /^hint: /m);
     assert.ok(!(result.out + result.err).includes(token.split('.')[2]!), 'the secret is not repeated');
+    assert.deepEqual(readdirSync(join(by.dir, 'state/pending')), [], 'no key waits for an answer that will not come');
   }
   const tokens: string[] = [];
 

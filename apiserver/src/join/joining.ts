@@ -65,11 +65,16 @@ export function createJoining(ports: JoiningPorts): (token: string, request?: st
     const request = wanted || newRequest();
     const operation = operationId('connect', peer, request);
     if (await operations.isKnown(operation)) return operation;
+    const wasPrepared = operations.isPrepared(peer);
     const redeemed: RedeemInviteRequest = {
       ...{ token: text, peer: own },
       csrPem: await operations.prepareConnect(peer),
     };
-    const answer = await redeem(facts, redeemed);
+    const answer = await redeem(facts, redeemed).catch((error) => {
+      // Nothing comes of a token that is refused. After any other failure it may be tried again, and be bound to this key already.
+      if (!wasPrepared && isRefusal(error)) operations.abandonConnect(peer);
+      throw error;
+    });
     checkAnswer(facts, answer);
     // Before anything is started: what starts finds all that it needs, whenever this process is killed.
     await operations.supplyCertificate(peer, answer.certificatePem);
@@ -137,6 +142,10 @@ export function createJoining(ports: JoiningPorts): (token: string, request?: st
     }
   }
 }
+
+/** The token is worth nothing there, or the host is not the one that it names. */
+const isRefusal = (error: unknown): boolean =>
+  error instanceof MeshError && (error.code === 'unauthenticated' || error.code === 'tls');
 
 /** A connection for this one call: gRPC would wait ever longer before it tries one again that was lost. */
 async function withHost<T>(facts: InviteFacts, use: (host: Admin) => Promise<T>): Promise<T> {

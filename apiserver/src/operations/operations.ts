@@ -67,12 +67,16 @@ export interface Operations {
    */
   startConnect(peer: ClusterInfo, peerCsrPem: string, options?: StartConnectOptions): Promise<string>;
   isKnown(id: string): Promise<boolean>;
+  /** Whether there is a key for `peer` that waits for its certificate. */
+  isPrepared(peer: string): boolean;
+  /** Takes a `prepareConnect` back that led to nothing. */
+  abandonConnect(peer: string): void;
   supplyCertificate(peer: string, certificatePem: string): Promise<void>;
   /** Moves this cluster's traffic away from a peer that is to be disconnected. */
   startDrain(peer: string, request?: string): Promise<string>;
   startDisconnect(peer: string, request?: string): Promise<string>;
   /** Replaces this cluster's CA; one that stands half way goes on from there. */
-  startRotation(wanted: Pick<RotateJobData, 'overlapMs' | 'without'>): Promise<string>;
+  startRotation(wanted: Pick<RotateJobData, 'overlapMs' | 'without'>, request?: string): Promise<string>;
   /** Ends after an event with state done or failed. While Redis is away it says so and waits. */
   watch(id: string, signal: AbortSignal): AsyncGenerator<OperationEvent, void, void>;
   list(): Promise<readonly OperationInfo[]>;
@@ -257,12 +261,14 @@ export function startOperations(options: OperationsOptions): Operations {
     },
 
     isKnown,
+    isPrepared: (peer) => pending.isWaiting(checkedName(peer)),
+    abandonConnect: (peer) => pending.clear(checkedName(peer)),
     startDrain: (peer, request) => inTurn(() => start(partingJob('drain', peer, request))),
     startDisconnect: (peer, request) => inTurn(() => start(partingJob('disconnect', peer, request))),
-    startRotation: (wanted) =>
+    startRotation: (wanted, request) =>
       inTurn(async () => {
         checkLeading('rotating the CA');
-        return start(rotateJob(options.own.name, wanted));
+        return start(rotateJob(options.own.name, wanted, request));
       }),
 
     list: async () => (await queue.list()).map(operationInfo),
@@ -303,8 +309,12 @@ function partingJob(kind: 'disconnect' | 'drain', peer: string, request?: string
   return { kind, operation: operationId(kind, checkedName(peer), request), peer };
 }
 
-function rotateJob(own: string, { overlapMs, without }: Pick<RotateJobData, 'overlapMs' | 'without'>): JobData {
-  return { kind: 'rotate', operation: operationId('rotate', own), peer: own, overlapMs, without };
+function rotateJob(
+  own: string,
+  { overlapMs, without }: Pick<RotateJobData, 'overlapMs' | 'without'>,
+  request?: string,
+): JobData {
+  return { kind: 'rotate', operation: operationId('rotate', own, request), peer: own, overlapMs, without };
 }
 
 function unknown(id: string, attempted: string): MeshError {

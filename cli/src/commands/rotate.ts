@@ -1,3 +1,4 @@
+import { MeshError } from '@clustermesh/contract';
 import {
   type CommandKit,
   contextOption,
@@ -9,9 +10,18 @@ import {
 } from '../command-kit.ts';
 import { parseDuration } from '../duration.ts';
 import { EXIT_CODES_HELP } from '../exit-codes.ts';
+import { newRequest, type Side, whenPossible } from '../side.ts';
 import { watchOperation } from '../watch-operation.ts';
 
 export function addRotate({ add, terminal, places, signal }: CommandKit): void {
+  async function started<T>(side: Side, start: () => Promise<T>): Promise<T> {
+    // Asked first: an apiserver that was never there is an error, one that goes away in the middle is waited for.
+    await side.call('GetCluster', {});
+    const answer = await whenPossible(side, { signal, terminal }, start);
+    if (answer === undefined) throw new MeshError({ code: 'cancelled', message: 'interrupted' });
+    return answer;
+  }
+
   const rotate = add('rotate', 'replace the keys and certificates of a cluster');
   add('leaves', 'issue every certificate of the cluster’s own anew, due or not; nobody is cut off', rotate)
     .addOption(contextOption())
@@ -20,7 +30,8 @@ export function addRotate({ add, terminal, places, signal }: CommandKit): void {
     .action(async (given: { context?: string; output: Format }) => {
       await withSide(onlyContext(given.context, places), places, async (side) => {
         terminal.progress(`${side.name}: issuing`);
-        const { issued } = await side.call('RotateLeaves', {});
+        // Repeated, it issues once more, which is as good as once.
+        const { issued } = await started(side, () => side.call('RotateLeaves', {}));
         terminal.progress('');
         print(terminal, given.output, { cluster: side.name, issued }, () =>
           [
@@ -41,7 +52,8 @@ export function addRotate({ add, terminal, places, signal }: CommandKit): void {
     .action(async (given: { context?: string; overlap: string; without: readonly string[]; wait: boolean }) => {
       const overlapMs = parseDuration(given.overlap);
       await withSide(onlyContext(given.context, places), places, async (side) => {
-        const { id } = await side.call('RotateCa', { overlapMs, without: given.without });
+        const request = newRequest();
+        const { id } = await started(side, () => side.call('RotateCa', { overlapMs, without: given.without, request }));
         if (given.wait) await watchOperation(side, id, { terminal, signal });
         else terminal.out(id);
       });
