@@ -104,7 +104,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
       sliceExport: config.export.endpointSlices,
       leaseTtlSeconds: config.export.leaseTtlSeconds,
       manifests,
-      nodes: nodes.snapshot,
+      nodes,
       heartbeatMs: timers.heartbeatMs,
       withdrawWaitMs: timers.withdrawWaitMs,
     });
@@ -168,7 +168,7 @@ export function startControlPlane(options: ControlPlaneOptions): ControlPlane {
       if (!bootstrap.ready()) return `etcd: ${bootstrap.lastError() || 'users and roles are not in place yet'}`;
       // Another replica writes: this one is as ready as it can be.
       if (terms.current() === undefined && terms.leader() !== undefined) return undefined;
-      const waitingFor = nodes.snapshot().waitingFor;
+      const waitingFor = nodes.waitingFor();
       const unwritten = CANARY_FAMILIES.filter((family) => !exporter.synced().has(family));
       if (unwritten.length > 0)
         return `export: ${unwritten.join(', ')} not written yet${waitingFor.length > 0 ? `, waiting for nodes ${waitingFor.join(', ')}` : ''}`;

@@ -193,7 +193,7 @@ export function createMetrics(
   one(
     'clustermesh_apiserver_nodes_waiting',
     'Known nodes that have not published again',
-    () => plane.nodes.snapshot().waitingFor.length,
+    () => plane.nodes.waitingFor().length,
   );
   gauge('clustermesh_apiserver_audit_findings', 'What the last audit found, by severity', ['state'], () =>
     Object.entries(audit() ?? {}).map(([state, count]): Sample => [{ state }, count]),

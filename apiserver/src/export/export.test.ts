@@ -3,9 +3,9 @@ import { test } from 'node:test';
 import { decodeClusterConfig, type EndpointRecord, type NodeRecord, validatePeerConfig } from '@clustermesh/contract';
 import { parseManifestFile } from '../sources/manifests/parse.ts';
 import { buildSnapshot, isGlobalNamespace, type ManifestSnapshot } from '../sources/manifests/snapshot.ts';
-import type { LocatedEndpoint, NodesSnapshot } from '../sources/nodes/node-table.ts';
+import type { LocatedEndpoint } from '../sources/nodes/node-table.ts';
 import { ownClusterConfig } from './cluster-config.ts';
-import { exportEndpoints } from './endpoints.ts';
+import { EndpointProjection } from './endpoint-projection.ts';
 import { exportLocal } from './local.ts';
 import { exportServices, fitServices } from './services.ts';
 import { stampChanges } from './stamp.ts';
@@ -50,27 +50,22 @@ const NODES: readonly NodeRecord[] = [
   { name: 'n2', internalIp: '172.31.1.12', gatewayIp: '10.1.2.1', podCidr: '10.1.2.0/24' },
 ];
 
-function nodesOf(endpoints: readonly LocatedEndpoint[]): NodesSnapshot {
-  return {
-    nodes: new Map(NODES.map((node) => [node.name, node])),
-    endpoints,
-    complete: true,
-    waitingFor: [],
-    problems: [],
-  };
-}
-
-const exportOf = (
+/** What is exported when these are all the endpoints; with a projection, after what it was told before. */
+function exportOf(
   endpoints: readonly LocatedEndpoint[],
   manifests = snapshotOf(''),
-  owners: ReadonlyMap<string, string> = new Map(),
-) =>
-  exportEndpoints({
-    cluster: CLUSTER,
-    nodes: nodesOf(endpoints),
-    owners,
-    isGlobalNamespace: (ns) => isGlobalNamespace(manifests, ns),
-  });
+  projection = new EndpointProjection(CLUSTER),
+  nodes: readonly NodeRecord[] = NODES,
+) {
+  projection.apply(
+    {
+      nodes: new Map(nodes.map((node) => [node.name, node])),
+      endpoints: endpoints.map((endpoint) => ({ node: endpoint.node, id: endpoint.record.id, endpoint })),
+    },
+    (ns) => isGlobalNamespace(manifests, ns),
+  );
+  return { ...projection.rows, problems: projection.problems(), projection };
+}
 
 const SHOP = `
 apiVersion: v1
@@ -183,8 +178,7 @@ test('a dual-stack endpoint is exported once per address, its identity once; so 
   ]);
   assert.equal(identities.size, 1);
   const ipv6 = { internalIp: 'fd31::1:11', gatewayIp: 'fd00:1:1::1', podCidr: 'fd00:1:1::/64' };
-  const nodes = { ...nodesOf([]), nodes: new Map([['n1', { ...NODES[0]!, ipv6 }]]) };
-  const exported = exportEndpoints({ cluster: CLUSTER, nodes, owners: new Map(), isGlobalNamespace: () => true });
+  const exported = exportOf([], undefined, undefined, [{ ...NODES[0]!, ipv6 }]);
   const node = JSON.parse([...exported.nodes.values()][0]!);
   assert.deepEqual(
     node.IPAddresses.map((address: { Type: string; IP: string }) => `${address.Type} ${address.IP}`),
@@ -201,9 +195,11 @@ test('of two claimants of one address the first stays owner, and the next is pro
   const both = exportOf([second, first]);
   assert.equal(host(both.ip), '172.31.1.12', 'the older record owns the address');
   assert.match(both.problems.join(), /address 10\.1\.1\.5 of endpoint n1\/a already belongs to n2\/z/);
-  const rewritten = exportOf([second, { ...first, revision: 30 }], undefined, both.owners);
+  const rewritten = exportOf([{ ...first, revision: 30 }], undefined, both.projection);
   assert.equal(host(rewritten.ip), '172.31.1.12', 'an owner that is written again stays owner');
-  const alone = exportOf([second], undefined, both.owners);
+  const gone = { node: 'n2', id: 'z', endpoint: undefined };
+  both.projection.apply({ nodes: new Map(), endpoints: [gone] }, () => true);
+  const alone = exportOf([], undefined, both.projection);
   assert.equal(host(alone.ip), '172.31.1.11');
   assert.deepEqual(alone.problems, []);
 });
@@ -243,13 +239,8 @@ test("named ports of a pod's containers are told with its address", () => {
 
 test('nothing in, nothing out', () => {
   const manifests = snapshotOf('');
-  const result = exportEndpoints({
-    cluster: CLUSTER,
-    nodes: { ...nodesOf([]), nodes: new Map() },
-    owners: new Map([['10.1.1.5', 'n1/a']]),
-    isGlobalNamespace: () => true,
-  });
-  assert.deepEqual([result.nodes.size, result.ip.size, result.identities.size, result.owners.size], [0, 0, 0, 0]);
+  const result = exportOf([], undefined, undefined, []);
+  assert.deepEqual([result.nodes.size, result.ip.size, result.identities.size], [0, 0, 0]);
   assert.equal(exportServices(CLUSTER, manifests.services.values(), manifests.slices.values()).size, 0);
   assert.deepEqual(
     [...exportLocal(manifests).values()].map((rows) => rows.size),

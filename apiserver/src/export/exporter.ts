@@ -1,6 +1,7 @@
 /**
  * The only writer of `cilium/state/…`, of this cluster's own canaries and (config-keeper.ts) config, of the heartbeat, and of `clustermesh/local/…`.
- * Every pass projects the sources whole and hands the result to the writers, which find the difference.
+ * Manifests are projected whole when they have changed, and the writers find the difference; of nodes and endpoints, which change all
+ * the time, a pass projects what has changed (endpoint-projection.ts).
  */
 import {
   type Compression,
@@ -24,12 +25,13 @@ import { oncePending } from '../once-pending.ts';
 import type { WriterView } from '../ports.ts';
 import type { ManifestSource } from '../sources/manifests/manifests.ts';
 import { isGlobalNamespace, type ManifestSnapshot } from '../sources/manifests/snapshot.ts';
-import type { NodesSnapshot } from '../sources/nodes/node-table.ts';
+import type { NodeSource } from '../sources/nodes/nodes.ts';
 import type { WriteRight } from '../write-right.ts';
 import { ownClusterConfig, type SliceExport } from './cluster-config.ts';
 import { keepClusterConfig } from './config-keeper.ts';
+import { EndpointFamilies } from './endpoint-families.ts';
+import { ENDPOINT_FAMILIES } from './endpoint-projection.ts';
 import { exportEndpointSlices, SliceFrames } from './endpoint-slices.ts';
-import { exportEndpoints } from './endpoints.ts';
 import { exportLocal } from './local.ts';
 import { exportServices, fitServices } from './services.ts';
 import { stampChanges } from './stamp.ts';
@@ -43,7 +45,7 @@ export interface ExporterOptions {
     readonly region: string;
   };
   readonly manifests: Pick<ManifestSource, 'snapshot' | 'adopt'>;
-  readonly nodes: () => NodesSnapshot;
+  readonly nodes: Pick<NodeSource, 'takeDelta'>;
   readonly sliceExport: SliceExport;
   /** What is published hangs on leases of this length; undefined: on none. */
   readonly leaseTtlSeconds?: number | undefined;
@@ -78,8 +80,6 @@ export interface Exporter {
 const heartbeatTtlSeconds = (heartbeatMs: number) => Math.max(30, Math.ceil((3 * heartbeatMs) / 1000));
 const REFUSED_SHOWN = 10;
 const BACKOFF = { minMs: 100, maxMs: 2_000 };
-type EndpointFamily = 'nodes' | 'ip' | 'identities';
-const ENDPOINT_FAMILIES: readonly EndpointFamily[] = ['nodes', 'identities', 'ip'];
 
 export function startExporter(options: ExporterOptions): Exporter {
   const { cluster, etcd, signal } = options;
@@ -117,12 +117,14 @@ export function startExporter(options: ExporterOptions): Exporter {
   let hasAdopted = false;
   let leavingSince: number | undefined;
   /** Values as they are in etcd or will be: what stamps are compared with. Undefined until etcd has been read once. */
-  let stamped: Map<WireFamily, ReadonlyMap<string, string>> | undefined;
+  let stamped: Map<WireFamily, Map<string, string>> | undefined;
   /** The projection of the manifests, which change less often than the nodes. */
   let projected: Projection | undefined;
-  let owners: ReadonlyMap<string, string> = new Map();
-  let problems: readonly string[] = [];
-  let outgrown = 0;
+  let localWritten: ManifestSnapshot | undefined;
+  const endpoints = new EndpointFamilies({ cluster, writer: state, prefix, wallMs: clock.wallMs });
+  let problems: () => readonly string[] = () => [];
+  /** One sentence per service that is too large for one value. */
+  let tooLarge: readonly string[] = [];
   let counts = { services: 0, globalServices: 0, endpoints: 0 };
 
   /** The desired set is whole from here on: leftovers go, and once everything is written the canary says so. */
@@ -140,33 +142,24 @@ export function startExporter(options: ExporterOptions): Exporter {
     });
 
   const writeLocal = (manifests: ManifestSnapshot) => {
+    if (localWritten === manifests) return;
+    localWritten = manifests;
     for (const [family, rows] of exportLocal(manifests)) {
       local.replace(localPrefix(family), rows);
       announce(local, localPrefix(family), localCanaryKey(family), () => {});
     }
   };
 
-  const writeFamily = (
-    family: WireFamily,
-    rows: ReadonlyMap<string, string>,
-    previous: Map<WireFamily, ReadonlyMap<string, string>>,
-    isComplete: boolean,
-  ) => {
-    const before = previous.get(family) ?? new Map<string, string>();
-    // Identities are label strings and carry no stamp.
-    const stampedRows = family === 'identities' ? rows : stampChanges(rows, before, clock.wallMs());
-    const { values, problems: tooLarge } =
-      family === 'services'
-        ? fitServices(stampedRows, before, { hasSlices, wallMs: clock.wallMs() })
-        : { values: stampedRows, problems: [] };
-    if (isComplete) {
-      previous.set(family, values);
-      state.replace(prefix(family), values);
-      announceFamily(family);
-    } else {
-      previous.set(family, new Map([...before, ...values]));
-      for (const [key, value] of values) state.set(key, value);
-    }
+  const writeServices = (rows: ReadonlyMap<string, string>, previous: Map<WireFamily, Map<string, string>>) => {
+    const before = previous.get('services') ?? new Map<string, string>();
+    const wallMs = clock.wallMs();
+    const { values, problems: tooLarge } = fitServices(stampChanges(rows, before, wallMs), before, {
+      hasSlices,
+      wallMs,
+    });
+    previous.set('services', values);
+    state.replace(prefix('services'), values);
+    announceFamily('services');
     return tooLarge;
   };
 
@@ -204,34 +197,27 @@ export function startExporter(options: ExporterOptions): Exporter {
     if (manifests === undefined) return;
     writeLocal(manifests);
     stamped ??= await readStamped(etcd, prefix, frames, signal);
-    if (projected?.manifests !== manifests) projected = project(options, manifests);
+    const current = projected?.manifests === manifests ? projected : project(options, manifests);
+    const isNew = current !== projected;
     // Slices first: who reads both finds the backends of a service no later than the service.
-    if (hasSlices) {
-      state.replace(prefix('endpointslices'), frames.values(projected.slices));
+    if (!hasSlices) withdrawFamily('endpointslices');
+    else if (isNew) {
+      state.replace(prefix('endpointslices'), frames.values(current.slices));
       announceFamily('endpointslices');
-    } else withdrawFamily('endpointslices');
+    }
     const isLegacyThere = hasServices || areServicesLeaving(stamped.get('services') ?? new Map());
-    const tooLarge = isLegacyThere ? writeFamily('services', projected.services, stamped, true) : [];
     if (!isLegacyThere) withdrawFamily('services');
+    if (!isLegacyThere) tooLarge = [];
+    else if (isNew) tooLarge = writeServices(current.services, stamped);
+    projected = current;
     announceFamily('serviceexports');
 
-    const nodes = options.nodes();
-    const endpoints = exportEndpoints({
-      cluster,
-      nodes,
-      owners,
-      isGlobalNamespace: (namespace) => isGlobalNamespace(manifests, namespace),
-    });
-    owners = endpoints.owners;
-    // Identities before the addresses that point at them.
-    for (const family of ENDPOINT_FAMILIES) writeFamily(family, endpoints[family], stamped, nodes.complete);
-    outgrown = tooLarge.length;
-    problems = [...tooLarge, ...nodes.problems, ...endpoints.problems];
-    counts = {
-      services: manifests.services.size,
-      globalServices: [...manifests.services.values()].filter((service) => service.global).length,
-      endpoints: nodes.endpoints.length,
-    };
+    const nodes = options.nodes.takeDelta();
+    endpoints.write(nodes, (namespace) => isGlobalNamespace(manifests, namespace), stamped);
+    if (nodes.complete) for (const family of ENDPOINT_FAMILIES) announceFamily(family);
+    problems = () => [...tooLarge, ...nodes.problems, ...endpoints.problems()];
+    const { services, globalServices } = current.counts;
+    counts = { services, globalServices, endpoints: endpoints.size };
   };
 
   /** Keys that etcd does not take, in words; the first of them are enough to see what is wrong. */
@@ -276,9 +262,9 @@ export function startExporter(options: ExporterOptions): Exporter {
 
   return {
     trigger: runner.trigger,
-    problems: () => [...config.problems(), ...problems, ...refused(), ...waiting()],
+    problems: () => [...config.problems(), ...problems(), ...refused(), ...waiting()],
     counts: () => counts,
-    outgrown: () => outgrown,
+    outgrown: () => tooLarge.length,
     synced: () => synced,
     configRepairs: config.repairs,
     writers: () => [local, state, heartbeat],
@@ -292,6 +278,7 @@ interface Projection {
   readonly manifests: ManifestSnapshot;
   readonly services: ReadonlyMap<string, string>;
   readonly slices: ReadonlyMap<string, Uint8Array>;
+  readonly counts: { readonly services: number; readonly globalServices: number };
 }
 
 function project({ cluster, sliceExport }: ExporterOptions, manifests: ManifestSnapshot): Projection {
@@ -300,6 +287,10 @@ function project({ cluster, sliceExport }: ExporterOptions, manifests: ManifestS
     manifests,
     services: exportServices(cluster, services.values(), slices.values()),
     slices: sliceExport === 'services' ? new Map() : exportEndpointSlices(cluster, services, slices, sliceMeta),
+    counts: {
+      services: services.size,
+      globalServices: [...services.values()].filter((service) => service.global).length,
+    },
   };
 }
 
@@ -319,8 +310,8 @@ async function readStamped(
   prefix: (family: WireFamily) => string,
   frames: SliceFrames,
   signal: AbortSignal,
-): Promise<Map<WireFamily, ReadonlyMap<string, string>>> {
-  const families = new Map<WireFamily, ReadonlyMap<string, string>>();
+): Promise<Map<WireFamily, Map<string, string>>> {
+  const families = new Map<WireFamily, Map<string, string>>();
   for (const family of ['services', 'nodes', 'ip'] as const) {
     const { kvs } = await etcd.range(prefix(family), { signal });
     families.set(family, new Map(kvs.map((kv) => [kv.key, kv.value.toString('utf8')])));

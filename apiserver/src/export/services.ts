@@ -94,7 +94,7 @@ export function exportServices(
 }
 
 export interface FittingServices {
-  readonly values: ReadonlyMap<string, string>;
+  readonly values: Map<string, string>;
   /** One sentence per service whose value etcd would not take. */
   readonly problems: readonly string[];
 }

@@ -33,6 +33,20 @@ export interface NodesSnapshot {
   readonly problems: readonly string[];
 }
 
+/** What has changed since the last one was taken, and how far the whole has come. */
+export interface NodesDelta extends Pick<NodesSnapshot, 'complete' | 'problems'> {
+  /** Node → its record now; undefined: gone. */
+  readonly nodes: ReadonlyMap<string, NodeRecord | undefined>;
+  readonly endpoints: readonly EndpointChange[];
+}
+
+export interface EndpointChange {
+  readonly node: string;
+  readonly id: string;
+  /** Undefined: gone. */
+  readonly endpoint: LocatedEndpoint | undefined;
+}
+
 interface Rows {
   node: NodeRecord | undefined;
   readonly endpoints: Map<string, LocatedEndpoint>;
@@ -54,6 +68,9 @@ export class NodeTable {
   readonly #states = new Map<string, NodeState>();
   readonly #known: Set<string>;
   readonly #bad = new Map<string, string>();
+  /** What is in force otherwise since the last delta: nodes, and endpoints by node. */
+  #touchedNodes = new Set<string>();
+  #touchedEndpoints = new Map<string, Set<string>>();
   #listed = false;
 
   constructor(options: { readonly graceMs: number; readonly known: Iterable<string> }) {
@@ -102,27 +119,73 @@ export class NodeTable {
     return deadlines.length === 0 ? undefined : Math.min(...deadlines);
   }
 
+  /** Known nodes that have no complete list now. */
+  waitingFor(): readonly string[] {
+    return this.known.filter((name) => this.#states.get(name)?.isSynced !== true);
+  }
+
+  /** For one consumer, at a cost of what has changed. */
+  takeDelta(nowMs: number): NodesDelta {
+    this.expire(nowMs);
+    const nodes = new Map([...this.#touchedNodes].map((name) => [name, this.#inForce(name)?.node]));
+    const endpoints: EndpointChange[] = [];
+    for (const [node, ids] of this.#touchedEndpoints) {
+      const rows = this.#inForce(node)?.endpoints;
+      for (const id of ids) endpoints.push({ node, id, endpoint: rows?.get(id) });
+    }
+    this.#touchedNodes = new Set();
+    this.#touchedEndpoints = new Map();
+    return { nodes, endpoints, complete: this.#isComplete(this.waitingFor()), problems: [...this.#bad.values()] };
+  }
+
+  /** All of it, sorted. */
   snapshot(nowMs: number): NodesSnapshot {
-    this.#forgetExpired(nowMs);
+    this.expire(nowMs);
     const nodes = new Map<string, NodeRecord>();
     const endpoints: LocatedEndpoint[] = [];
     for (const [name, state] of [...this.#states].sort(([a], [b]) => (a < b ? -1 : 1))) {
       const rows = state.held ?? state.current;
       if (rows.node !== undefined) nodes.set(name, rows.node);
-      endpoints.push(...[...rows.endpoints.values()].sort((a, b) => (a.record.id < b.record.id ? -1 : 1)));
+      for (const endpoint of [...rows.endpoints.values()].sort((a, b) => (a.record.id < b.record.id ? -1 : 1)))
+        endpoints.push(endpoint);
     }
-    const waitingFor = this.known.filter((name) => this.#states.get(name)?.isSynced !== true);
-    // Held rows are a complete statement too; only nodes that are known by name alone keep the whole incomplete.
-    const complete = this.#listed && waitingFor.every((name) => this.#states.get(name)?.held !== undefined);
+    const waitingFor = this.waitingFor();
+    const complete = this.#isComplete(waitingFor);
     return { nodes, endpoints, complete, waitingFor, problems: [...this.#bad.values()] };
   }
 
-  #forgetExpired(nowMs: number): void {
+  /** Held rows are a complete statement too; only nodes that are known by name alone keep the whole incomplete. */
+  #isComplete(waitingFor: readonly string[]): boolean {
+    return this.#listed && waitingFor.every((name) => this.#states.get(name)?.held !== undefined);
+  }
+
+  #inForce(name: string): Rows | undefined {
+    const state = this.#states.get(name);
+    return state?.held ?? state?.current;
+  }
+
+  #touchEndpoint(node: string, id: string): void {
+    const ids = this.#touchedEndpoints.get(node);
+    if (ids === undefined) this.#touchedEndpoints.set(node, new Set([id]));
+    else ids.add(id);
+  }
+
+  /** From here on what the node publishes is in force again, not what was held of it. */
+  #letGo(name: string, state: NodeState): void {
+    if (state.held === undefined) return;
+    this.#touchedNodes.add(name);
+    for (const rows of [state.held, state.current])
+      for (const id of rows.endpoints.keys()) this.#touchEndpoint(name, id);
+    state.held = undefined;
+  }
+
+  /** Gives up on nodes whose grace period is over. */
+  expire(nowMs: number): void {
     for (const name of [...this.#known]) {
       const state = this.#states.get(name);
       if (state?.missingSinceMs === undefined || nowMs - state.missingSinceMs < this.#graceMs) continue;
       this.#known.delete(name);
-      state.held = undefined;
+      this.#letGo(name, state);
       state.missingSinceMs = undefined;
       if (state.current.node === undefined && state.current.endpoints.size === 0) this.#states.delete(name);
     }
@@ -140,7 +203,7 @@ export class NodeTable {
   #gotSynced(name: string): void {
     const state = this.#state(name);
     state.isSynced = true;
-    state.held = undefined;
+    this.#letGo(name, state);
     state.missingSinceMs = undefined;
     this.#known.add(name);
   }
@@ -159,8 +222,12 @@ export class NodeTable {
     const parsed = parseNodesKey(key);
     const rows = parsed === undefined ? undefined : this.#states.get(parsed.node)?.current;
     if (parsed === undefined || rows === undefined) return;
-    if (parsed.kind === 'node') rows.node = undefined;
-    if (parsed.kind === 'endpoint') rows.endpoints.delete(parsed.endpoint);
+    if (parsed.kind === 'node') {
+      rows.node = undefined;
+      this.#touchedNodes.add(parsed.node);
+    }
+    if (parsed.kind === 'endpoint' && rows.endpoints.delete(parsed.endpoint))
+      this.#touchEndpoint(parsed.node, parsed.endpoint);
   }
 
   #upsert(key: string, text: string, revision: number): void {
@@ -183,6 +250,7 @@ export class NodeTable {
     if (!isIpv4(decoded.value.internalIp))
       return `internalIp ${JSON.stringify(decoded.value.internalIp)} is no IPv4 address`;
     rows.node = decoded.value;
+    this.#touchedNodes.add(name);
     return undefined;
   }
 
@@ -201,6 +269,7 @@ export class NodeTable {
     if (ipv6 !== undefined && (isIpv4(ipv6) || canonicalIp(ipv6) !== ipv6))
       return `ipv6 ${JSON.stringify(ipv6)} is no IPv6 address in its short form`;
     rows.endpoints.set(at.endpoint, { node: at.node, record: decoded.value, revision });
+    this.#touchEndpoint(at.node, at.endpoint);
     return undefined;
   }
 }

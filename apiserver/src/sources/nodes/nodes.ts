@@ -4,7 +4,7 @@ import { messageOf, NODES_PREFIX } from '@clustermesh/contract';
 import { type Etcd, type ReflectorStatus, startReflector } from '@clustermesh/kvstore';
 import { atomicWrite, type Clock, type Log, systemClock } from '@clustermesh/runtime';
 import { z } from 'zod';
-import { type NodesSnapshot, NodeTable } from './node-table.ts';
+import { type NodesDelta, type NodesSnapshot, NodeTable } from './node-table.ts';
 
 export interface NodeSourceOptions {
   readonly etcd: Etcd;
@@ -18,6 +18,10 @@ export interface NodeSourceOptions {
 
 export interface NodeSource {
   snapshot(): NodesSnapshot;
+  /** What has changed since it was taken last: for the exporter alone. */
+  takeDelta(): NodesDelta;
+  /** Known nodes that have not published their complete list (again). */
+  waitingFor(): readonly string[];
   status(): ReflectorStatus;
   readonly ended: Promise<void>;
 }
@@ -67,7 +71,7 @@ export function startNodeSource(options: NodeSourceOptions): NodeSource {
 
   const changed = () => {
     const waitingBefore = table.nextDeadlineMs();
-    table.snapshot(clock.nowMs());
+    table.expire(clock.nowMs());
     persist();
     armDeadline();
     if (waitingBefore !== undefined && table.nextDeadlineMs() === undefined)
@@ -94,5 +98,11 @@ export function startNodeSource(options: NodeSourceOptions): NodeSource {
       },
     },
   });
-  return { snapshot: () => table.snapshot(clock.nowMs()), status: () => reflector.status(), ended: reflector.done };
+  return {
+    snapshot: () => table.snapshot(clock.nowMs()),
+    takeDelta: () => table.takeDelta(clock.nowMs()),
+    waitingFor: () => table.waitingFor(),
+    status: () => reflector.status(),
+    ended: reflector.done,
+  };
 }
