@@ -242,11 +242,57 @@ describe('reflector', { timeout: 60_000 }, () => {
       if (sink.rows.size > 0) early.push(Math.max(batch.revision, reflector.status().dataRevision));
     };
     await etcd.deletePrefix('parts/');
-    await eventually('the end of it', () => sink.rows.size === 0);
+    // Not the sink alone: a session that had to be resumed on the way claims nothing before a list has shown the same.
+    await eventually('the end of it', () => sink.rows.size === 0 && reflector.status().synced);
     const last = sink.batches.at(-1)!;
     assert.ok(early.length > 0, 'etcd sends so much in parts');
     assert.ok(early.every((revision) => revision < last.revision));
     assert.equal(reflector.status().dataRevision, last.revision);
+    await stop();
+  });
+
+  it('claims a revision that was cut off between its parts only when the resumed session is verified', async () => {
+    const proxy = await server.proxy();
+    const direct = server.client();
+    const etcd = server.client({ endpoints: [proxy.endpoint] });
+    const long = 'k'.repeat(200);
+    for (let i = 0; i < 12_000; i += 100) {
+      const success = Array.from({ length: 100 }, (_, k) => ({ put: `torn/${long}${i + k}`, value: 'x' }));
+      await direct.txn({ success });
+    }
+    // A list that the verification waits for until it may go on.
+    let verifying: (() => void) | undefined;
+    let isTorn = false;
+    const held = new Proxy(etcd, {
+      get: (target, name: keyof Etcd) =>
+        name !== 'pages'
+          ? target[name]
+          : async function* (...args: Parameters<Etcd['pages']>) {
+              if (isTorn) await new Promise<void>((resolve) => (verifying = resolve));
+              yield* target.pages(...args);
+            },
+    });
+    const { sink, reflector, stop } = reflect(held, 'torn/');
+    await reflector.waitSynced();
+    const before = reflector.status().dataRevision;
+    const apply = sink.apply.bind(sink);
+    sink.apply = (batch) => {
+      apply(batch);
+      if (isTorn || sink.rows.size === 0) return;
+      isTorn = true;
+      proxy.cut();
+    };
+    await direct.deletePrefix('torn/');
+    await eventually('the cut between the parts', () => isTorn && !reflector.status().synced);
+    assert.ok(sink.rows.size > 0 && sink.rows.size < 12_000, `${sink.rows.size} rows`);
+    proxy.heal();
+    await eventually('the rest', () => sink.rows.size === 0 && verifying !== undefined);
+    assert.equal(reflector.status().state, 'verifying');
+    assert.equal(reflector.status().dataRevision, before, 'what a resumed watch brings is not claimed yet');
+    verifying!();
+    await eventually('being synced again', () => reflector.status().synced);
+    const status = reflector.status();
+    assert.deepEqual([status.resumes, status.dataRevision > before], [1, true]);
     await stop();
   });
 
