@@ -1,7 +1,7 @@
 /**
  * Writer, etcd and reflector reduced to what can go wrong between them: two keys, one canary, one event a revision, lists of two pages.
  * Every interleaving of their steps with disconnects, a compaction, a rebuild of etcd (with another cluster id, or with the same) and
- * changes of mind is a path through `successors`. The reflector's steps are those of ../reflector.ts, by the same names.
+ * changes of mind is a path through `successors`. The reflector's steps are those of ../reflector-*.ts, by the same names.
  */
 
 export type Key = 'a' | 'b';

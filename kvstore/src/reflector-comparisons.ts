@@ -1,0 +1,97 @@
+import { MeshError } from '@clustermesh/contract';
+import { audit } from './audit.ts';
+import type { Delivery } from './delivery.ts';
+import { readCanary } from './reflector-canary.ts';
+import { type ReflectorContext, toUpsert } from './reflector-context.ts';
+import type { Header } from './types.ts';
+
+/** How long a difference that a resync found must last before it is believed: the watch may only be late. */
+const RESYNC_GRACE_MS = 1_000;
+/** The same after a resume, where the watch has everything to send that was missed. */
+const VERIFY_GRACE_MS = 5_000;
+
+/** What one watch session learns from complete lists that are made while the watch goes on. */
+export class Comparisons {
+  readonly #context: ReflectorContext;
+  readonly #delivery: Delivery;
+  /** What the session began with. */
+  readonly #header: Header;
+  readonly #session: AbortSignal;
+  /** Of each comparison that is under way, the keys of the events that came meanwhile. */
+  readonly #touched = new Set<Set<string>>();
+
+  constructor(context: ReflectorContext, delivery: Delivery, header: Header, session: AbortSignal) {
+    this.#context = context;
+    this.#delivery = delivery;
+    this.#header = header;
+    this.#session = session;
+  }
+
+  /** An event of this key has come. */
+  touch(key: string): void {
+    for (const touched of this.#touched) touched.add(key);
+  }
+
+  /** After a resume: throws `conflict` when rows are otherwise than the watch has made them. Returns the header of the list. */
+  async verify(): Promise<Header> {
+    const { prefix } = this.#context.options;
+    const { header, changed, gone } = await this.#compare(VERIFY_GRACE_MS);
+    const lost = changed.length + gone.filter((key) => !this.#isHeld(key)).length;
+    if (lost === 0) return header;
+    throw new MeshError({
+      code: 'conflict',
+      message: `watching ${prefix} again from revision ${this.#header.revision}: a list shows ${lost} rows otherwise`,
+    });
+  }
+
+  /** Watches have lost events in the field (etcd#17529, #18089, #19179): lists again now and then, and repairs what differs. */
+  async resync(): Promise<void> {
+    const { index, progress, options } = this.#context;
+    const { header, changed, gone } = await this.#compare(RESYNC_GRACE_MS);
+    for (const kv of changed) {
+      index.listed(kv);
+      this.#delivery.put(toUpsert(kv));
+    }
+    const removed = gone.filter((key) => !this.#isHeld(key) && index.remove(key, header.revision + 1));
+    for (const key of removed) this.#delivery.remove(key);
+    const found = changed.length + removed.length;
+    if (found === 0) return;
+    progress.repaired(found);
+    const { log, prefix } = options;
+    log.warn({ prefix, rows: found, revision: header.revision }, 'resync found rows that the watch had missed');
+    this.#delivery.commit(header.revision);
+  }
+
+  /** Lets go of the rows that were held back, once their writer has been heard and has had the time to write everything. */
+  async release(): Promise<void> {
+    const { holdback, index, clock, options } = this.#context;
+    const { canaryKey, log, prefix } = options;
+    if (holdback === undefined || holdback.held.size === 0) return;
+    const canary = await readCanary(this.#context, this.#session, this.#header.connection);
+    if (canaryKey !== undefined && canary === undefined) return;
+    if (!holdback.mayRelease(clock.nowMs(), canary)) return;
+    const { header, gone } = await this.#compare(0);
+    const removed = gone.filter((key) => holdback.held.has(key) && index.remove(key, header.revision + 1));
+    log.info({ prefix, kept: holdback.held.size - removed.length, removed: removed.length }, 'the writer is back');
+    holdback.held.clear();
+    for (const key of removed) this.#delivery.remove(key);
+    if (removed.length > 0) this.#delivery.commit(header.revision);
+  }
+
+  #isHeld(key: string): boolean {
+    return this.#context.holdback?.held.has(key) === true;
+  }
+
+  async #compare(graceMs: number) {
+    const { options, index, clock } = this.#context;
+    const { etcd, prefix } = options;
+    const touched = new Set<string>();
+    this.#touched.add(touched);
+    try {
+      const { connection } = this.#header;
+      return await audit({ etcd, prefix, index, touched, graceMs, clock, signal: this.#session, connection });
+    } finally {
+      this.#touched.delete(touched);
+    }
+  }
+}
