@@ -126,6 +126,7 @@ function fakeWriter() {
 
 function mesh(known: readonly string[] = []) {
   const table = new NodeTable({ graceMs: GRACE_MS, known });
+  const { take } = table.follow();
   const writer = fakeWriter();
   const families = new EndpointFamilies({ cluster: CLUSTER, writer, prefix, wallMs: () => nowMs });
   const stamped = new Map<WireFamily, Map<string, string>>();
@@ -180,7 +181,7 @@ function mesh(known: readonly string[] = []) {
       }
     },
     pass() {
-      const delta = table.takeDelta(nowMs);
+      const delta = take(nowMs);
       families.write(delta, (namespace) => !closed.has(namespace), stamped);
       const snapshot = table.snapshot(nowMs);
       const whole = project(snapshot, closed, owners);

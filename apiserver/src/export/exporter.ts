@@ -45,7 +45,7 @@ export interface ExporterOptions {
     readonly region: string;
   };
   readonly manifests: Pick<ManifestSource, 'snapshot' | 'adopt'>;
-  readonly nodes: Pick<NodeSource, 'takeDelta'>;
+  readonly nodes: Pick<NodeSource, 'follow'>;
   readonly sliceExport: SliceExport;
   /** What is published hangs on leases of this length; undefined: on none. */
   readonly leaseTtlSeconds?: number | undefined;
@@ -121,6 +121,7 @@ export function startExporter(options: ExporterOptions): Exporter {
   /** The projection of the manifests, which change less often than the nodes. */
   let projected: Projection | undefined;
   let localWritten: ManifestSnapshot | undefined;
+  const takeNodes = options.nodes.follow(signal);
   const endpoints = new EndpointFamilies({ cluster, writer: state, prefix, wallMs: clock.wallMs });
   let problems: () => readonly string[] = () => [];
   /** One sentence per service that is too large for one value. */
@@ -212,7 +213,7 @@ export function startExporter(options: ExporterOptions): Exporter {
     projected = current;
     announceFamily('serviceexports');
 
-    const nodes = options.nodes.takeDelta();
+    const nodes = takeNodes();
     endpoints.write(nodes, (namespace) => isGlobalNamespace(manifests, namespace), stamped);
     if (nodes.complete) for (const family of ENDPOINT_FAMILIES) announceFamily(family);
     problems = () => [...tooLarge, ...nodes.problems, ...endpoints.problems()];

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { NodeTable } from './node-table.ts';
+import { type NodesDelta, NodeTable } from './node-table.ts';
 
 const GRACE = 1000;
 
@@ -102,4 +102,22 @@ test('a bad record is reported and the rest applied; mended, it counts', () => {
   table.apply({ upserts: [pod('n1', 'c', '10.1.1.7')], removes: keys('n1/endpoints/d', 'n1/endpoints/e') }, 2);
   assert.deepEqual(addresses(table, 2), ['10.1.1.5', '10.1.1.6', '10.1.1.7']);
   assert.deepEqual(table.snapshot(2).problems, []);
+});
+
+test('who follows is told everything once, then what changes; who follows next begins anew', () => {
+  const table = published();
+  const idsOf = (follower: { take(nowMs: number): NodesDelta }) =>
+    follower
+      .take(1)
+      .endpoints.map(({ id, endpoint }) => (endpoint === undefined ? `-${id}` : id))
+      .sort();
+  const first = table.follow();
+  assert.deepEqual(idsOf(first), ['a', 'b']);
+  assert.deepEqual(idsOf(first), []);
+  table.apply({ upserts: [pod('n1', 'c', '10.1.1.7')], removes: keys('n1/endpoints/a') }, 1);
+  const next = table.follow();
+  first.end();
+  assert.deepEqual(idsOf(next), ['b', 'c'], 'another that leads knows of nothing before');
+  table.apply({ upserts: [], removes: keys('n1/endpoints/b') }, 1);
+  assert.deepEqual(idsOf(next), ['-b']);
 });

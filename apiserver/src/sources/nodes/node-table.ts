@@ -33,7 +33,7 @@ export interface NodesSnapshot {
   readonly problems: readonly string[];
 }
 
-/** What has changed since the last one was taken, and how far the whole has come. */
+/** What is in force otherwise than in the delta before, and how far the whole has come. */
 export interface NodesDelta extends Pick<NodesSnapshot, 'complete' | 'problems'> {
   /** Node → its record now; undefined: gone. */
   readonly nodes: ReadonlyMap<string, NodeRecord | undefined>;
@@ -61,6 +61,31 @@ interface NodeState {
   missingSinceMs: number | undefined;
 }
 
+/** What is in force otherwise since it was taken last. */
+class Touched {
+  nodes = new Set<string>();
+  /** Node → ids. */
+  endpoints = new Map<string, Set<string>>();
+
+  endpoint(node: string, id: string): void {
+    const ids = this.endpoints.get(node);
+    if (ids === undefined) this.endpoints.set(node, new Set([id]));
+    else ids.add(id);
+  }
+
+  rows(node: string, rows: Rows): void {
+    this.nodes.add(node);
+    for (const id of rows.endpoints.keys()) this.endpoint(node, id);
+  }
+
+  take() {
+    const { nodes, endpoints } = this;
+    this.nodes = new Set();
+    this.endpoints = new Map();
+    return { nodes, endpoints };
+  }
+}
+
 const emptyRows = (): Rows => ({ node: undefined, endpoints: new Map() });
 
 export class NodeTable {
@@ -68,9 +93,8 @@ export class NodeTable {
   readonly #states = new Map<string, NodeState>();
   readonly #known: Set<string>;
   readonly #bad = new Map<string, string>();
-  /** What is in force otherwise since the last delta: nodes, and endpoints by node. */
-  #touchedNodes = new Set<string>();
-  #touchedEndpoints = new Map<string, Set<string>>();
+  /** Of the one that follows, if one does. */
+  #touched: Touched | undefined;
   #listed = false;
 
   constructor(options: { readonly graceMs: number; readonly known: Iterable<string> }) {
@@ -124,18 +148,29 @@ export class NodeTable {
     return this.known.filter((name) => this.#states.get(name)?.isSynced !== true);
   }
 
-  /** For one consumer, at a cost of what has changed. */
-  takeDelta(nowMs: number): NodesDelta {
-    this.expire(nowMs);
-    const nodes = new Map([...this.#touchedNodes].map((name) => [name, this.#inForce(name)?.node]));
-    const endpoints: EndpointChange[] = [];
-    for (const [node, ids] of this.#touchedEndpoints) {
-      const rows = this.#inForce(node)?.endpoints;
-      for (const id of ids) endpoints.push({ node, id, endpoint: rows?.get(id) });
-    }
-    this.#touchedNodes = new Set();
-    this.#touchedEndpoints = new Map();
-    return { nodes, endpoints, complete: this.#isComplete(this.waitingFor()), problems: [...this.#bad.values()] };
+  /**
+   * The first delta is all that is in force, each later one what has changed since, at a cost of that. One follower at a time: who
+   * follows next takes over.
+   */
+  follow(): { take(nowMs: number): NodesDelta; end(): void } {
+    const touched = new Touched();
+    this.#touched = touched;
+    for (const [name, state] of this.#states) touched.rows(name, state.held ?? state.current);
+    const take = (nowMs: number): NodesDelta => {
+      this.expire(nowMs);
+      const taken = touched.take();
+      const nodes = new Map([...taken.nodes].map((name) => [name, this.#inForce(name)?.node]));
+      const endpoints: EndpointChange[] = [];
+      for (const [node, ids] of taken.endpoints) {
+        const rows = this.#inForce(node)?.endpoints;
+        for (const id of ids) endpoints.push({ node, id, endpoint: rows?.get(id) });
+      }
+      return { nodes, endpoints, complete: this.#isComplete(this.waitingFor()), problems: [...this.#bad.values()] };
+    };
+    const end = () => {
+      if (this.#touched === touched) this.#touched = undefined;
+    };
+    return { take, end };
   }
 
   /** All of it, sorted. */
@@ -164,18 +199,11 @@ export class NodeTable {
     return state?.held ?? state?.current;
   }
 
-  #touchEndpoint(node: string, id: string): void {
-    const ids = this.#touchedEndpoints.get(node);
-    if (ids === undefined) this.#touchedEndpoints.set(node, new Set([id]));
-    else ids.add(id);
-  }
-
   /** From here on what the node publishes is in force again, not what was held of it. */
   #letGo(name: string, state: NodeState): void {
     if (state.held === undefined) return;
-    this.#touchedNodes.add(name);
-    for (const rows of [state.held, state.current])
-      for (const id of rows.endpoints.keys()) this.#touchEndpoint(name, id);
+    this.#touched?.rows(name, state.held);
+    this.#touched?.rows(name, state.current);
     state.held = undefined;
   }
 
@@ -224,10 +252,10 @@ export class NodeTable {
     if (parsed === undefined || rows === undefined) return;
     if (parsed.kind === 'node') {
       rows.node = undefined;
-      this.#touchedNodes.add(parsed.node);
+      this.#touched?.nodes.add(parsed.node);
     }
     if (parsed.kind === 'endpoint' && rows.endpoints.delete(parsed.endpoint))
-      this.#touchEndpoint(parsed.node, parsed.endpoint);
+      this.#touched?.endpoint(parsed.node, parsed.endpoint);
   }
 
   #upsert(key: string, text: string, revision: number): void {
@@ -250,7 +278,7 @@ export class NodeTable {
     if (!isIpv4(decoded.value.internalIp))
       return `internalIp ${JSON.stringify(decoded.value.internalIp)} is no IPv4 address`;
     rows.node = decoded.value;
-    this.#touchedNodes.add(name);
+    this.#touched?.nodes.add(name);
     return undefined;
   }
 
@@ -269,7 +297,7 @@ export class NodeTable {
     if (ipv6 !== undefined && (isIpv4(ipv6) || canonicalIp(ipv6) !== ipv6))
       return `ipv6 ${JSON.stringify(ipv6)} is no IPv6 address in its short form`;
     rows.endpoints.set(at.endpoint, { node: at.node, record: decoded.value, revision });
-    this.#touchEndpoint(at.node, at.endpoint);
+    this.#touched?.endpoint(at.node, at.endpoint);
     return undefined;
   }
 }

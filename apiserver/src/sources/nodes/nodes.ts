@@ -18,8 +18,8 @@ export interface NodeSourceOptions {
 
 export interface NodeSource {
   snapshot(): NodesSnapshot;
-  /** What has changed since it was taken last: for the exporter alone. */
-  takeDelta(): NodesDelta;
+  /** All that is in force, then what has changed since (node-table.ts): for the exporter that leads, until the signal. */
+  follow(signal: AbortSignal): () => NodesDelta;
   /** Known nodes that have not published their complete list (again). */
   waitingFor(): readonly string[];
   status(): ReflectorStatus;
@@ -100,7 +100,11 @@ export function startNodeSource(options: NodeSourceOptions): NodeSource {
   });
   return {
     snapshot: () => table.snapshot(clock.nowMs()),
-    takeDelta: () => table.takeDelta(clock.nowMs()),
+    follow(signal) {
+      const follower = table.follow();
+      signal.addEventListener('abort', follower.end, { once: true });
+      return () => follower.take(clock.nowMs());
+    },
     waitingFor: () => table.waitingFor(),
     status: () => reflector.status(),
     ended: reflector.done,
