@@ -2,8 +2,11 @@
 import assert from 'node:assert/strict';
 import { readdirSync } from 'node:fs';
 import { after, before, describe, it } from 'node:test';
+import { isDeepStrictEqual } from 'node:util';
 import { waitFor } from '@clustermesh/runtime';
+import { manifestFile, shopManifest } from './demo/shop.ts';
 import { clustermesh, etcdctl, inNode, mapOf, openLab, type TestLab } from './testing/e2e.ts';
+import { describeFds, moreFds } from './testing/fds.ts';
 
 const cluster = (name: string, id: number) => `  - name: ${name}
     id: ${id}
@@ -37,15 +40,17 @@ describe('three clusters', () => {
     (await etcdctl(test, name, 'admin', ...args)).stdout.split('\n').filter((line) => line !== '');
   const keysOf = (name: string) => lines(name, 'get', '', '--prefix', '--keys-only');
 
-  async function count(name: string): Promise<Counts> {
+  async function pidOf(name: string, daemon: string): Promise<number> {
     const { daemons } = await test.lab.status();
-    const fds = (daemon: string) => {
-      const { pid } = daemons.find((one) => one.name.startsWith(`${name}/${daemon}`)) ?? assert.fail(daemon);
-      return readdirSync(`/proc/${pid}/fd`).length;
-    };
+    const { pid } = daemons.find((one) => one.name.startsWith(`${name}/${daemon}`)) ?? assert.fail(daemon);
+    return pid ?? assert.fail(`${name}/${daemon} does not run`);
+  }
+
+  async function count(name: string): Promise<Counts> {
+    const fds = async (daemon: string) => readdirSync(`/proc/${await pidOf(name, daemon)}/fd`).length;
     const counts: Record<string, number> = {
-      apiserverFds: fds('apiserver'),
-      agentFds: fds('agent'),
+      apiserverFds: await fds('apiserver'),
+      agentFds: await fds('agent'),
       // The first line says how many there are.
       leases: (await lines(name, 'lease', 'list')).length - 1,
       users: (await lines(name, 'user', 'list')).length,
@@ -106,8 +111,33 @@ describe('three clusters', () => {
       took.push(Number(connected?.[1]));
       await command('connect', ...pair);
     };
+    // A global service with backends on both sides, so that rows of services and backends come and go.
+    for (const name of ['eu', 'us']) await test.lab.apply(name, shopManifest(name), manifestFile(name));
+    await test.lab.podsReady();
     await round();
-    const before = { eu: await count('eu'), us: await count('us') };
+    const all = async () => ({ eu: await count('eu'), us: await count('us') });
+    const fds = async () =>
+      new Map(
+        await Promise.all(
+          ['eu', 'us'].flatMap((name) =>
+            ['apiserver', 'agent'].map(
+              async (daemon) => [`${name}/${daemon}`, describeFds(await pidOf(name, daemon))] as const,
+            ),
+          ),
+        ),
+      );
+    let before = await all();
+    // What is being opened or closed when it is counted is no measure.
+    await waitFor(
+      async () => {
+        const last = before;
+        before = await all();
+        return isDeepStrictEqual(before, last);
+      },
+      { what: 'what is held to be steady', timeoutMs: 60_000, intervalMs: 1000 },
+    );
+    const fdsBefore = await fds();
+    assert.ok(before.eu['backends']! > 0 && before.us['services']! > 0, JSON.stringify(before));
     for (let done = 0; done < ROUNDS; done++) await round();
     let now = before;
     const grown = () =>
@@ -119,11 +149,16 @@ describe('three clusters', () => {
     // A connection that is being closed, or a lease that has a moment to live, is no leak.
     await waitFor(
       async () => {
-        now = { eu: await count('eu'), us: await count('us') };
+        now = await all();
         return grown().length === 0;
       },
       { what: 'what is held to be what was held', timeoutMs: 60_000, intervalMs: 1000 },
-    ).catch((error: Error) => assert.fail(`${error.message}: ${grown().join('; ')}`));
+    ).catch(async (error: Error) => {
+      const more = [...(await fds())].flatMap(([daemon, held]) =>
+        moreFds(fdsBefore.get(daemon)!, held).map((what) => `${daemon}: ${what}`),
+      );
+      assert.fail(`${error.message}: ${grown().join('; ')}\nfile descriptors: ${more.join('; ')}`);
+    });
     took.sort((a, b) => a - b);
     console.log(
       `${took.length} connects, from command to applied on every node: median ${took[took.length >> 1]} s, longest ${took.at(-1)} s`,
