@@ -4,8 +4,9 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createInterface } from 'node:readline';
 import { it } from 'node:test';
-import { repoRoot } from '@clustermesh/runtime';
+import { repoRoot, waitFor } from '@clustermesh/runtime';
 import { startRedisServer } from '../testing/redis-server.ts';
+import { connectForWork } from './redis.ts';
 
 /** Ends by itself, or not: a connection that is tried again, or a timer, keeps a process alive. */
 const PROGRAM = `
@@ -58,4 +59,18 @@ it('closes queue and schedule while Redis is away, a step under way, and leaves 
   await heard('closed');
   const limit = new Promise<[string]>((resolve) => setTimeout(() => resolve(['still running']), 20_000).unref());
   assert.deepEqual((await Promise.race([ended, limit]))[0], 0);
+});
+
+it('what waits on a connection that is ended between two attempts is told so', { timeout: 120_000 }, async (t) => {
+  const server = await startRedisServer();
+  t.after(() => server.stop());
+  const redis = connectForWork(server.config);
+  redis.on('error', () => {});
+  await redis.ping();
+  await server.kill();
+  const asked = assert.rejects(redis.ping(), /Connection is closed/);
+  await waitFor(() => redis.status === 'reconnecting', { what: 'the pause', timeoutMs: 60_000, intervalMs: 1 });
+  const said = once(redis, 'end');
+  redis.endAll();
+  await Promise.all([asked, said]);
 });
