@@ -84,6 +84,25 @@ test("a peer's rows reach the kernel: backends, addresses with identity and tunn
   assert.deepEqual([...nodes.rows.keys()].sort(), ['172.31.1.11', '172.31.2.11']);
 });
 
+test('rows are programmed while the verifier still looks at the programs; the agent is ready only once these are in place', async () => {
+  await using cluster = await startCluster();
+  await cluster.writeLocal();
+  await cluster.writePeer(US);
+  let attach = () => {};
+  const attached = new Promise<void>((resolve) => {
+    attach = resolve;
+  });
+  const node = await cluster.node('n1', { attached });
+  await eventually('every backend', () => node.backends()?.length === ALL_BACKENDS.length);
+  // A pass later, nothing else is missing.
+  await cluster.etcd.delete(ipKey('us', '10.2.1.6', 'cache'));
+  await eventually('the address to go', () => !node.kernel.ipcache.rows.has('10.2.1.6/32'));
+  assert.deepEqual([node.agent.notReady(), node.agent.status().applied], ['programs are being loaded', false]);
+  attach();
+  await applied(node);
+  assert.equal(node.agent.notReady(), undefined);
+});
+
 test('changes come and go in either order, and the end is empty', async () => {
   await using cluster = await startCluster();
   const node = await settled(cluster);

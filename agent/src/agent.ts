@@ -174,6 +174,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     log: log.child({ subsystem: 'mesh' }),
   });
   const followed = mesh;
+  let areProgramsAttached = false;
   /** Set once, by the first pass that began when every source had spoken. */
   let isApplied = false;
   let wasComplete = false;
@@ -185,7 +186,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     const hasRestored = desired.restoredCount() > 0;
     if (!hasRestored) followed.rememberStore();
     if (!isApplied) {
-      if (wasComplete && isClean && !hasRestored) {
+      if (wasComplete && isClean && !hasRestored && areProgramsAttached) {
         isApplied = true;
         meshMetrics.bootstrapped((clock.nowMs() - startedMs) / 1000);
         log.info('everything known has been applied');
@@ -237,6 +238,14 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
   });
   sync = running;
   running.trigger();
+  // If they cannot be, whoever opened the datapath ends this agent.
+  void datapath.attached.then(
+    () => {
+      areProgramsAttached = true;
+      running.trigger();
+    },
+    (error: unknown) => log.error({ err: error }, 'the programs could not be attached'),
+  );
 
   const pressure = startMapPressure({
     registry,
@@ -325,6 +334,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     notReady() {
       if (isApplied) return undefined;
       if (!etcd.connected) return `etcd is not connected: ${etcdError}`;
+      if (!areProgramsAttached) return 'programs are being loaded';
       const missing = followed.missing();
       return missing.length > 0 ? `not heard yet: ${missing.join(', ')}` : 'rows are being programmed';
     },

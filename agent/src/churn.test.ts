@@ -62,7 +62,7 @@ test('F14 services and slices deleted and created again within one batch: the la
     });
     assert.deepEqual(node.agent.status().problems, []);
   } finally {
-    close();
+    await close();
     await sandbox.close();
   }
 });

@@ -64,6 +64,7 @@ await runDaemon(log, async () => {
   const etcd = openEtcd({ ...config.etcd, log: log.child({ subsystem: 'etcd' }) });
   const zstd = openZstd();
   const agent = await startAgent({ config, etcd, datapath, interfaces: readInterfaces, zstd, clock: systemClock, log });
+  await datapath.attached;
   const rpc = await serveRpc<AgentMethods>('agent', config.socket, handlers(agent));
   const http = await serveHttp({ ...config.http, registry: agent.metrics, notReady: agent.notReady });
   log.info({ socket: config.socket }, 'ready for endpoints');

@@ -261,7 +261,7 @@ test('a service of 10 000 backends of a peer is in the maps of this kernel, and 
     await eventually('the cluster to be drained', async () => (await inKernel()).size === 0, { intervalMs: 50 });
     await eventually('no backend to be left', async () => (await maps.cm_backends.entries()).length === 0);
   } finally {
-    close();
+    await close();
     await sandbox.close();
   }
 });

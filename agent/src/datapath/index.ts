@@ -17,7 +17,7 @@ import { openEvents } from './events.ts';
 import { collectGarbage } from './garbage.ts';
 import * as libbpf from './libbpf.ts';
 import { ensureVxlan, interfaceIndex, underlayMtuOf } from './links.ts';
-import { isPinned, loadPrograms } from './loader.ts';
+import { isPinned, openPrograms } from './loader.ts';
 import { policyStateTable, policyTable } from './policy.ts';
 import { requireFeatures } from './probe.ts';
 import { withRoutes } from './routes.ts';
@@ -57,13 +57,14 @@ function check(config: DatapathConfig): void {
   }
 }
 
+/** Returns once tables can be read and written; the programs come into place meanwhile (`attached`). */
 export async function openDatapath(config: DatapathConfig, { log }: { log: Log }): Promise<Datapath> {
   check(config);
   requireFeatures(log, release());
   const pinDir = pinDirOf(config);
   const vxlanIfindex = await ensureVxlan(config.vxlanDevice);
   const underlayMtu = config.underlayMtu ?? (await underlayMtuOf(config.nodeIp));
-  const loaded = await loadPrograms({
+  const loaded = openPrograms({
     objects: ['sock', 'pod', 'overlay', 'netdev'],
     pinDir,
     mapSizes: config.mapSizes,
@@ -83,12 +84,21 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
     const events = openEvents(maps);
     const rowsOfEndpoints = endpointTable(maps.cm_endpoints);
     const endpoints = { ...rowsOfEndpoints, list: listEndpoints };
-    attach.attachSocketPrograms(loaded, config.cgroup, pinDir);
-    attach.attachOverlay(loaded, vxlanIfindex);
-    for (const uplink of config.uplinks ?? []) attach.attachUplink(loaded, interfaceIndex(uplink));
-    const replaced = await reattachPods();
-    await loaded.catchUp();
-    log.info({ pinDir, vxlanIfindex, replaced, migrated: loaded.succeeded }, 'datapath is open');
+    const attached = attachAll();
+    attached.catch(() => {}); // Whoever waits for it is told.
+    // Rows go to the new maps from here on: programs over the old ones would not see them.
+    if (loaded.succeeded.length > 0) await attached;
+    log.info({ pinDir, vxlanIfindex, migrated: loaded.succeeded }, 'datapath is open');
+
+    async function attachAll(): Promise<void> {
+      await loaded.verified;
+      attach.attachSocketPrograms(loaded, config.cgroup, pinDir);
+      attach.attachOverlay(loaded, vxlanIfindex);
+      for (const uplink of config.uplinks ?? []) attach.attachUplink(loaded, interfaceIndex(uplink));
+      const replaced = await reattachPods();
+      await loaded.catchUp();
+      log.info({ replaced }, 'programs are attached');
+    }
 
     /** A row is worth nothing without its programs: then it reads as one whose veth is gone, and is attached anew. */
     async function listEndpoints(): Promise<Map<string, EndpointRow>> {
@@ -110,6 +120,7 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
     }
 
     async function attachEndpoint(row: EndpointRow): Promise<void> {
+      await attached;
       const ifindex = interfaceIndex(row.interface);
       const [result] = await endpoints.update([row]);
       if (result?.error !== undefined) throw result.error;
@@ -156,6 +167,7 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
       nodes,
       policies: policyTable(maps.cm_policy),
       policyStates: policyStateTable(maps.cm_policy_state),
+      attached,
       attachEndpoint,
       detachEndpoint,
       dump: (map) => dumps[map](),
@@ -175,12 +187,13 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
         )?.identity,
       interfaceName: libbpf.interfaceName,
       async close() {
+        await attached.catch(() => {});
         events.close();
-        loaded.close();
+        await loaded.close();
       },
     };
   } catch (error) {
-    loaded.close();
+    await loaded.close();
     throw error;
   }
 }

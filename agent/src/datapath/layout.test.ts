@@ -21,7 +21,7 @@ before(async () => {
 });
 
 after(async () => {
-  loaded?.close();
+  await loaded?.close();
   await sandbox?.close();
 });
 

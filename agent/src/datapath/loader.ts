@@ -50,7 +50,9 @@ export interface LoadOptions {
 
 export interface Loaded {
   maps: TypedMaps;
-  /** By function name. */
+  /** The verifier has accepted every program. Rejects with what it said of one that it has not. */
+  readonly verified: Promise<void>;
+  /** By function name; only once they are `verified`. */
   program(name: string): libbpf.Pointer;
   programFd(name: string): number;
   /** Pinned maps that those above take the place of: before anything is read from these, carryOver(). */
@@ -59,14 +61,30 @@ export interface Loaded {
   carryOver(): Promise<void>;
   /** To be called once the programs are attached: what older ones have noted meanwhile. */
   catchUp(): Promise<void>;
-  close(): void;
+  /** Waits for the verifier: what it reads must not go away under it. */
+  close(): Promise<void>;
+}
+
+/** Objects before the verifier at a time: each holds a thread of the pool that files are read by, too. */
+const LOADS_AT_A_TIME = 2;
+
+/** Programs that can be attached. */
+export async function loadPrograms(options: LoadOptions): Promise<Loaded> {
+  const loaded = openPrograms(options);
+  try {
+    await loaded.verified;
+    return loaded;
+  } catch (error) {
+    await loaded.close();
+    throw error;
+  }
 }
 
 /**
- * First the maps, then all programs side by side: each object's programs take the verifier about as long as those of the others, and
- * an agent that starts has nothing else to do.
+ * Returns with the maps, which may be read and written at once; the verifier looks at the programs meanwhile, which takes it longer
+ * than all else that an agent does before it reads etcd.
  */
-export async function loadPrograms({ objects, settings, pinDir, mapSizes }: LoadOptions): Promise<Loaded> {
+export function openPrograms({ objects, settings, pinDir, mapSizes }: LoadOptions): Loaded {
   mkdirSync(pinDir, { recursive: true, mode: 0o700 });
   const opened: libbpf.BpfObject[] = [];
   const programs = new Map<string, libbpf.Pointer>();
@@ -78,7 +96,7 @@ export async function loadPrograms({ objects, settings, pinDir, mapSizes }: Load
     old.clear();
   }
 
-  function close(): void {
+  function release(): void {
     forgetOld();
     for (const object of opened.splice(0)) libbpf.closeObject(object);
     for (const fd of fds.values()) libbpf.closeFd(fd);
@@ -93,13 +111,22 @@ export async function loadPrograms({ objects, settings, pinDir, mapSizes }: Load
       codec.encode(settings, libbpf.objectRodata(object), offset);
       for (const [map, pointer] of libbpf.objectMaps(object)) libbpf.reuseMap(pointer, fds.get(map)!);
     }
-    const loads = await Promise.allSettled(opened.map(libbpf.loadObject));
+  } catch (error) {
+    release();
+    throw error;
+  }
+  const verified = verify();
+  verified.catch(() => {}); // Whoever attaches is told.
+
+  async function verify(): Promise<void> {
+    const waiting = opened.values();
+    async function loadOnes(): Promise<void> {
+      for (const object of waiting) await libbpf.loadObject(object);
+    }
+    const loads = await Promise.allSettled(Array.from({ length: LOADS_AT_A_TIME }, loadOnes));
     for (const load of loads) if (load.status === 'rejected') throw load.reason;
     for (const object of opened)
       for (const [program, pointer] of libbpf.objectPrograms(object)) programs.set(program, pointer);
-  } catch (error) {
-    close();
-    throw error;
   }
 
   const typed = [...fds].map(([name, fd]) => [
@@ -116,6 +143,7 @@ export async function loadPrograms({ objects, settings, pinDir, mapSizes }: Load
   );
   return {
     maps: Object.fromEntries(typed) as TypedMaps,
+    verified,
     succeeded: successions.map(({ name }) => name),
     async carryOver() {
       if (successions.length === 0) return;
@@ -132,7 +160,10 @@ export async function loadPrograms({ objects, settings, pinDir, mapSizes }: Load
     },
     program,
     programFd: (name) => libbpf.programFd(program(name)),
-    close,
+    async close() {
+      await verified.catch(() => {});
+      release();
+    },
   };
 }
 

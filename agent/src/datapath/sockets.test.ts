@@ -62,7 +62,7 @@ before(async () => {
 
 after(async () => {
   await client?.kill();
-  loaded?.close();
+  await loaded?.close();
   await sandbox?.close();
 });
 

@@ -38,7 +38,7 @@ beforeEach(async () => {
 });
 
 afterEach(async () => {
-  for (const loaded of open.splice(0)) loaded.close();
+  for (const loaded of open.splice(0)) await loaded.close();
   await sandbox.close();
 });
 
@@ -190,7 +190,7 @@ describe('services', () => {
     await services.remove(['10.96.0.2:80/TCP']);
     const ids = await idsOf(services);
     const mapIds = Object.values(first.maps).map((map) => map.id);
-    first.close();
+    await first.close();
     open.length = 0;
 
     const second = await load();
@@ -517,7 +517,7 @@ describe('pins', () => {
     const first = await load();
     await nodeTable(first.maps.cm_nodes).update([node]);
     noteOtherLayout('cm_nodes');
-    (await load()).close();
+    await (await load()).close();
     const again = await load();
     assert.deepEqual(again.succeeded, ['cm_nodes']);
     await again.carryOver();
@@ -578,14 +578,14 @@ describe('pins', () => {
   });
 
   it('closing leaves no descriptor open', async () => {
-    (await load()).close();
+    await (await load()).close();
     open.length = 0;
     const descriptors = () => readdirSync('/proc/self/fd').length;
     const before = descriptors();
     for (let i = 0; i < 3; i++) {
       const loaded = await load();
       assert.ok(libbpf.mapInfo(loaded.maps.cm_ct.fd).id > 0);
-      loaded.close();
+      await loaded.close();
       open.length = 0;
     }
     assert.equal(descriptors(), before);

@@ -156,6 +156,8 @@ export interface Datapath {
   nodes: MapOps<NodeRow>;
   policies: MapOps<PolicyRow>;
   policyStates: MapOps<PolicyStateRow>;
+  /** This version's programs are in place wherever they belong. Rejects if they cannot be: then this datapath is of no use. */
+  readonly attached: Promise<void>;
   /** Write the endpoint's row, then put the programs on its veth (replacing older ones atomically). */
   attachEndpoint(row: EndpointRow): Promise<void>;
   /** Take programs and rows of this veth away; a veth that is already gone is no error. */

@@ -68,6 +68,8 @@ export interface NodeOptions {
   readonly staleAfterMs?: number;
   /** What stands between the agent and its etcd. */
   readonly through?: (etcd: Etcd) => Etcd;
+  /** When the kernel's verifier is done with the programs; absent: at once. */
+  readonly attached?: Promise<void>;
   /** In place of the fake kernel's table. */
   readonly services?: MapOps<ServiceRow>;
 }
@@ -156,6 +158,7 @@ export async function startCluster(): Promise<TestCluster> {
 
   async function node(name: NodeName, options: NodeOptions = {}): Promise<TestNode> {
     const kernel = createFakeKernel();
+    kernel.attachedGate = options.attached;
     let client = server.client(options.etcd);
     const start = () =>
       startAgent({

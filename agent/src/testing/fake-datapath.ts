@@ -24,6 +24,8 @@ export interface FakeKernel {
   /** Interfaces of the node; attaching to another one fails. */
   readonly interfaces: Set<string>;
   readonly attached: Set<string>;
+  /** When the programs are in place; absent: at once. */
+  attachedGate?: Promise<void> | undefined;
   /** Attaching waits for it. */
   attachGate?: Promise<void> | undefined;
   /** What happened, in order: `attach cmp1`, `detach cmp1`. */
@@ -52,6 +54,7 @@ export function fakeDatapath(kernel: FakeKernel): Datapath {
     nodes: kernel.nodes,
     policies: kernel.policies,
     policyStates: kernel.policyStates,
+    attached: kernel.attachedGate ?? Promise.resolve(),
     async attachEndpoint(row) {
       await kernel.attachGate;
       if (!kernel.interfaces.has(row.interface)) {

@@ -6,6 +6,7 @@ import { serve } from './remote.ts';
 
 const config = JSON.parse(process.argv[2]!) as DatapathConfig;
 const datapath = await openDatapath(config, { log: silentLog() });
+await datapath.attached;
 
 type Table = 'ipcache' | 'services' | 'endpoints' | 'nodes' | 'policies' | 'policyStates';
 const ops = (table: Table): MapOps<object> => datapath[table] as unknown as MapOps<object>;

@@ -269,7 +269,7 @@ export async function openPacketLab(): Promise<PacketLab> {
       await services.update(SERVICES);
     },
     async close() {
-      loaded.close();
+      await loaded.close();
       await sandbox.close();
     },
   };

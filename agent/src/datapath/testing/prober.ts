@@ -35,4 +35,4 @@ for (let sport = 1024; !done; sport = sport === 65535 ? 1024 : sport + 1) {
   if (sport % 64 === 0) await setImmediate();
 }
 process.stdout.write(`${JSON.stringify(seen)}\n`);
-loaded.close();
+await loaded.close();
