@@ -100,6 +100,7 @@ async function inside(place: { readonly bpffs: string; readonly pods: string; re
 function figuresOf(result: RunResult, shape: LoadShape, smaller: ReadonlyMap<number, RunResult>): Figure[] {
   const { bootstrap, restart, churn, churnSamples } = result;
   const baseline = Math.min(...result.baselines.map(({ ms }) => ms)) / 1000;
+  const baselineCpu = Math.min(...result.baselines.map(({ threadMs }) => threadMs)) / 1000;
   const seconds = bootstrap.ms / 1000;
   const samples = [...result.bootstrapSamples, ...churnSamples];
   const peak = Math.max(bootstrap.peakRssMb, ...samples.map((sample) => sample.rssMb));
@@ -134,6 +135,13 @@ function figuresOf(result: RunResult, shape: LoadShape, smaller: ReadonlyMap<num
       ratio,
       aim: '≤ 3 ×',
       ok: ratio <= 3,
+    },
+    {
+      name: 'of this, CPU of its JavaScript thread',
+      value: bootstrap.threadMs / 1000,
+      unit: 's',
+      baseline: baselineCpu,
+      ratio: bootstrap.threadMs / 1000 / baselineCpu,
     },
     atMost('resident memory, peak', peak, 'MB', 700),
     atMost('connections lost', most('disconnects'), '', 0),

@@ -5,7 +5,7 @@ import { type Datapath, type OpResult, openDatapath } from '@clustermesh/agent';
 import type { Sandbox } from '@clustermesh/agent/testing/sandbox';
 import { silentLog } from '@clustermesh/runtime';
 
-export function openTables(sandbox: Sandbox, name: string): Promise<Datapath> {
+export async function openTables(sandbox: Sandbox, name: string): Promise<Datapath> {
   const bpffs = join(sandbox.bpffs, name);
   mkdirSync(bpffs);
   const config = {
@@ -20,7 +20,9 @@ export function openTables(sandbox: Sandbox, name: string): Promise<Datapath> {
     cgroup: sandbox.cgroup(name),
     vxlanDevice: 'cm_vxlan',
   };
-  return openDatapath(config, { log: silentLog() });
+  const datapath = await openDatapath(config, { log: silentLog() });
+  await datapath.attached;
+  return datapath;
 }
 
 /** Every row must have been taken. */

@@ -6,7 +6,14 @@ import { type MapOps, type OpResult, openDatapath, parseAgentConfig, startAgent 
 import { openEtcd } from '@clustermesh/kvstore';
 import { createLog, openZstd, systemClock } from '@clustermesh/runtime';
 import { fingerprint, ipcacheText, OWN } from './load.ts';
-import { type AgentSettings, type AppliedRow, type FromAgent, monotonicMs, type ToAgent } from './messages.ts';
+import {
+  type AgentSettings,
+  type AppliedRow,
+  type FromAgent,
+  monotonicMs,
+  type ToAgent,
+  threadCpuMs,
+} from './messages.ts';
 
 const settings = JSON.parse(process.argv[2]!) as AgentSettings;
 const log = createLog('bench-agent');
@@ -58,6 +65,7 @@ function told<Row>(
 }
 
 const startedAt = monotonicMs();
+const startedCpu = threadCpuMs();
 let peakRss = 0;
 const watchPeak = setInterval(() => {
   peakRss = Math.max(peakRss, process.memoryUsage.rss());
@@ -124,7 +132,8 @@ const poll = setInterval(() => {
   if (agent.notReady() !== undefined) return;
   clearInterval(poll);
   peakRss = Math.max(peakRss, process.memoryUsage.rss());
-  send({ type: 'bootstrapped', ms: monotonicMs() - startedAt, rowsWritten, peakRssMb: peakRss / 1e6 });
+  const threadMs = threadCpuMs() - startedCpu;
+  send({ type: 'bootstrapped', ms: monotonicMs() - startedAt, threadMs, rowsWritten, peakRssMb: peakRss / 1e6 });
   clearInterval(watchPeak);
   endProfile();
 }, 10);

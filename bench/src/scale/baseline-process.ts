@@ -5,12 +5,13 @@
 import { openEtcd } from '@clustermesh/kvstore';
 import { silentLog } from '@clustermesh/runtime';
 import { type LoadShape, prefixesOf } from './load.ts';
-import { type AgentSettings, type BaselineResult, monotonicMs } from './messages.ts';
+import { type AgentSettings, type BaselineResult, monotonicMs, threadCpuMs } from './messages.ts';
 
 const settings = JSON.parse(process.argv[2]!) as AgentSettings;
 const shape = JSON.parse(process.argv[3]!) as LoadShape;
 
 const startedAt = monotonicMs();
+const startedCpu = threadCpuMs();
 const etcd = openEtcd({ endpoints: [settings.endpoint], ...settings.pki, log: silentLog(), requestTimeoutMs: 60_000 });
 let keys = 0;
 let bytes = 0;
@@ -26,6 +27,7 @@ async function listAll(): Promise<void> {
   }
 }
 await Promise.all(Array.from({ length: Number(process.env.CM_BENCH_LISTS ?? 16) }, listAll));
-const result: BaselineResult = { ms: monotonicMs() - startedAt, keys, bytes, pages };
+const threadMs = threadCpuMs() - startedCpu;
+const result: BaselineResult = { ms: monotonicMs() - startedAt, threadMs, keys, bytes, pages };
 await etcd.close();
 process.send!(result, () => process.exit(0));

@@ -1,4 +1,5 @@
 /** What the measured processes and the one that measures them say to each other, over node's IPC channel. */
+import { readFileSync } from 'node:fs';
 import type { fingerprint } from './load.ts';
 
 export interface AgentSettings {
@@ -32,7 +33,13 @@ export interface AppliedRow {
 }
 
 export type FromAgent =
-  | { readonly type: 'bootstrapped'; readonly ms: number; readonly rowsWritten: number; readonly peakRssMb: number }
+  | {
+      readonly type: 'bootstrapped';
+      readonly ms: number;
+      readonly threadMs: number;
+      readonly rowsWritten: number;
+      readonly peakRssMb: number;
+    }
   | { readonly type: 'sample'; readonly sample: Sample }
   | { readonly type: 'applied'; readonly rows: readonly AppliedRow[] }
   | {
@@ -49,6 +56,7 @@ export type ToAgent =
 
 export interface BaselineResult {
   readonly ms: number;
+  readonly threadMs: number;
   readonly keys: number;
   readonly bytes: number;
   readonly pages: number;
@@ -56,3 +64,15 @@ export interface BaselineResult {
 
 /** CLOCK_MONOTONIC: the same for all processes of a machine. */
 export const monotonicMs = (): number => Number(process.hrtime.bigint()) / 1e6;
+
+const MS_PER_TICK = 10;
+
+/** CPU that this process's JavaScript has had, without garbage collectors and other threads beside it. Of proc(5), to a tick. */
+export function threadCpuMs(): number {
+  const stat = readFileSync(`/proc/self/task/${process.pid}/stat`, 'latin1');
+  const [user, system] = stat
+    .slice(stat.lastIndexOf(')') + 2)
+    .split(' ')
+    .slice(11, 13);
+  return (Number(user) + Number(system)) * MS_PER_TICK;
+}

@@ -96,7 +96,7 @@ async function prepare({ directory, bpffs, cgroup }: RunOptions): Promise<Stage>
 async function settled(agent: AgentProcess, what: string, progress: RunOptions['progress']): Promise<Bootstrap> {
   const bootstrap = await agent.bootstrapped;
   progress(
-    `${what}: ${(bootstrap.ms / 1000).toFixed(1)} s, ${bootstrap.rowsWritten} rows written, peak ${Math.round(bootstrap.peakRssMb)} MB`,
+    `${what}: ${(bootstrap.ms / 1000).toFixed(1)} s (${(bootstrap.threadMs / 1000).toFixed(1)} s of CPU), ${bootstrap.rowsWritten} rows written, peak ${Math.round(bootstrap.peakRssMb)} MB`,
   );
   return bootstrap;
 }
@@ -113,7 +113,9 @@ export async function runScale(options: RunOptions): Promise<RunResult> {
       if (!whole) return;
       const result = await runBaseline(settings, shape);
       baselines.push(result);
-      progress(`bare range: ${(result.ms / 1000).toFixed(1)} s, ${result.keys} keys in ${result.pages} pages`);
+      progress(
+        `bare range: ${(result.ms / 1000).toFixed(1)} s (${(result.threadMs / 1000).toFixed(1)} s of CPU), ${result.keys} keys in ${result.pages} pages`,
+      );
     };
     await baseline();
     const agent = startAgentProcess(settings, options.agentFlags);
