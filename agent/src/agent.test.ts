@@ -103,6 +103,20 @@ test('rows are programmed while the verifier still looks at the programs; the ag
   assert.equal(node.agent.notReady(), undefined);
 });
 
+test('a peer of thousands of addresses is taken in no faster than the kernel takes its rows', async () => {
+  await using cluster = await startCluster();
+  await cluster.writeLocal();
+  const pods = Array.from({ length: 3000 }, (_, i) => `10.2.${1 + Math.floor(i / 250)}.${1 + (i % 250)}`);
+  await cluster.writePeer({ ...US, pods });
+  const node = await cluster.node('n1');
+  await applied(node);
+  const hosts = [...node.kernel.ipcache.rows.values()].filter(({ identity }) => identity === 131372);
+  assert.equal(hosts.length, pods.length);
+  const most = await node.agent.metrics.getSingleMetric('clustermesh_agent_queued_rows_most')!.get();
+  const waited = most.values[0]?.value ?? 0;
+  assert.ok(waited > 100 && waited <= 1000, `${waited} rows waited at once`);
+});
+
 test('changes come and go in either order, and the end is empty', async () => {
   await using cluster = await startCluster();
   const node = await settled(cluster);

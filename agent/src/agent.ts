@@ -66,6 +66,9 @@ export interface Agent {
   close(): Promise<void>;
 }
 
+/** Rows between etcd and the kernel. One object of a peer is a few of them at most, a pass writes this many in some milliseconds. */
+const MOST_WAITING = 950;
+
 export async function startAgent(ports: AgentPorts): Promise<Agent> {
   const { config, etcd, datapath, clock, log } = ports;
   const { cluster, node, timers } = config;
@@ -168,6 +171,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     serviceV2: config.clustermesh.serviceV2,
     zstd: ports.zstd,
     sink: desired,
+    room: () => (desired.waiting() < MOST_WAITING ? undefined : sync?.passed()),
     staleAfterMs: timers.staleAfterMs,
     observe: meshMetrics.observe,
     clock,

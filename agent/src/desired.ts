@@ -103,6 +103,8 @@ export interface Desired extends MeshSink {
     readonly policies: RowSink<PolicyRow>;
     readonly policyStates: RowSink<PolicyStateRow>;
   }): void;
+  /** About how many rows the next flush will write. */
+  waiting(): number;
   problems(): string[];
   /** Services of peers whose present backends nobody has told here, by cluster. */
   outgrownServices(): ReadonlyMap<string, readonly string[]>;
@@ -398,6 +400,7 @@ export function createDesired(options: DesiredOptions): Desired {
       ];
     },
     outgrownServices: services.outgrown,
+    waiting: () => ipcache.waiting() + nodes.waiting() + services.waiting(),
     restoredCount: () =>
       ipcache.restoredCount() + nodes.restoredCount() + services.restoredCount() + policies.restoredCount(),
   };

@@ -66,6 +66,8 @@ export interface SyncStats {
 export interface Sync {
   readonly tables: Tables;
   trigger(): void;
+  /** Resolves after a pass that began after this call, or when the loop was stopped. */
+  passed(): Promise<void>;
   programmed(ip: string): Programmed;
   isRemoved(ip: string): boolean;
   /** Revisions whose rows are in the kernel, by `peer/family`. */
@@ -348,6 +350,7 @@ export function startSync(options: SyncOptions): Sync {
   return {
     tables,
     trigger: runner.trigger,
+    passed: runner.settled,
     programmed(ip) {
       const endpoint = statusOf(tables.endpoints, ip);
       return endpoint === 'done' ? statusOf(tables.ipcache, hostCidr(ip)) : endpoint;

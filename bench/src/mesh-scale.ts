@@ -146,7 +146,7 @@ function figuresOf(result: RunResult, shape: LoadShape, smaller: ReadonlyMap<num
     atMost('resident memory, peak', peak, 'MB', 700),
     atMost('connections lost', most('disconnects'), '', 0),
     atMost('rows that failed (sync errors)', most('rowFailures'), '', 0),
-    info('rows waiting for the kernel, most, bootstrap', most('queue', [...result.bootstrapSamples]), 'rows'),
+    atMost('rows waiting for the kernel, most, bootstrap', most('queue', [...result.bootstrapSamples]), 'rows', 1000),
     atMost('rows waiting for the kernel, most, churn', most('queue', [...churnSamples]), 'rows', 1000),
     ...(restart === undefined
       ? []

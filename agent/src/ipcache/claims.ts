@@ -27,6 +27,8 @@ export interface ClaimsProjection<Row> {
   /** What `isRefused` answers may have changed: look at every row again. */
   rulesChanged(): void;
   flush(into: RowSink<Row>): void;
+  /** Keys that the next flush will look at. */
+  waiting(): number;
   restoredCount(): number;
   /** Keys whose best claim was refused, so that another one or none is in force. */
   refusedCount(): number;
@@ -208,6 +210,7 @@ export function createClaims<Row extends { readonly clusterId: number }>(options
         if (slot.held === undefined) slots.delete(slot.key);
       }
     },
+    waiting: () => dirty.length,
     restoredCount: () => restoredCount,
     refusedCount: () => refusedCount,
   };

@@ -3,11 +3,14 @@
  * quarantined: counted, named in the status, and the last good value of that key stays in force.
  */
 import { type Decoded, keyName } from '@clustermesh/contract';
-import { type Etcd, type HoldDeletes, startReflector } from '@clustermesh/kvstore';
+import { type Etcd, type HoldDeletes, type SinkBatch, startReflector } from '@clustermesh/kvstore';
 import type { Log } from '@clustermesh/runtime';
 
 /** As a mirror does: what a watch has lost without a word (etcd#17529) is found by a list, however seldom that happens. */
 const RESYNC_MS = 600_000;
+
+/** Undefined: there is room for another row. */
+export type Room = () => Promise<void> | undefined;
 
 export type RowAction = 'create' | 'modify' | 'delete';
 
@@ -26,8 +29,10 @@ export interface FamilyOptions<T> {
   readonly onRow: (name: string, value: T | undefined) => void;
   /** A row that changed after the first complete list; without a value: it is gone. */
   readonly onArrival?: ((action: RowAction, value: T | undefined) => void) | undefined;
-  /** After the rows of one batch. */
+  /** After the rows of one batch, or of as many of them as there was room for. */
   readonly onBatch: () => void;
+  /** Asked before each row. A promise: no more are taken in until it resolves. Default: there is always room. */
+  readonly room?: Room | undefined;
   /** A complete list has been applied. */
   readonly onSynced: () => void;
 }
@@ -102,6 +107,26 @@ export function startFamily<T>(options: FamilyOptions<T>): Family {
     if (listedEpoch !== undefined) options.onArrival?.('delete', undefined);
   }
 
+  /** From the row at `at` on; waits where there is no room. At once if there is, so that a change is not later than it need be. */
+  function take(batch: SinkBatch, at: number): Promise<void> | undefined {
+    const { upserts, removes } = batch;
+    // A reflector that was told to stop may still hand over what it had in flight.
+    if (options.signal.aborted) return undefined;
+    for (let i = at; i < upserts.length + removes.length; i++) {
+      const room = options.room?.();
+      if (room !== undefined) {
+        options.onBatch();
+        return room.then(() => take(batch, i));
+      }
+      const row = upserts[i];
+      if (row === undefined) remove(removes[i - upserts.length]!);
+      else upsert(row.key, row.value);
+    }
+    if (batch.kind === 'watch') revision = Math.max(revision, batch.revision);
+    options.onBatch();
+    return undefined;
+  }
+
   const reflector = startReflector({
     etcd: options.etcd,
     prefix,
@@ -111,14 +136,7 @@ export function startFamily<T>(options: FamilyOptions<T>): Family {
     log,
     signal: options.signal,
     sink: {
-      apply(batch) {
-        // A reflector that was told to stop may still hand over what it had in flight.
-        if (options.signal.aborted) return;
-        for (const row of batch.upserts) upsert(row.key, row.value);
-        for (const key of batch.removes) remove(key);
-        if (batch.kind === 'watch') revision = Math.max(revision, batch.revision);
-        options.onBatch();
-      },
+      apply: (batch) => take(batch, 0),
       synced(listRevision) {
         if (options.signal.aborted) return;
         // Set, not raised: a rebuilt etcd counts from one again.

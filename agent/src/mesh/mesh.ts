@@ -14,6 +14,7 @@ import { type Compression, LOCAL_FAMILIES, type MaxConnectedClusters } from '@cl
 import { type Etcd, type Observe, observedEtcd } from '@clustermesh/kvstore';
 import type { Clock, Log } from '@clustermesh/runtime';
 import type { ServiceV2 } from '../services/choice.ts';
+import type { Room } from './family.ts';
 import { limitLists } from './list-gate.ts';
 import { startOwnCluster } from './own-cluster.ts';
 import { startOwnNodes } from './own-nodes.ts';
@@ -39,6 +40,8 @@ export interface MeshOptions {
   readonly sink: MeshSink;
   /** A family whose watch shows no sign of life for longer is named in the problems. */
   readonly staleAfterMs: number;
+  /** Rows of peers, of which there may be hundreds of thousands, are taken in as far as there is room for them. */
+  readonly room?: Room | undefined;
   /** Times the requests to etcds. */
   readonly observe: Observe;
   readonly clock: Clock;
@@ -98,6 +101,7 @@ export function startMesh(options: MeshOptions): Mesh {
     progress,
     onBatch,
     onSynced,
+    room: options.room,
     onClusters() {
       sink.sourcesChanged();
       sink.changed();

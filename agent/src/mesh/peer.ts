@@ -21,7 +21,7 @@ import {
 import type { Etcd } from '@clustermesh/kvstore';
 import type { Log } from '@clustermesh/runtime';
 import { type AddressEntry, readEndpointSlice, readIpEntry, readNode, readService } from './decode.ts';
-import { type Family, type RowAction, startFamily } from './family.ts';
+import { type Family, type Room, type RowAction, startFamily } from './family.ts';
 
 export interface PeerRef {
   readonly name: string;
@@ -57,6 +57,7 @@ export interface PeerOptions {
   readonly onArrival: (family: AgentFamily, action: RowAction, changedAt: string | undefined) => void;
   readonly onBatch: (family: AgentFamily) => void;
   readonly onSynced: (family: AgentFamily) => void;
+  readonly room?: Room | undefined;
   readonly log: Log;
 }
 
@@ -104,6 +105,7 @@ export function startPeer(options: PeerOptions): Peer {
       onArrival: (action, value) =>
         options.onArrival(family, action, value === undefined ? undefined : changedAt(value)),
       onBatch: () => options.onBatch(family),
+      room: options.room,
       onSynced() {
         if (isSynced(...families.keys())) withdrawUnpublished();
         options.onSynced(family);

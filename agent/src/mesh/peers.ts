@@ -20,6 +20,7 @@ import type { Clock, Log } from '@clustermesh/runtime';
 import type { ServiceV2 } from '../services/choice.ts';
 import { createClusters } from './clusters.ts';
 import { type Direct, startDirect } from './direct.ts';
+import type { Room } from './family.ts';
 import { startJudgedSource } from './judged-source.ts';
 import { type Peer, type PublishedPeer, startPeer } from './peer.ts';
 import type { Progress } from './progress.ts';
@@ -42,6 +43,7 @@ export interface PeersOptions {
   readonly progress: Progress;
   readonly onBatch: (peer: string, family: string) => void;
   readonly onSynced: (peer: string, clusterId: number, family: string) => void;
+  readonly room?: Room | undefined;
   /** Clusters came or went, or what is known of them changed. */
   readonly onClusters: () => void;
   readonly clock: Clock;
@@ -124,6 +126,7 @@ export function startPeers(options: PeersOptions): Peers {
       onArrival: (family, action, changedAt) => progress.arrived(ref.name, family, action, changedAt),
       onBatch: (family) => options.onBatch(ref.name, family),
       onSynced: (family) => options.onSynced(ref.name, ref.id, family),
+      room: options.room,
       log,
     });
     peers.set(ref.name, peer);

@@ -41,6 +41,8 @@ export interface ServicesProjection {
   /** Services of peers whose present backends nobody has told here, by cluster. */
   outgrown(): ReadonlyMap<string, readonly string[]>;
   /** Restored rows that some source may still confirm. */
+  /** Services and frontends that the next flush will look at. */
+  waiting(): number;
   restoredCount(): number;
 }
 
@@ -189,6 +191,7 @@ export function createServicesProjection(options: {
     },
     problems: remotes.problems,
     outgrown: remotes.outgrown,
+    waiting: () => dirtyServices.size + dirtyFrontends.size,
     restoredCount: () => restored.size,
   };
 }
