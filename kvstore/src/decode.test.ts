@@ -4,7 +4,7 @@ import { describe, it } from 'node:test';
 import type { MethodDefinition } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
 import fc from 'fast-check';
-import { decodeRange, decodeWatch } from './decode.ts';
+import { decodeBeside, decodeRange, decodeWatch } from './decode.ts';
 
 const definition = loadSync(createRequire(import.meta.url).resolve('etcd3/proto/rpc.proto'), { keepCase: true });
 const method = (service: string, name: string) =>
@@ -48,6 +48,42 @@ describe('decoder', () => {
         assert.deepEqual(answer.kvs, expected);
       }),
     );
+  });
+
+  it('reads a key and a page that were read in one transaction', () => {
+    const { responseSerialize } = method('KV', 'Txn');
+    fc.assert(
+      fc.property(header, fc.array(kv), fc.option(kv), fc.boolean(), (head, kvs, canary, more) => {
+        // The reads' own headers say less than that of the whole.
+        const read = (rows: (typeof canary)[], rest: object) => ({
+          response_range: {
+            header: { revision: '1' },
+            kvs: rows.flatMap((row) => (row === null ? [] : [sent(row)])),
+            ...rest,
+          },
+        });
+        const responses = [read([canary], { count: '1' }), read(kvs, { more, count: '300000' })];
+        const answer = decodeBeside(responseSerialize({ header: head, succeeded: true, responses }));
+        const { responseSerialize: alone } = method('KV', 'Range');
+        const page = decodeRange(alone({ header: head, kvs: kvs.map(sent), more, count: '300000' }));
+        const { beside, ...rest } = answer;
+        assert.deepEqual(rest, page);
+        assert.equal(beside?.key, canary?.key);
+        assert.equal(beside?.modRevision, canary?.mod_revision);
+      }),
+    );
+  });
+
+  it('refuses what is not the answer to two reads', () => {
+    const { responseSerialize } = method('KV', 'Txn');
+    const one = responseSerialize({ header: {}, succeeded: true, responses: [{ response_range: { count: '0' } }] });
+    assert.throws(() => decodeBeside(one), /two reads with 1 answers/);
+    const put = responseSerialize({
+      header: {},
+      succeeded: true,
+      responses: [{ response_put: { header: { revision: '1' } } }],
+    });
+    assert.throws(() => decodeBeside(put), /something else/);
   });
 
   it('reads events, cancellations and fragments as protobufjs writes them', () => {

@@ -42,6 +42,12 @@ class Cursor {
 
   /** Revisions, versions and counts stay far below 2^53. */
   number(): number {
+    // Tags, and most lengths.
+    const first = this.bytes[this.at];
+    if (first !== undefined && first < 0x80) {
+      this.at++;
+      return first;
+    }
     let value = 0;
     let factor = 1;
     for (;;) {
@@ -178,7 +184,36 @@ function event(cursor: Cursor): WatchEvent {
 const NO_HEADER: WireHeader = { cluster_id: '0', revision: '0' };
 
 export function decodeRange(bytes: Buffer): RangeAnswer {
+  return range(new Cursor(bytes), bytes.length);
+}
+
+/** The answers to a transaction of two reads: a key, and a page. */
+export interface BesideAnswer extends RangeAnswer {
+  readonly beside: KeyValue | undefined;
+}
+
+export function decodeBeside(bytes: Buffer): BesideAnswer {
   const cursor = new Cursor(bytes);
+  const answers: RangeAnswer[] = [];
+  let whole = NO_HEADER;
+  while (cursor.at < bytes.length) {
+    const tag = cursor.number();
+    if (tag === 10) whole = header(cursor);
+    else if (tag === 26) {
+      const end = cursor.end();
+      if (cursor.number() !== 10) throw new Error('etcd answered a read with something else');
+      answers.push(range(cursor, cursor.end()));
+      if (cursor.at !== end) throw new Error('etcd answered one read with several answers');
+    } else cursor.skip(tag & 7);
+  }
+  const [key, page] = answers;
+  if (key === undefined || page === undefined)
+    throw new Error(`etcd answered two reads with ${answers.length} answers`);
+  // Only the transaction as a whole says which cluster answered.
+  return { ...page, header: whole, beside: key.kvs[0] };
+}
+
+function range(cursor: Cursor, until: number): RangeAnswer {
   const answer = {
     header: NO_HEADER,
     kvs: [] as KeyValue[],
@@ -187,7 +222,7 @@ export function decodeRange(bytes: Buffer): RangeAnswer {
     count: 0,
   };
   let lastAt = 0;
-  while (cursor.at < bytes.length) {
+  while (cursor.at < until) {
     const tag = cursor.number();
     if (tag === 10) answer.header = header(cursor);
     else if (tag === 18) {
@@ -198,8 +233,10 @@ export function decodeRange(bytes: Buffer): RangeAnswer {
     else cursor.skip(tag & 7);
   }
   if (lastAt > 0) {
+    const { at } = cursor;
     cursor.at = lastAt;
     answer.lastKey = peekKey(cursor);
+    cursor.at = at;
   }
   return answer;
 }

@@ -82,6 +82,32 @@ describe('etcd client', { timeout: 300_000 }, () => {
     assert.equal(await etcd.count('ids/id/'), 20);
   });
 
+  it('a key is read beside the first page, as of one revision, whether it is there or not', async () => {
+    const rows = Array.from({ length: 300 }, (_, i) => `beside/rows/${String(i).padStart(3, '0')}`);
+    for (const chunk of [rows.slice(0, 100), rows.slice(100, 200), rows.slice(200)])
+      await etcd.txn({ success: chunk.map((put) => ({ put, value: put })) });
+    async function list(beside: string) {
+      const pages = [];
+      for await (const page of etcd.pages('beside/rows/', { beside })) pages.push(page);
+      return pages;
+    }
+    const missing = await list('beside/canary');
+    assert.deepEqual([missing.length, missing[0]!.beside], [2, undefined]);
+    const { revision } = await etcd.put('beside/canary', 'synced');
+    const pages = await list('beside/canary');
+    assert.deepEqual(
+      pages.flatMap(({ kvs }) => kvs.map(({ key, value }) => [key, value.toString()])),
+      rows.map((row) => [row, row]),
+    );
+    assert.deepEqual([pages[0]!.beside?.modRevision, pages[0]!.beside?.value.toString()], [revision, 'synced']);
+    assert.deepEqual(
+      pages.map(({ header }) => [header.revision, header.clusterId]),
+      pages.map(() => [revision, etcd.clusterId]),
+    );
+    const [empty] = await list('beside/none');
+    assert.deepEqual([empty!.kvs.length, empty!.beside], [256, undefined]);
+  });
+
   it('a watch delivers whole revisions in order, and only its prefix', async () => {
     const { revision } = await etcd.put('watch/start', '');
     const stop = new AbortController();

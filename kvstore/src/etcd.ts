@@ -4,13 +4,13 @@ import { createAuth } from './auth.ts';
 import type { Connection, ConnectionSettings } from './connection.ts';
 import { Connections } from './connections.ts';
 import { type Answer, keyOf, toHeader, toKeyValue, toWireCompare, toWireOp } from './convert.ts';
-import type { RangeAnswer } from './decode.ts';
+import type { BesideAnswer, RangeAnswer } from './decode.ts';
 import { resolveTargets } from './endpoints.ts';
 import { openLease } from './leases.ts';
 import type { WireHeader, WireTxnResponse } from './proto.ts';
 import { FIRST_PAGE, nextPageSize, prefixRange, successor } from './ranges.ts';
 import { abortable } from './signals.ts';
-import type { CallOptions, Etcd, EtcdOptions, Header, KeyValue, RangePage, TxnResult } from './types.ts';
+import type { CallOptions, Etcd, EtcdOptions, Header, KeyValue, PagesOptions, RangePage, TxnResult } from './types.ts';
 import { WatchStream } from './watch-stream.ts';
 
 const DEFAULT_REQUEST_TIMEOUT_MS = 10_000;
@@ -87,12 +87,13 @@ export function openEtcd(options: EtcdOptions): Etcd {
     return { kv: response.kvs[0], header: toHeader(response) };
   }
 
-  async function* pages(prefix: string, callOptions?: CallOptions): AsyncGenerator<RangePage, void, void> {
+  async function* pages(prefix: string, callOptions?: PagesOptions): AsyncGenerator<RangePage, void, void> {
     const range = prefixRange(prefix);
     let largest = Number.POSITIVE_INFINITY;
     let header: Header | undefined;
 
-    async function fetch(key: Buffer, wanted: number): Promise<{ response: RangeAnswer & Answer; limit: number }> {
+    type Fetched = { readonly response: (RangeAnswer | BesideAnswer) & Answer; readonly limit: number };
+    async function fetch(key: Buffer, wanted: number, beside?: string): Promise<Fetched> {
       const pinned = { ...callOptions, connection: header?.connection ?? callOptions?.connection };
       for (let limit = Math.min(wanted, largest); ; largest = limit) {
         const request = {
@@ -102,7 +103,11 @@ export function openEtcd(options: EtcdOptions): Etcd {
           revision: header?.revision ?? callOptions?.revision ?? 0,
         };
         try {
-          return { response: await call<RangeAnswer>('KV.Range', request, `listing ${prefix}`, pinned), limit };
+          const attempted = `listing ${prefix}`;
+          if (beside === undefined)
+            return { response: await call<RangeAnswer>('KV.Range', request, attempted, pinned), limit };
+          const success = [{ request_range: { key: Buffer.from(beside) } }, { request_range: request }];
+          return { response: await call<BesideAnswer>('KV.RangeBeside', { success }, attempted, pinned), limit };
         } catch (error) {
           // The values outgrew the guess. This ends at 1: a single value always fits, etcd takes 1.5 MiB at most.
           if (!(error instanceof MeshError) || error.code !== 'etcd-too-large' || limit === 1) throw error;
@@ -112,7 +117,7 @@ export function openEtcd(options: EtcdOptions): Etcd {
     }
 
     let from = range.key;
-    let next = fetch(from, FIRST_PAGE);
+    let next = fetch(from, FIRST_PAGE, callOptions?.beside);
     for (;;) {
       const { response, limit } = await next;
       header ??= toHeader(response);
@@ -128,7 +133,7 @@ export function openEtcd(options: EtcdOptions): Etcd {
         next = fetch(from, nextPageSize(limit, kvs.length, bytes));
         next.catch(() => {}); // Who stops here does not ask for it.
       }
-      yield { kvs, header };
+      yield 'beside' in response ? { kvs, header, beside: response.beside } : { kvs, header };
       if (isLast) return;
     }
   }

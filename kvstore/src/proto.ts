@@ -7,7 +7,7 @@
 import { createRequire } from 'node:module';
 import type { MethodDefinition } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
-import { decodeRange, decodeWatch } from './decode.ts';
+import { decodeBeside, decodeRange, decodeWatch } from './decode.ts';
 
 export interface WireHeader {
   readonly cluster_id: string;
@@ -92,11 +92,13 @@ function loadServices(): Map<string, AnyMethod> {
     for (const [method, entry] of Object.entries(service))
       methods.set(`${name.replace('etcdserverpb.', '')}.${method}`, entry);
   }
-  for (const [name, decode] of [
-    ['KV.Range', decodeRange],
-    ['Watch.Watch', decodeWatch],
+  for (const [name, of, decode] of [
+    ['KV.Range', 'KV.Range', decodeRange],
+    // A transaction that does nothing but read a key and a page.
+    ['KV.RangeBeside', 'KV.Txn', decodeBeside],
+    ['Watch.Watch', 'Watch.Watch', decodeWatch],
   ] as const) {
-    methods.set(name, { ...methods.get(name)!, responseDeserialize: decode });
+    methods.set(name, { ...methods.get(of)!, responseDeserialize: decode });
   }
   const userAdd = methods.get('Auth.UserAdd')!;
   methods.set('Auth.UserAdd', {

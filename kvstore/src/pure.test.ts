@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { resolveTargets } from './endpoints.ts';
 import { FIRST_PAGE, nextPageSize, prefixEnd, prefixRange } from './ranges.ts';
-import { RowIndex } from './row-index.ts';
+import { hashOf, RowIndex } from './row-index.ts';
 import { type Actual, batches, difference, MAX_BYTES, MAX_OPERATIONS } from './writer-plan.ts';
 
 const row = (key: string, value: string, modRevision: number) => ({ key, value: Buffer.from(value), modRevision });
@@ -50,6 +50,11 @@ describe('endpoints', () => {
 });
 
 describe('row index', () => {
+  it('hashes as MurmurHash3 does', () => {
+    const known = { '': 0, a: 0x3c2569b2, abcd: 0x43ed676a, 'Hello, world!': 0xc0363e43 };
+    for (const [text, hash] of Object.entries(known)) assert.equal(hashOf(Buffer.from(text)), hash);
+  });
+
   it('a row with the revision of before but another value is a change: another etcd counts anew', () => {
     const index = new RowIndex();
     index.beginList();

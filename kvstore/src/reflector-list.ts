@@ -1,30 +1,44 @@
-import { type Canary, type ReflectorContext, toUpsert } from './reflector-context.ts';
+import type { Canary, ReflectorContext } from './reflector-context.ts';
 import { checkLimits } from './reflector-limits.ts';
 import { sizeOf } from './row-index.ts';
 import type { Header, RowUpsert } from './types.ts';
 
-/** Brings the sink to what is there, page by page; only the whole list removes anything. Returns its header. */
+export interface Listed {
+  readonly header: Header;
+  readonly canary: Canary | undefined;
+}
+
+/**
+ * Brings the sink to what is there, page by page; only the whole list removes anything. Where there is a canary, and it was not
+ * `seen` yet, it is asked for with the first page: undefined, and nothing is touched, if it is not there.
+ */
 export async function list(
   context: ReflectorContext,
-  canary: Canary | undefined,
+  seen: Canary | undefined,
   session: AbortSignal,
-): Promise<Header> {
+): Promise<Listed | undefined> {
   const { options, index, progress } = context;
   const { etcd, prefix } = options;
-  progress.setState({ name: 'listing', header: undefined });
-  index.beginList();
+  const beside = seen === undefined ? options.canaryKey : undefined;
+  let canary = seen;
   let header: Header | undefined;
   let keys = 0;
   let bytes = 0;
-  for await (const page of etcd.pages(prefix, { signal: session, connection: canary?.connection })) {
+  for await (const page of etcd.pages(prefix, { signal: session, connection: seen?.connection, beside })) {
     progress.alive();
-    const isFirst = header === undefined;
-    ({ header } = page);
-    if (isFirst) progress.setState({ name: 'listing', header });
+    if (header === undefined) {
+      ({ header } = page);
+      if (beside !== undefined) {
+        if (page.beside === undefined) return undefined;
+        canary = { ...page.beside, epoch: etcd.epoch, connection: header.connection };
+      }
+      index.beginList();
+      progress.setState({ name: 'listing', header });
+    }
     keys += page.kvs.length;
     bytes += page.kvs.reduce((sum, kv) => sum + sizeOf(kv), 0);
     checkLimits(options, keys, bytes);
-    const upserts = page.kvs.filter((kv) => kv.key.startsWith(prefix) && index.listed(kv)).map(toUpsert);
+    const upserts = page.kvs.filter((kv) => kv.key.startsWith(prefix) && index.listed(kv));
     await applyList(context, upserts, [], header.revision);
     session.throwIfAborted();
   }
@@ -32,7 +46,7 @@ export async function list(
   const removes = index.endList(holdMissing(context, header!, canary));
   await applyList(context, [], removes, header!.revision);
   session.throwIfAborted();
-  return header!;
+  return { header: header!, canary };
 }
 
 /** Which rows a complete list may be missing without their being removed. */

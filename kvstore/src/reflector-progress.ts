@@ -8,7 +8,7 @@ import type { Header, ReflectorOptions, ReflectorState, ReflectorStatus } from '
 export type State =
   | { readonly name: 'connecting' }
   | { readonly name: 'waiting-for-canary' }
-  | { readonly name: 'listing'; readonly header: Header | undefined }
+  | { readonly name: 'listing'; readonly header: Header }
   | { readonly name: 'verifying'; readonly from: number }
   | { readonly name: 'watching'; readonly header: Header }
   | { readonly name: 'over-limit'; readonly reason: string }

@@ -1,7 +1,7 @@
 import { waitForCanary } from './reflector-canary.ts';
 import { contextOf } from './reflector-context.ts';
 import { measure } from './reflector-limits.ts';
-import { list } from './reflector-list.ts';
+import { type Listed, list } from './reflector-list.ts';
 import { type Cursor, findResumePoint } from './reflector-resume.ts';
 import { follow } from './reflector-watch.ts';
 import { childOf } from './signals.ts';
@@ -38,16 +38,21 @@ export function startReflector(options: ReflectorOptions): Reflector {
     }
   }
 
+  /** Once it is there. */
+  async function listWithCanary(session: AbortSignal): Promise<Listed> {
+    const canary = await waitForCanary(context, session);
+    return (await list(context, canary, session))!;
+  }
+
   async function runSession(session: AbortController): Promise<void> {
     if (progress.state.name === 'over-limit') await measure(options, session.signal);
     else progress.setState({ name: 'connecting' });
     const resumed = await resumePoint(session.signal);
     if (resumed !== undefined) return follow(context, resumed, session, true, keep);
-    const canary = await waitForCanary(context, session.signal);
-    const header = await list(context, canary, session.signal);
-    progress.complete(header);
-    log.debug({ prefix, rows: index.size, revision: header.revision }, 'list complete');
-    return follow(context, { header, canary }, session, false, keep);
+    const listed = (await list(context, undefined, session.signal)) ?? (await listWithCanary(session.signal));
+    progress.complete(listed.header);
+    log.debug({ prefix, rows: index.size, revision: listed.header.revision }, 'list complete');
+    return follow(context, listed, session, false, keep);
   }
 
   async function waitBeforeRetry(): Promise<void> {

@@ -59,8 +59,15 @@ export interface CallOptions {
   readonly connection?: number | undefined;
 }
 
+export interface PagesOptions extends CallOptions {
+  /** A key that is read with the first page, as of one revision, in one request. */
+  readonly beside?: string | undefined;
+}
+
 export interface RangePage {
   readonly kvs: KeyValue[];
+  /** Of the first page: the key that was asked for beside it; undefined: it is not there. */
+  readonly beside?: KeyValue | undefined;
   /** Of the page-1 answer: every page is pinned to it. */
   readonly header: Header;
 }
@@ -199,7 +206,7 @@ export interface Etcd {
   /** Everything under a prefix, collected from `pages`. */
   range(prefix: string, options?: CallOptions): Promise<RangeResult>;
   /** Pages pinned to the revision and the connection of the first, in key order. */
-  pages(prefix: string, options?: CallOptions): AsyncGenerator<RangePage, void, void>;
+  pages(prefix: string, options?: PagesOptions): AsyncGenerator<RangePage, void, void>;
   count(prefix: string, options?: CallOptions): Promise<number>;
   put(key: string, value: string | Buffer, options?: CallOptions & { lease?: string }): Promise<Header>;
   /** True if the key was there. */
