@@ -4,8 +4,9 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { BOOTSTRAP_KEY, MeshError } from '@clustermesh/contract';
 import type { Etcd } from '@clustermesh/kvstore';
+import { silentLog } from '@clustermesh/runtime';
 import { shopManifest, startCluster } from '../testing/control-plane.ts';
-import { readAuth } from './bootstrap.ts';
+import { readAuth, startBootstrap } from './bootstrap.ts';
 import { desiredAuth, planAuth } from './plan.ts';
 
 type Outcome = 'yes' | 'no';
@@ -215,6 +216,76 @@ test('users.yaml is followed: added, removed, malformed', async (t) => {
   assert.equal(await remotes(), 'remote-sa');
   writeFileSync(file, 'users: []\n');
   await eu.eventually('no user', async () => (await remotes()) === '');
+});
+
+test('a peer that is added while a pass is under way is not taken for a leftover by it, nor made again when it is removed', async (t) => {
+  const eu = await startCluster(t, { name: 'eu', id: 1 });
+  await eu.eventually('bootstrap', () => eu.plane.bootstrap.ready());
+  await eu.stop();
+  const file = join(eu.root, 'users.yaml');
+  const { auth } = eu.admin;
+  const changes: string[] = [];
+  let passes = 0;
+  let hold: Promise<void> | undefined;
+  const noted =
+    (what: string, change: (user: string) => Promise<void>) =>
+    async (user: string): Promise<void> => {
+      changes.push(`${what} ${user}`);
+      await change(user);
+    };
+  const held: Etcd = Object.create(eu.admin, {
+    auth: {
+      value: {
+        ...auth,
+        addUser: noted('add', auth.addUser),
+        deleteUser: noted('delete', auth.deleteUser),
+        // What a pass looks at first, after it has read the file.
+        async listUsers() {
+          passes++;
+          await hold;
+          return auth.listUsers();
+        },
+      },
+    },
+  });
+  const stop = new AbortController();
+  t.after(() => stop.abort());
+  const options = { etcd: held, cluster: 'eu', nodes: [], usersFile: file, log: silentLog(), signal: stop.signal };
+  const bootstrap = startBootstrap(options);
+  await eu.eventually('bootstrap', () => bootstrap.ready());
+
+  /** `change` while a pass waits that has read the file before it. */
+  async function during(text: string, change: () => Promise<void>): Promise<void> {
+    let release = () => {};
+    hold = new Promise((resolve) => {
+      release = resolve;
+    });
+    const before = passes;
+    writeFileSync(file, text);
+    await eu.eventually('a pass under way', () => passes > before);
+    const changed = change();
+    // As far as it comes without the pass: what it asks of etcd meanwhile is in `changes`.
+    for (let i = 0; i < 50; i++) await eu.admin.put('test/time-passes', '');
+    hold = undefined;
+    release();
+    await changed;
+  }
+  await during('users: [{ name: remote-ap, role: remote }]\n', () => bootstrap.addPeer('us'));
+  await eu.eventually(
+    'both users',
+    async () => (await auth.listUsers()).filter((user) => /remote-/.test(user)).length === 2,
+  );
+  assert.deepEqual(
+    changes.filter((change) => change.startsWith('delete')),
+    [],
+  );
+  changes.length = 0;
+  await during('users: [{ name: remote-us, role: remote }]\n', () => bootstrap.removePeer('us'));
+  await eu.eventually('neither', async () => !(await auth.listUsers()).some((user) => /remote-/.test(user)));
+  assert.deepEqual(
+    changes.filter((change) => change === 'add remote-us'),
+    [],
+  );
 });
 
 test('a users.yaml that vanishes takes nobody their access, is reported, and is made again whole by the next change', async (t) => {

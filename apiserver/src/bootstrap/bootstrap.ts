@@ -150,8 +150,19 @@ export function startBootstrap(options: BootstrapOptions): Bootstrap {
     tookMs ??= clock.nowMs() - startedAt;
   };
 
+  /**
+   * Passes and changes of single users exclude each other: a pass that began before a user was named takes it for a leftover, and one that
+   * began before a user was struck out makes it again.
+   */
+  let busy: Promise<unknown> = Promise.resolve();
+  const alone = <T>(act: () => Promise<T>): Promise<T> => {
+    const run = busy.then(act);
+    busy = run.catch(() => {});
+    return run;
+  };
+
   const runner = startRunner({
-    run: countRuns(options.metrics, 'clustermesh-users-management', pass),
+    run: countRuns(options.metrics, 'clustermesh-users-management', () => alone(pass)),
     minIntervalMs: 50,
     retryMs: 200,
     maxIntervalMs: CHECK_MS,
@@ -188,8 +199,10 @@ export function startBootstrap(options: BootstrapOptions): Bootstrap {
       // The gate reads the file by itself.
       if (peerAccess === 'gate') return;
       if (!isReady) throw notReady(`adding etcd user ${user}`, lastError);
-      await etcd.auth.addUser(user);
-      await etcd.auth.grantRole(user, 'remote');
+      await alone(async () => {
+        await etcd.auth.addUser(user);
+        await etcd.auth.grantRole(user, 'remote');
+      });
     },
     async removePeer(peer) {
       const user = `${REMOTE_USER_PREFIX}${peer}`;
@@ -197,9 +210,9 @@ export function startBootstrap(options: BootstrapOptions): Bootstrap {
       readUsers();
       runner.trigger();
       // The file is the truth: when etcd does not answer now, the next pass removes the user.
-      await etcd.auth
-        .deleteUser(user)
-        .catch((error) => log.warn({ user, reason: messageOf(error) }, 'user not removed from etcd yet'));
+      await alone(() => etcd.auth.deleteUser(user)).catch((error) =>
+        log.warn({ user, reason: messageOf(error) }, 'user not removed from etcd yet'),
+      );
     },
   };
 }
