@@ -15,13 +15,7 @@
 #include "lib/count.h"
 #include "lib/events.h"
 #include "lib/lb.h"
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 64 * 1024);
-	__type(key, struct cm_sock_key);
-	__type(value, struct cm_sock_value);
-} cm_sock_rev SEC(".maps");
+#include "lib/sock-rev.h"
 
 #define REFUSE 0
 #define GO_ON  1
@@ -77,7 +71,7 @@ static __always_inline __u32 socket_hash(struct bpf_sock_addr *ctx, const struct
 					 __be16 port, __u8 proto)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
-	const __u32 words[] = { cookie, cookie >> 32, addr->word[0], addr->word[1],
+	const __u32 words[] = { cookie,	       cookie >> 32,  addr->word[0], addr->word[1],
 				addr->word[2], addr->word[3], port };
 
 	return proto == IPPROTO_UDP ? hash_words(words, sizeof(words) / sizeof(words[0]))
