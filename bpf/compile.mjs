@@ -5,7 +5,14 @@ import { fileURLToPath } from 'node:url';
 
 const here = dirname(fileURLToPath(import.meta.url));
 
-export const programs = ['sock.bpf.c', 'pod.bpf.c', 'overlay.bpf.c', 'netdev.bpf.c', 'test/seam.bpf.c'];
+export const programs = [
+  'sock.bpf.c',
+  'pod.bpf.c',
+  'overlay.bpf.c',
+  'netdev.bpf.c',
+  'destroy.bpf.c',
+  'test/seam.bpf.c',
+];
 
 const multiarch = { x64: 'x86_64-linux-gnu', arm64: 'aarch64-linux-gnu' }[process.arch];
 if (!multiarch) throw new Error(`building eBPF programs: architecture ${process.arch} is not supported (x64, arm64)`);

@@ -61,6 +61,8 @@ function scan({ sections, relocations }, { section, start, size }) {
     else if (base === undefined) copies.delete(target);
     if (op === CALL && source === CALL_LOCAL) {
       const symbol = relocations.get(`${section}:${pc}`);
+      // Section 0: a function of the kernel, which has a stack of its own.
+      if (symbol?.section === 0) continue;
       calls.push(
         symbol === undefined
           ? { section, at: pc + 8 + immediate * 8 }

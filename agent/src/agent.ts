@@ -352,6 +352,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
       endpoints: endpoints.list,
       isEtcdConnected: () => etcd.connected,
       flows: flows.stats,
+      destroyedSockets: datapath.destroyedSockets,
     }),
     async close() {
       stopListening();

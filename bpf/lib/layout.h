@@ -153,6 +153,21 @@ struct cm_sock_value {
 };
 _Static_assert(sizeof(struct cm_sock_value) == 20, "cm_sock_value");
 
+/* key of cm_withdrawn: a service, and a backend that it has let go */
+struct cm_withdrawn_key {
+	struct cm_service_key service;
+	struct cm_addr addr;
+	__be16 port;
+	__u16 pad;
+};
+_Static_assert(sizeof(struct cm_withdrawn_key) == 40, "cm_withdrawn_key");
+
+struct cm_withdrawn {
+	__u32 backend_id; /* as it was called */
+	__u32 destroyed;  /* sockets, so far */
+};
+_Static_assert(sizeof(struct cm_withdrawn) == 8, "cm_withdrawn");
+
 enum cm_ct_kind {
 	CM_CT_FLOW = 0,	   /* as the packets travel: after load balancing */
 	CM_CT_SERVICE = 1, /* as the client wrote it: remembers the chosen backend */

@@ -23,6 +23,7 @@ import { requireFeatures } from './probe.ts';
 import { withRoutes } from './routes.ts';
 import { toCidr, toFamily } from './rows.ts';
 import { openServices } from './services.ts';
+import { openSocketDestroyer } from './socket-destroyer.ts';
 import { endpointTable, ipcacheTable, nodeTable } from './tables.ts';
 import type { Datapath, DatapathConfig, DumpName, EndpointRow } from './types.ts';
 
@@ -77,10 +78,11 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
     },
   });
   const { maps } = loaded;
+  const destroyer = openSocketDestroyer({ maps, cgroup: config.cgroup, log });
 
   try {
     await loaded.carryOver();
-    const services = await openServices(maps);
+    const services = await openServices(maps, destroyer);
     const events = openEvents(maps);
     const rowsOfEndpoints = endpointTable(maps.cm_endpoints);
     const endpoints = { ...rowsOfEndpoints, list: listEndpoints };
@@ -97,6 +99,7 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
       for (const uplink of config.uplinks ?? []) attach.attachUplink(loaded, interfaceIndex(uplink));
       const replaced = await reattachPods();
       await loaded.catchUp();
+      destroyer.catchUp(services);
       log.info({ replaced }, 'programs are attached');
     }
 
@@ -177,6 +180,7 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
           .map((name) => ({ name, id: maps[name].id, maxEntries: maps[name].maxEntries, pin: join(pinDir, name) })),
       usage: () => usageOf(maps),
       collectGarbage: () => collectGarbage(maps, process.hrtime.bigint),
+      destroyedSockets: destroyer.stats,
       dumpRaw: (name) => dumpRaw(maps, name),
       events,
       identityOf: (ip) =>
@@ -189,10 +193,12 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
       async close() {
         await attached.catch(() => {});
         events.close();
+        await destroyer.close();
         await loaded.close();
       },
     };
   } catch (error) {
+    await destroyer.close();
     await loaded.close();
     throw error;
   }

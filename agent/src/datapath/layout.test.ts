@@ -5,7 +5,7 @@ import { cmAddr, maps as layouts, type MapName } from '@clustermesh/bpf';
 import type { BpfMap } from './bpf-map.ts';
 import { dumpDrops } from './dump.ts';
 import * as libbpf from './libbpf.ts';
-import { type Loaded, loadPrograms } from './loader.ts';
+import { isPinned, type Loaded, loadPrograms } from './loader.ts';
 import { toFamily } from './rows.ts';
 import { openSandbox, type Sandbox, sh } from './testing/sandbox.ts';
 
@@ -17,7 +17,7 @@ before(async () => {
   sandbox = await openSandbox();
   pinDir = `${sandbox.bpffs}/layout`;
   const settings = { ipv4: toFamily(), ipv6: toFamily(), vxlanIfindex: 1, identityShift: 16, underlayMtu: 0 };
-  loaded = await loadPrograms({ objects: ['sock', 'pod', 'overlay'], pinDir, settings });
+  loaded = await loadPrograms({ objects: ['sock', 'pod', 'overlay', 'destroy'], pinDir, settings });
 });
 
 after(async () => {
@@ -89,6 +89,18 @@ const rows: [MapName, unknown, unknown, object | number, object | number][] = [
     { addr: '10.96.0.10', port: 80 },
     { cookie: 0x1_0000_0001, addr: wordsOf('10.1.2.3'), port: be16(8080), pad0: 0, pad1: 0 },
     { addr: wordsOf('10.96.0.10'), port: be16(80), pad: 0 },
+  ],
+  [
+    'cm_withdrawn',
+    { service: { addr: '10.96.0.10', port: 80, proto: 6, scope: 1 }, addr: '10.1.2.3', port: 8080 },
+    { backendId: 70000, destroyed: 2 },
+    {
+      service: { addr: wordsOf('10.96.0.10'), port: be16(80), proto: 6, scope: 1 },
+      addr: wordsOf('10.1.2.3'),
+      port: be16(8080),
+      pad: 0,
+    },
+    { backend_id: 70000, destroyed: 2 },
   ],
   [
     'cm_ct',
@@ -193,7 +205,8 @@ for (const [name, key, value, keySeen, valueSeen] of rows) {
   it(`${name}: the kernel reads what the codec wrote, and the codec what it wrote itself`, async () => {
     const map = loaded.maps[name] as unknown as BpfMap<unknown, unknown>;
     assert.deepEqual(await map.update([[key, value]]), [undefined]);
-    const [row] = JSON.parse(sh('bpftool', '-j', 'map', 'dump', 'pinned', `${pinDir}/${name}`)) as {
+    const which = isPinned(name) ? ['pinned', `${pinDir}/${name}`] : ['id', String(map.id)];
+    const [row] = JSON.parse(sh('bpftool', '-j', 'map', 'dump', ...which)) as {
       formatted: { key: unknown; value: unknown };
     }[];
     assert.deepEqual(row?.formatted, { key: keySeen, value: valueSeen });

@@ -91,6 +91,8 @@ const c = {
   programFd: lib.func('int bpf_program__fd(void *program)'),
   programFdById: lib.func('int bpf_prog_get_fd_by_id(uint32_t id)'),
   attachCgroup: lib.func('void *bpf_program__attach_cgroup(void *program, int cgroup_fd)'),
+  attachIterator: lib.func('void *bpf_program__attach_iter(void *program, const void *opts)'),
+  iteratorCreate: lib.func('int bpf_iter_create(int link_fd)'),
   linkOpen: lib.func('void *bpf_link__open(const char *path)'),
   linkPin: lib.func('int bpf_link__pin(void *link, const char *path)'),
   linkUpdate: lib.func('int bpf_link__update_program(void *link, void *program)'),
@@ -405,6 +407,13 @@ export interface CgroupLink {
 export function attachCgroup(program: Pointer, cgroupFd: number): Pointer {
   return mustPointer(c.attachCgroup(program, cgroupFd), 'attaching to the cgroup');
 }
+
+export const attachIterator = (program: Pointer): Pointer =>
+  mustPointer(c.attachIterator(program, null), 'attaching an iterator');
+
+/** A descriptor whose reading runs the program, over what the network namespace of the moment has. */
+export const createIterator = (link: Pointer): number =>
+  must(c.iteratorCreate(c.linkFd(link)), 'starting an iterator over sockets');
 
 /** The link pinned at `path`; undefined if there is none. */
 export function openLink(path: string): CgroupLink | undefined {

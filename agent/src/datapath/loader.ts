@@ -33,6 +33,7 @@ const UNPINNED: ReadonlySet<string> = new Set<MapName>([
   'cm_event_config',
   'cm_event_state',
   'cm_nat_scratch',
+  'cm_withdrawn',
 ]);
 
 export const isPinned = (map: MapName): boolean => !UNPINNED.has(map);

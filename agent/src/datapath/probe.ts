@@ -12,6 +12,7 @@ const c = {
   programType: lib.func('int libbpf_probe_bpf_prog_type(int type, const void *opts)'),
   mapType: lib.func('int libbpf_probe_bpf_map_type(int type, const void *opts)'),
   helper: lib.func('int libbpf_probe_bpf_helper(int prog_type, int helper, const void *opts)'),
+  kernelBtfId: lib.func('int libbpf_find_vmlinux_btf_id(const char *name, int attach_type)'),
 };
 
 /** Numbers of linux/bpf.h. */
@@ -33,11 +34,16 @@ const HELPER = {
   setRetval: 187,
 } as const;
 
+/** Functions that programs call, and what there are iterators over: named in the kernel's BTF, which there must be. */
+const ATTACH = { function: 24, iterator: 28 } as const; // BPF_TRACE_FENTRY, BPF_TRACE_ITER
+
 export type Probe =
   | { readonly program: keyof typeof PROGRAM }
   | { readonly map: keyof typeof MAP }
   | { readonly helper: keyof typeof HELPER; readonly of: keyof typeof PROGRAM }
-  | { readonly batches: 'hash' | 'lpmTrie' };
+  | { readonly batches: 'hash' | 'lpmTrie' }
+  | { readonly function: string }
+  | { readonly iterator: string };
 
 export interface Feature {
   readonly name: string;
@@ -118,6 +124,14 @@ export const FEATURES: readonly Feature[] = [
     config: ['CONFIG_BPF_SYSCALL'],
     without: 'prefixes are written one by one: four times the time',
   },
+  {
+    name: 'ending of sockets',
+    isRequired: false,
+    probes: [{ iterator: 'tcp' }, { iterator: 'udp' }, { function: 'bpf_sock_destroy' }],
+    since: '6.5',
+    config: ['CONFIG_DEBUG_INFO_BTF'],
+    without: 'a connection to a withdrawn backend whose node is gone too ends when TCP gives it up',
+  },
 ];
 
 /** A map of one row, written as a batch. */
@@ -134,6 +148,8 @@ function hasBatches(kind: 'hash' | 'lpmTrie'): boolean {
 /** Throws if the kernel could not be asked. */
 export function askKernel(probe: Probe): boolean {
   if ('batches' in probe) return hasBatches(probe.batches);
+  if ('function' in probe) return (c.kernelBtfId(probe.function, ATTACH.function) as number) > 0;
+  if ('iterator' in probe) return (c.kernelBtfId(probe.iterator, ATTACH.iterator) as number) > 0;
   const answer: number =
     'program' in probe
       ? c.programType(PROGRAM[probe.program], null)

@@ -30,6 +30,7 @@ import {
   type ServiceRow,
   serviceKey,
 } from './types.ts';
+import type { SwapObserver } from './withdrawn.ts';
 
 /** A swap under way. `error` takes it out of the following steps. */
 interface Swap {
@@ -44,6 +45,8 @@ interface Swap {
 export interface ServiceTable extends MapOps<ServiceRow> {
   dump(): Promise<object[]>;
   dumpBackends(): Promise<object[]>;
+  /** What is in force under this key, as far as it is known here. */
+  inForce(key: string): Programmed | undefined;
 }
 
 /** Beyond it only foreign rows have numbers: following them could leave none to take. */
@@ -63,7 +66,8 @@ function counter() {
   };
 }
 
-export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
+/** `observer` is told of every swap on both sides of it. */
+export async function openServices(maps: ServiceMaps, observer?: SwapObserver): Promise<ServiceTable> {
   const exclusive = serializer();
   let services = new Map<string, Programmed>();
   /** Backend id by what it leads to. */
@@ -239,6 +243,7 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
       toBlocks(ids).map((value, block) => [{ serviceId: id, generation, block }, value]),
     );
     live = await write(maps.cm_members, live, ({ after }) => memberKeys(after).map((key) => [key, 1]));
+    if (observer !== undefined) for (const { after } of live) observer.naming(after);
     live = await write(maps.cm_services, live, ({ after }) => [
       [
         after.kernelKey,
@@ -257,7 +262,9 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
       services.set(key, after);
       lostIds.delete(key);
       use(after, 1);
-      if (before !== undefined) use(before, -1);
+      if (before === undefined) continue;
+      use(before, -1);
+      observer?.letGo(before, after);
     }
     const failed = swaps.filter((swap) => swap.error !== undefined);
     for (const { key, error } of failed) errors.set(key, error!);
@@ -290,6 +297,7 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
     for (const { key, programmed } of removed) {
       services.delete(key);
       use(programmed, -1);
+      observer?.letGo(programmed, undefined);
     }
     await maps.cm_slots.remove(idleBlocks(removed.map(({ programmed }) => programmed)));
     // Of a shared id, another service may need them: the next reading tells.
@@ -309,6 +317,7 @@ export async function openServices(maps: ServiceMaps): Promise<ServiceTable> {
       ),
     update: (rows) => exclusive(() => update(rows)),
     remove: (keys) => exclusive(() => remove(keys)),
+    inForce: (key) => services.get(key),
 
     dump: () =>
       exclusive(async () =>

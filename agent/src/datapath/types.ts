@@ -149,6 +149,21 @@ export interface Collected {
   affinity: { alive: number; removed: number };
 }
 
+/** Since the start: sockets that were ended because their service had let their backend go. */
+export interface DestroyedSockets {
+  tcp: number;
+  udp: number;
+  passes: number;
+  failedPasses: number;
+  /** Network namespaces that the last pass looked into, and how long it took. */
+  namespaces: number;
+  lastPassMs: number;
+  /** Withdrawals that were not carried out because too many waited. */
+  lost: number;
+  /** The kernel has a way to do it. */
+  isPossible: boolean;
+}
+
 export interface Datapath {
   ipcache: MapOps<IpcacheRow>;
   services: MapOps<ServiceRow>;
@@ -170,6 +185,7 @@ export interface Datapath {
   usage(): Promise<MapUsage[]>;
   /** Takes away flows and choices of affinity whose time is over. */
   collectGarbage(): Promise<Collected>;
+  destroyedSockets(): DestroyedSockets;
   /** Flow events of all programs of this node. */
   readonly events: EventSource;
   /** Whom the kernel takes an address for; undefined: unknown to it. */

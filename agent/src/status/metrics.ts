@@ -1,5 +1,6 @@
 /** The agent's metrics, read from its state when they are scraped. */
 import { Gauge, type Registry } from 'prom-client';
+import type { DestroyedSockets } from '../datapath/types.ts';
 import type { FlowStats } from '../flow/monitor.ts';
 import type { FamilyProgress } from '../mesh/progress.ts';
 import { type Sync, TABLE_NAMES } from '../sync.ts';
@@ -14,6 +15,7 @@ export function createMetrics(ports: {
   readonly endpoints: () => readonly { readonly state: string }[];
   readonly isEtcdConnected: () => boolean;
   readonly flows: () => FlowStats;
+  readonly destroyedSockets: () => DestroyedSockets;
 }): Registry {
   const { registry } = ports;
   const gauge = (name: string, help: string, labelNames: readonly string[], collect: (gauge: Gauge) => void) => {
@@ -71,6 +73,24 @@ export function createMetrics(ports: {
   gauge('flow_events_total', 'Flow events that the kernel showed.', [], (metric) => metric.set(ports.flows().sent));
   gauge('flow_events_lost_total', 'Flow events over the rate, or that found no room in the ring.', [], (metric) =>
     metric.set(ports.flows().lost),
+  );
+  gauge(
+    'sockets_destroyed_total',
+    'Sockets that were ended because their service had let their backend go.',
+    ['protocol'],
+    (metric) => {
+      const { tcp, udp } = ports.destroyedSockets();
+      metric.set({ protocol: 'TCP' }, tcp);
+      metric.set({ protocol: 'UDP' }, udp);
+    },
+  );
+  gauge('socket_passes_total', 'Passes over the sockets of this node.', ['status'], (metric) => {
+    const { passes, failedPasses } = ports.destroyedSockets();
+    metric.set({ status: 'completed' }, passes);
+    metric.set({ status: 'uncompleted' }, failedPasses);
+  });
+  gauge('socket_pass_duration_seconds', 'Duration of the last pass over the sockets of this node.', [], (metric) =>
+    metric.set(ports.destroyedSockets().lastPassMs / 1000),
   );
   gauge('family_rows', 'Rows per cluster and family.', ['cluster', 'family'], (metric) => {
     for (const { peer, family, count } of ports.progress()) metric.set({ cluster: peer, family }, count);

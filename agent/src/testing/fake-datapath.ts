@@ -86,6 +86,10 @@ export function fakeDatapath(kernel: FakeKernel): Datapath {
     maps: () => [],
     usage: async () => [],
     collectGarbage: async () => ({ flows: { alive: 0, removed: 0 }, affinity: { alive: 0, removed: 0 } }),
+    destroyedSockets: () => ({
+      ...{ tcp: 0, udp: 0, passes: 0, failedPasses: 0, namespaces: 0, lastPassMs: 0, lost: 0 },
+      isPossible: false,
+    }),
     close: async () => {},
   };
 }

@@ -26,4 +26,5 @@ serve({
   detach: (interfaceName: string) => datapath.detachEndpoint(interfaceName),
   dump: (map: DumpName) => datapath.dump(map),
   maps: () => datapath.maps(),
+  destroyedSockets: () => datapath.destroyedSockets(),
 });

@@ -78,6 +78,39 @@ function udpAsk({ ip, port, connected, timeoutMs = 2000, family = net.isIPv6(ip)
   });
 }
 
+/** Connections and connected UDP sockets by the name that the test gives them. */
+const held = new Map<string, { say(text: string): void; heard: string; error: string | undefined }>();
+
+async function holdTcp(name: string, { ip, port }: Ask): Promise<void> {
+  const socket = net.connect({ host: ip, port });
+  await once(socket, 'connect', { signal: timeout(5000) });
+  const one = { say: (text: string) => void socket.write(text), heard: '', error: undefined as string | undefined };
+  socket.on('data', (part) => {
+    one.heard += part;
+  });
+  socket.on('error', (error: NodeJS.ErrnoException) => {
+    one.error ??= error.code ?? String(error);
+  });
+  socket.on('close', () => {
+    one.error ??= 'closed';
+  });
+  held.set(name, one);
+}
+
+async function holdUdp(name: string, { ip, port }: Ask): Promise<void> {
+  const socket = dgram.createSocket(net.isIPv6(ip) ? 'udp6' : 'udp4');
+  socket.connect(port, ip);
+  await once(socket, 'connect', { signal: timeout(5000) });
+  const one = { say: (text: string) => socket.send(text), heard: '', error: undefined as string | undefined };
+  socket.on('message', (part) => {
+    one.heard += part;
+  });
+  socket.on('error', (error: NodeJS.ErrnoException) => {
+    one.error ??= error.code ?? String(error);
+  });
+  held.set(name, one);
+}
+
 const servers = new Map<number, { closed: Promise<Received> }>();
 let opened: net.Socket | undefined;
 
@@ -132,6 +165,21 @@ serve({
     } catch (error) {
       return (error as NodeJS.ErrnoException).code ?? String(error);
     }
+  },
+
+  /** Opens a connection, or a connected UDP socket, that is then left alone. */
+  hold: ({ name, protocol, ...ask }: Ask & { name: string; protocol: 'TCP' | 'UDP' }) =>
+    protocol === 'TCP' ? holdTcp(name, ask) : holdUdp(name, ask),
+  say: ({ name, text }: { name: string; text: string }) => held.get(name)!.say(text),
+  /** What became of it, without touching it. `error`: its reader was told. */
+  held: ({ name }: { name: string }) => ({ heard: held.get(name)!.heard, error: held.get(name)!.error ?? null }),
+
+  /** A server of datagrams that says back what it is told. */
+  async udpEcho({ port, ip }: { port: number; ip: string }) {
+    const socket = dgram.createSocket(net.isIPv6(ip) ? 'udp6' : 'udp4');
+    socket.on('message', (message, from) => socket.send(message, from.port, from.address));
+    socket.bind(port, ip);
+    await once(socket, 'listening');
   },
 
   /** Who answers `n` datagrams of one unconnected socket. */
