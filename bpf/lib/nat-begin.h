@@ -89,4 +89,20 @@ static __noinline int nat_begin(const struct packet *p, struct cm_nat_entry **ro
 	return nat_file(draft, flow.hash);
 }
 
+#define NAT_MEND_SHIFT 30 /* in so many bits of nanoseconds, about a second, it is seen to once */
+
+/*
+ * Are answers to a flow of draft->key still known? Its two rows grow old apart: when the map is
+ * full, the kernel may have taken the one for answers while the client went on sending. Then it is
+ * filed again. 0: it cannot be, another flow has its port.
+ */
+static __noinline int nat_is_whole(struct cm_nat_draft *draft, const struct cm_nat_entry *e)
+{
+	if (likely(!((bpf_ktime_get_ns() ^ e->last_seen_ns) >> NAT_MEND_SHIFT)))
+		return 1;
+	draft->forward = *e;
+	nat_draft_reply(draft, e->sport);
+	return nat_claim(draft);
+}
+
 #endif /* CM_NAT_BEGIN_H */

@@ -83,7 +83,7 @@ static __noinline int nat_find(const struct packet *p, struct cm_decision *d,
 		return CM_R_FROM_NETWORK;
 	err = believe_plain(&p->saddr, &d->identity);
 	if (!err && !(e && e->is_reply))
-		err = e ? nat_keeps(e, p) : CM_R_NO_BACKEND;
+		err = e && nat_is_whole(draft, e) ? nat_keeps(e, p) : CM_R_NO_BACKEND;
 	*row = e;
 	return err;
 }

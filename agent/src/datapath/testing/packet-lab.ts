@@ -222,11 +222,12 @@ async function fill({ maps }: Loaded): Promise<void> {
   ]);
 }
 
-export async function openPacketLab(): Promise<PacketLab> {
+export async function openPacketLab(mapSizes?: Record<string, number>): Promise<PacketLab> {
   const sandbox = await openSandbox();
   const loaded = await loadPrograms({
     objects: ['seam'],
     pinDir: `${sandbox.bpffs}/packets`,
+    mapSizes,
     settings: {
       ipv4: toFamily({ nodeIp: NODE, gatewayIp: GATEWAY, podCidr: '10.1.1.0/24' }),
       ipv6: toFamily({ nodeIp: NODE6, gatewayIp: GATEWAY6, podCidr: 'fd00:1:1::/64' }),
