@@ -11,14 +11,31 @@ export interface Figure {
   readonly aim?: string | undefined;
   /** Undefined: for information. */
   readonly ok?: boolean | undefined;
+  /** Why there is no value. */
+  readonly failed?: string | undefined;
 }
 
+/** Takes figures as they come, so that what was measured is not lost with what was not. */
+export type Emit = (...figures: Figure[]) => void;
+
 const short = (value: number | undefined): string =>
-  value === undefined
+  value === undefined || Number.isNaN(value)
     ? ''
     : Math.abs(value) >= 1000
       ? String(Math.round(value))
       : String(Math.round(value * 100) / 100);
+
+const verdict = ({ ok, failed }: Figure): string =>
+  failed !== undefined ? 'FAILED' : ok === undefined ? '' : ok ? 'ok' : 'MISSED';
+
+/** One figure as a line, for who waits for the table. */
+export function line(figure: Figure): string {
+  const { name, value, unit, baseline, ratio, aim, failed } = figure;
+  if (failed !== undefined) return `${name}: FAILED: ${failed}`;
+  const compared = ratio === undefined ? '' : `, ${short(ratio)} × ${short(baseline)}`;
+  const aimed = aim === undefined ? '' : `, aim ${aim}: ${verdict(figure)}`;
+  return `${name}: ${short(value)} ${unit}${compared}${aimed}`;
+}
 
 export function table(figures: readonly Figure[]): string {
   const rows = [
@@ -30,7 +47,7 @@ export function table(figures: readonly Figure[]): string {
       short(figure.baseline),
       short(figure.ratio),
       figure.aim ?? '',
-      figure.ok === undefined ? '' : figure.ok ? 'ok' : 'MISSED',
+      verdict(figure),
     ]),
   ];
   const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)));

@@ -1,7 +1,7 @@
 /** Pod to pod across nodes: ours beside the kernel's own VXLAN and routing, between the same namespaces, over the same wire. */
 import type { PolicyRow, PolicyStateRow } from '@clustermesh/agent';
 import type { TwoNodes } from '@clustermesh/agent/testing/two-nodes';
-import type { Figure } from '../report.ts';
+import type { Emit } from '../report.ts';
 import { atLeast, atMost, beside } from './aims.ts';
 import type { KernelPaths } from './kernel-paths.ts';
 import type { Load, Place } from './load.ts';
@@ -15,9 +15,10 @@ export interface AcrossBench {
   readonly paths: KernelPaths;
   readonly load: Load;
   readonly pairs: number;
+  readonly emit: Emit;
 }
 
-export async function benchAcross({ mesh, paths, load, pairs }: AcrossBench): Promise<Figure[]> {
+export async function benchAcross({ mesh, paths, load, pairs, emit }: AcrossBench): Promise<void> {
   const { n1, n2 } = mesh.nodes;
   const { a, c } = mesh.pods;
   const client: Place = { netns: a.netns, cgroup: n1.cgroup };
@@ -33,6 +34,11 @@ export async function benchAcross({ mesh, paths, load, pairs }: AcrossBench): Pr
     routed: () => load[what](client, ways.routed, ms),
   });
   const throughput = await alternate(pairs, measure('stream', RUN_MS.throughput));
+  const to = (what: string, than: string) => `${what} over VXLAN with conntrack, and ${than}`;
+  emit(
+    atLeast(to('TCP throughput', 'kernel VXLAN'), 'Gbit/s', compare(throughput.ours, throughput.vxlan), 1),
+    beside(to('TCP throughput', 'kernel routing'), 'Gbit/s', compare(throughput.ours, throughput.routed)),
+  );
   const { ours, ...others } = measure('pingpong', RUN_MS.latency);
   const enforce = policyBetween(mesh);
   const latency = await alternate(pairs, {
@@ -41,14 +47,11 @@ export async function benchAcross({ mesh, paths, load, pairs }: AcrossBench): Pr
     ...others,
   });
   const policed = (than: string) => `TCP ping-pong over VXLAN with conntrack and policy, and ${than}`;
-  const to = (what: string, than: string) => `${what} over VXLAN with conntrack, and ${than}`;
-  return [
-    atLeast(to('TCP throughput', 'kernel VXLAN'), 'Gbit/s', compare(throughput.ours, throughput.vxlan), 1),
-    beside(to('TCP throughput', 'kernel routing'), 'Gbit/s', compare(throughput.ours, throughput.routed)),
+  emit(
     atMost(policed('kernel VXLAN'), 'µs', compare(latency.enforced, latency.vxlan), 0.9),
     beside(policed('kernel routing'), 'µs', compare(latency.enforced, latency.routed)),
     beside(policed('the same without policy'), 'µs', compare(latency.enforced, latency.ours)),
-  ];
+  );
 }
 
 /** Policies of both pods, in both directions, that allow TCP between the two and nothing else; or none. */

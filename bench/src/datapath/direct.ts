@@ -1,5 +1,4 @@
 /** Pod to pod across nodes without a tunnel: ours, by the routes that the agent makes, beside the kernel's own forwarding. */
-import type { Figure } from '../report.ts';
 import type { AcrossBench } from './across.ts';
 import { atLeast, atMost } from './aims.ts';
 import type { Place } from './load.ts';
@@ -8,7 +7,7 @@ import { alternate, compare } from './pairs.ts';
 const PORT = 8083;
 const RUN_MS = { throughput: 700, latency: 500 };
 
-export async function benchDirect({ mesh, paths, load, pairs }: AcrossBench): Promise<Figure[]> {
+export async function benchDirect({ mesh, paths, load, pairs, emit }: AcrossBench): Promise<void> {
   const { n1, n2 } = mesh.nodes;
   const { a, c } = mesh.pods;
   await mesh.setDirect({ pods: [0, 1], all: true });
@@ -20,11 +19,9 @@ export async function benchDirect({ mesh, paths, load, pairs }: AcrossBench): Pr
       ours: () => load[what](client, ways.ours, ms),
       routed: () => load[what](client, ways.routed, ms),
     });
-  const throughput = await measure('stream', RUN_MS.throughput);
-  const latency = await measure('pingpong', RUN_MS.latency);
   const named = (what: string) => `${what} by direct routing with conntrack, and kernel routing`;
-  return [
-    atLeast(named('TCP throughput'), 'Gbit/s', compare(throughput.ours, throughput.routed), 1),
-    atMost(named('TCP ping-pong'), 'µs', compare(latency.ours, latency.routed), 0.95),
-  ];
+  const throughput = await measure('stream', RUN_MS.throughput);
+  emit(atLeast(named('TCP throughput'), 'Gbit/s', compare(throughput.ours, throughput.routed), 1));
+  const latency = await measure('pingpong', RUN_MS.latency);
+  emit(atMost(named('TCP ping-pong'), 'µs', compare(latency.ours, latency.routed), 0.95));
 }

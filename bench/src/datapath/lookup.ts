@@ -8,7 +8,7 @@
 import type { ServiceRow } from '@clustermesh/agent';
 import { build, libbpf } from '@clustermesh/agent/testing/kernel';
 import { type Sandbox, sh } from '@clustermesh/agent/testing/sandbox';
-import type { Figure } from '../report.ts';
+import type { Emit } from '../report.ts';
 import { atMost, beside } from './aims.ts';
 import { alternate, compare, type Measurement, median } from './pairs.ts';
 import { openTables, taken } from './tables.ts';
@@ -76,7 +76,7 @@ async function fill(sandbox: Sandbox, services: number): Promise<Bench> {
   };
 }
 
-export async function benchLookup(sandbox: Sandbox, pairs: number, repeat: number): Promise<Figure[]> {
+export async function benchLookup(sandbox: Sandbox, pairs: number, repeat: number, emit: Emit): Promise<void> {
   const benches: Bench[] = [];
   for (const size of SIZES) benches.push(await fill(sandbox, size));
   try {
@@ -86,22 +86,24 @@ export async function benchLookup(sandbox: Sandbox, pairs: number, repeat: numbe
       pairs,
       contenders((bench) => bench.hot(repeat)),
     );
-    const random = await alternate(
-      pairs,
-      contenders((bench) => bench.random()),
-    );
     const name = (size: number, keys: string) => `tc load balancing, ${size} service${size > 1 ? 's' : ''}, ${keys}`;
-    return [
+    emit(
       ...SIZES.map((size) => {
         const compared = compare(hot[String(size)]!, hot['1']!);
         return size === SIZES.at(-1)
           ? atMost(name(size, 'one hot key'), 'ns/packet', compared, 1.1)
           : beside(name(size, 'one hot key'), 'ns/packet', compared);
       }),
+    );
+    const random = await alternate(
+      pairs,
+      contenders((bench) => bench.random()),
+    );
+    emit(
       ...SIZES.map((size) =>
         beside(name(size, 'random keys'), 'ns/packet', compare(random[String(size)]!, random['1']!)),
       ),
-    ];
+    );
   } finally {
     for (const bench of benches) await bench.close();
   }

@@ -10,7 +10,7 @@
  */
 import type { ServiceRow } from '@clustermesh/agent';
 import type { TwoNodes } from '@clustermesh/agent/testing/two-nodes';
-import type { Figure } from '../report.ts';
+import type { Emit } from '../report.ts';
 import { atLeast, atMost, beside } from './aims.ts';
 import { addProxyNode, type KernelPaths, type ProxyNode } from './kernel-paths.ts';
 import type { Load, Place } from './load.ts';
@@ -26,9 +26,10 @@ export interface ServiceBench {
   readonly paths: KernelPaths;
   readonly load: Load;
   readonly pairs: number;
+  readonly emit: Emit;
 }
 
-export async function benchServices({ mesh, paths, load, pairs }: ServiceBench): Promise<Figure[]> {
+export async function benchServices({ mesh, paths, load, pairs, emit }: ServiceBench): Promise<void> {
   const { n1 } = mesh.nodes;
   const { a, b } = mesh.pods;
   const client: Place = { netns: a.netns, cgroup: n1.cgroup };
@@ -46,7 +47,6 @@ export async function benchServices({ mesh, paths, load, pairs }: ServiceBench):
     return measured;
   }
 
-  const figures: Figure[] = [];
   for (const size of SIZES) {
     const target = await program(size);
     const ms = SHARES_MS.connect;
@@ -60,7 +60,7 @@ export async function benchServices({ mesh, paths, load, pairs }: ServiceBench):
     const toIptables = compare(rates.ours, rates.iptables);
     const aims: Partial<Record<number, number>> = { 1: 1.05, 10000: 5 };
     const aim = aims[size];
-    figures.push(
+    emit(
       aim === undefined ? beside(name('iptables'), '/s', toIptables) : atLeast(name('iptables'), '/s', toIptables, aim),
       atLeast(name('nftables'), '/s', compare(rates.ours, rates.nftables), 1.05),
       beside(name('no service, plainly routed'), '/s', compare(rates.ours, rates.plain)),
@@ -73,8 +73,7 @@ export async function benchServices({ mesh, paths, load, pairs }: ServiceBench):
     plain: () => load.pingpong(client, { ip: paths.viaRoute(1, 2), port: BACKEND_PORT }, SHARES_MS.latency),
   });
   const name = 'request/response through a service, and plainly routed';
-  figures.push(atMost(name, 'µs', compare(latency.ours, latency.plain), 1.05));
-  return figures;
+  emit(atMost(name, 'µs', compare(latency.ours, latency.plain), 1.05));
 }
 
 const toRow = ({ ip, port, backend }: PlannedService): ServiceRow => ({
