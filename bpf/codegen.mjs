@@ -221,7 +221,7 @@ export const rodata = {
 ${objects
   .map(
     (o) =>
-      `  ${o.name}: { ${readRodata(o)
+      `  '${o.name}': { ${readRodata(o)
         .map((v) => `${v.name}: { offset: ${v.offset}, codec: ${codecName(v.value)} }`)
         .join(', ')} },`,
   )

@@ -6,12 +6,8 @@ import { fileURLToPath } from 'node:url';
 const here = dirname(fileURLToPath(import.meta.url));
 
 export const programs = [
-  'sock.bpf.c',
-  'pod.bpf.c',
-  'overlay.bpf.c',
-  'netdev.bpf.c',
-  'destroy.bpf.c',
-  'test/seam.bpf.c',
+  ...['sock.bpf.c', 'pod.bpf.c', 'overlay.bpf.c', 'netdev.bpf.c', 'xdp.bpf.c', 'destroy.bpf.c'],
+  ...['test/seam.bpf.c', 'test/xdp-seam.bpf.c'],
 ];
 
 const multiarch = { x64: 'x86_64-linux-gnu', arm64: 'aarch64-linux-gnu' }[process.arch];

@@ -152,8 +152,10 @@ static __always_inline int ct_admit(struct cm_ct_entry *e, const struct packet *
  * which brought it here, and how the client wrote the destination. Returns 0, with `flow` set if the
  * packet is a reply of one, or the reason for which it may not pass.
  */
-static __noinline int ct_track(const struct packet *p, const struct ct_service *service,
-			       const struct policy_ends *ends, struct cm_ct_entry **flow)
+static __noinline __attribute__((unused)) int ct_track(const struct packet *p,
+						       const struct ct_service *service,
+						       const struct policy_ends *ends,
+						       struct cm_ct_entry **flow)
 {
 	struct cm_ct_draft *draft = ct_draft();
 	struct cm_ct_entry *e;

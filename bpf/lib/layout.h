@@ -384,6 +384,12 @@ struct cm_event {
 };
 _Static_assert(sizeof(struct cm_event) == 200, "cm_event");
 
+/* value of cm_xdp_devices, by ifindex; see lib/xdp.h. */
+enum cm_xdp_mode {
+	CM_XDP_NATIVE = 1,
+	CM_XDP_GENERIC = 2,
+};
+
 /* What one family has of an address, or none. IPv4 prefixes have a mask of 96 ones more. */
 struct cm_family {
 	struct cm_addr node_ip;

@@ -6,29 +6,45 @@
 #include "route.h"
 
 /*
- * The packet is as its row says: where to with it? 0: to a pod of this node, which is the caller's
- * to deliver. Clients are where routes lead to; so are backends that are neither here nor behind a
- * tunnel.
+ * Where to with a packet for this address: CM_ACT_ENDPOINT (a pod of this node), CM_ACT_STACK,
+ * CM_ACT_TUNNEL with `d` filled in, or CM_ACT_NETWORK, wherever routes lead. Clients are there; so
+ * are backends that are neither here nor behind a tunnel.
  */
+static __always_inline enum cm_action way_to(const struct cm_addr *daddr, struct cm_decision *d)
+{
+	__u32 identity = d->identity;
+	struct cm_remote *remote;
+
+	if (endpoint_lookup(daddr))
+		return CM_ACT_ENDPOINT;
+	if (is_own_host(daddr))
+		return CM_ACT_STACK;
+	remote = ipcache_lookup(daddr);
+	if (!remote || !is_tunnelled(remote))
+		return CM_ACT_NETWORK;
+	/* Another node believes us only what is of our cluster: the client is not. */
+	if (identity >= CM_IDENTITY_FIRST_GLOBAL)
+		identity = world_of(daddr);
+	to_tunnel(d, &remote->node, identity, CM_R_TO_TUNNEL);
+	return CM_ACT_TUNNEL;
+}
+
+/* The packet is as its row says. 0: it is to a pod of this node, and the caller's to deliver. */
 static __noinline int onwards(struct __sk_buff *skb, struct packet *p, struct cm_decision *d)
 {
-	struct cm_remote *remote;
-	__u32 identity = d->identity;
 	int err;
 
-	if (endpoint_lookup(&p->daddr))
+	switch (way_to(&p->daddr, d)) {
+	case CM_ACT_ENDPOINT:
 		return 0;
-	if (is_own_host(&p->daddr))
+	case CM_ACT_STACK:
 		return to_stack(d, CM_R_TO_STACK);
-	remote = ipcache_lookup(&p->daddr);
-	if (remote && is_tunnelled(remote)) {
-		/* Another node believes us only what is of our cluster: the client is not. */
-		if (identity >= CM_IDENTITY_FIRST_GLOBAL)
-			identity = world_of(&p->saddr);
-		return to_tunnel(d, &remote->node, identity, CM_R_TO_TUNNEL);
+	case CM_ACT_TUNNEL:
+		return CM_R_TO_TUNNEL;
+	default:
+		err = route_out(skb, p, d);
+		return err ? err : CM_R_TO_NETWORK;
 	}
-	err = route_out(skb, p, d);
-	return err ? err : CM_R_TO_NETWORK;
 }
 
 #endif /* CM_ONWARDS_H */

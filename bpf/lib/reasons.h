@@ -78,6 +78,7 @@ enum cm_direction {
 	CM_DIR_SOCK = 3,
 	CM_DIR_FROM_NETWORK = 4,
 	CM_DIR_TO_NETWORK = 5,
+	CM_DIR_XDP = 6, /* at the uplink's driver, what did not go on to CM_DIR_FROM_NETWORK */
 
 	CM_DIR_MAX = 8, /* room for more: the counters' places depend on it */
 };

@@ -115,8 +115,10 @@ static __always_inline void show(struct __sk_buff *skb, const struct hook *hook,
 	event_submit(e);
 }
 
-static __noinline int carry_out(struct __sk_buff *skb, const struct hook *hook,
-				struct cm_decision *d, enum cm_direction dir, __u32 bytes)
+static __noinline __attribute__((unused)) int carry_out(struct __sk_buff *skb,
+							const struct hook *hook,
+							struct cm_decision *d,
+							enum cm_direction dir, __u32 bytes)
 {
 	if (d->action == CM_ACT_TUNNEL && encapsulate(skb, d)) {
 		d->action = CM_ACT_DROP;

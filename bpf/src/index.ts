@@ -5,7 +5,7 @@ import { dirname, join } from 'node:path';
 export * from '../generated/layout.ts';
 export * from './codec.ts';
 
-export type ProgramObject = 'sock' | 'pod' | 'overlay' | 'netdev' | 'destroy' | 'seam';
+export type ProgramObject = 'sock' | 'pod' | 'overlay' | 'netdev' | 'xdp' | 'destroy' | 'seam' | 'xdp-seam';
 
 /** Path of a compiled object; found through the package, so also from a bundle in dist/. */
 export function objectPath(name: ProgramObject): string {

@@ -17,7 +17,7 @@ before(async () => {
   sandbox = await openSandbox();
   pinDir = `${sandbox.bpffs}/layout`;
   const settings = { ipv4: toFamily(), ipv6: toFamily(), vxlanIfindex: 1, identityShift: 16, underlayMtu: 0 };
-  loaded = await loadPrograms({ objects: ['sock', 'pod', 'overlay', 'destroy'], pinDir, settings });
+  loaded = await loadPrograms({ objects: ['sock', 'pod', 'overlay', 'destroy', 'xdp'], pinDir, settings });
 });
 
 after(async () => {
@@ -228,6 +228,7 @@ it('every pinned map has the sizes, type and flags of its layout', () => {
     'cm_event_state',
     'cm_nat_scratch',
     'cm_policy_state',
+    'cm_xdp_devices',
   ];
   assert.deepEqual([...rows.map(([name]) => name), ...elsewhere].sort(), Object.keys(layouts).sort());
   for (const [name, layout] of Object.entries(layouts)) {

@@ -34,6 +34,7 @@ const UNPINNED: ReadonlySet<string> = new Set<MapName>([
   'cm_event_state',
   'cm_nat_scratch',
   'cm_withdrawn',
+  'cm_xdp_devices', // belongs to its program: a newer one has its own
 ]);
 
 export const isPinned = (map: MapName): boolean => !UNPINNED.has(map);

@@ -41,7 +41,7 @@ const many = (ip: string, protocol: Protocol, scope: object): ServiceRow => ({
 });
 
 before(async () => {
-  lab = await openPacketLab({ cm_nat: ROWS, cm_ct: ROWS });
+  lab = await openPacketLab({ mapSizes: { cm_nat: ROWS, cm_ct: ROWS } });
 });
 beforeEach(async () => {
   await lab.reset();

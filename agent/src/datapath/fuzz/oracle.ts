@@ -81,6 +81,7 @@ const OUTSIDE: typeof BACKENDS = new Map(
     [`${lb} 4000 6`, undefined],
     [`${lb} 4000 17`, undefined],
     [`${LB} 8080 6`, { ip: D.ip, port: 8080 }],
+    [`${LB6} 8080 6`, { ip: D.ip6, port: 8080 }],
   ]),
 );
 

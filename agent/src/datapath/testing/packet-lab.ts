@@ -5,12 +5,12 @@
  *   pods 10.1.1.0/24, fd00:1:1::/64, gateways .1, ::1
  *     pod a 10.1.1.5  fd00:1:1::5  ifindex 21           pod c 10.2.1.7  fd00:2:1::7
  *     pod b 10.1.1.6  fd00:1:1::6  ifindex 22         prefixes 10.3.0.0/16, fd00:3::/32 behind 172.31.2.12
- *                                                     pod d 10.4.1.7 (cluster 4) behind 172.31.4.11, without the tunnel
+ *                                                     pod d 10.4.1.7  fd00:4:1::7 (cluster 4) behind 172.31.4.11, without the tunnel
  *                                                     pod w 10.2.1.9  fd00:2:1::9 behind fd31::2:11
  *   services: see SERVICES; 10.96.0.x and fd96::x alike, and from outside by NODE and LB
  */
 import assert from 'node:assert/strict';
-import { CmAction as Action, type CmDecision, cmAddr, CmReason as Reason } from '@clustermesh/bpf';
+import { CmAction as Action, type CmDecision, CmXdpMode, cmAddr, CmReason as Reason } from '@clustermesh/bpf';
 import { dumpDrops } from '../dump.ts';
 import * as libbpf from '../libbpf.ts';
 import { type Loaded, loadPrograms } from '../loader.ts';
@@ -19,6 +19,7 @@ import { openServices, type ServiceTable } from '../services.ts';
 import { ipcacheTable, nodeTable } from '../tables.ts';
 import type { Backend, Protocol, ServiceRow } from '../types.ts';
 import { build, type Frame, type ReadFrame, read } from './frames.ts';
+import { buildRoutes, enterNetns } from './routed.ts';
 import { openSandbox } from './sandbox.ts';
 
 export interface LabPod {
@@ -50,7 +51,7 @@ export const C = { ip: '10.2.1.7', ip6: 'fd00:2:1::7', identity: (2 << 16) + 7, 
 /** A pod behind the same node, by its IPv6 underlay address. */
 export const W = { ip: '10.2.1.9', ip6: 'fd00:2:1::9', identity: (2 << 16) + 9, node: 'fd31::2:11' };
 /** A pod of a cluster that is reached directly. */
-export const D = { ip: '10.4.1.7', identity: (4 << 16) + 7, node: '172.31.4.11' };
+export const D = { ip: '10.4.1.7', ip6: 'fd00:4:1::7', identity: (4 << 16) + 7, node: '172.31.4.11' };
 export const NODE = '172.31.1.11';
 export const NODE6 = 'fd31::1:11';
 /** External addresses. */
@@ -60,9 +61,12 @@ export const GATEWAY = '10.1.1.1';
 export const GATEWAY6 = 'fd00:1:1::1';
 export const VXLAN = 9;
 export const UPLINK = 2;
+/** The uplink to the world, in a lab with routes: see routed.ts. */
+export const UPLINK_WORLD = 3;
 export const OK = 0;
 export const SHOT = 2;
 export const REDIRECT = 7;
+export const XDP = { drop: 1, pass: 2, tx: 3, redirect: 4 } as const;
 
 export type Program =
   | 'cm_test_from_pod'
@@ -70,7 +74,8 @@ export type Program =
   | 'cm_test_overlay'
   | 'cm_test_from_network'
   | 'cm_test_to_network'
-  | 'cm_test_stale_row';
+  | 'cm_test_stale_row'
+  | 'cm_test_xdp';
 
 export interface Outcome {
   verdict: number;
@@ -98,6 +103,14 @@ function context({ vni = 0, remote = '::', ifindex = 0, cameBy = 0, gsoSize = 0 
   if (gsoSize > 0) skb.writeUInt32LE(2, 164); // gso_segs
   skb.writeUInt32LE(gsoSize, 176);
   return skb;
+}
+
+/** struct xdp_md */
+function xdpContext(bytes: number, ifindex: number): Buffer {
+  const md = Buffer.alloc(24);
+  md.writeUInt32LE(bytes, 4); // data_end
+  md.writeUInt32LE(ifindex, 12); // ingress_ifindex
+  return md;
 }
 
 const nameOf = (table: Record<string, number>, value: number): string =>
@@ -149,6 +162,8 @@ export interface PacketLab {
   fromNetwork(frame: Frame | Buffer, hook?: MadeUp): Outcome;
   toNetwork(frame: Frame | Buffer): Outcome;
   overlay(frame: Frame | Buffer, vni?: number, remote?: string): Outcome;
+  /** At the driver of an uplink; a lab with routes only. */
+  xdp(frame: Frame | Buffer, ifindex?: number): Outcome;
   counted(reason: string, direction: string): number;
   /** No flows, no fragments, and the services that the picture names. */
   reset(): Promise<void>;
@@ -191,6 +206,7 @@ const SERVICES = [
   ...outsideOf(NODE, LB, B.ip, C.ip),
   ...outsideOf(NODE6, LB6, B.ip6, C.ip6),
   outside(LB, 8080, 'TCP', [{ ip: D.ip, clusterId: 4, port: 8080 }]),
+  outside(LB6, 8080, 'TCP', [{ ip: D.ip6, clusterId: 4, port: 8080 }]),
 ];
 
 async function fill({ maps }: Loaded): Promise<void> {
@@ -216,16 +232,23 @@ async function fill({ maps }: Loaded): Promise<void> {
     { ...remote, prefix: 'fd00:3::/32', identity: 2, tunnelEndpoint: '172.31.2.12' },
     { ...remote, prefix: '10.3.9.9/32', identity: C.identity, tunnelEndpoint: C.node },
     { ...remote, prefix: 'fd00:3::9:9/128', identity: C.identity, tunnelEndpoint: C.node },
-    { prefix: `${D.ip}/32`, identity: D.identity, tunnelEndpoint: D.node, direct: true, clusterId: 4, encryptKey: 0 },
+    ...[D.ip, D.ip6].map((address) => ({
+      ...{ prefix: hostPrefix(address), identity: D.identity, tunnelEndpoint: D.node },
+      ...{ direct: true as const, clusterId: 4, encryptKey: 0 },
+    })),
     { ...remote, prefix: '0.0.0.0/0', identity: 2, tunnelEndpoint: null, clusterId: 0 },
     { ...remote, prefix: '::/0', identity: 10, tunnelEndpoint: null, clusterId: 0 },
   ]);
 }
 
-export async function openPacketLab(mapSizes?: Record<string, number>): Promise<PacketLab> {
+/** `routed`: with routes, and XDP. Until it is closed, this thread is in the lab's network namespace. */
+export async function openPacketLab({
+  routed = false,
+  mapSizes,
+}: { readonly routed?: boolean; readonly mapSizes?: Record<string, number> } = {}): Promise<PacketLab> {
   const sandbox = await openSandbox();
   const loaded = await loadPrograms({
-    objects: ['seam'],
+    objects: routed ? ['seam', 'xdp-seam'] : ['seam'],
     pinDir: `${sandbox.bpffs}/packets`,
     mapSizes,
     settings: {
@@ -239,9 +262,19 @@ export async function openPacketLab(mapSizes?: Record<string, number>): Promise<
   const { maps } = loaded;
   const services = await openServices(maps);
   await fill(loaded);
+  let leave = () => {};
+  if (routed) {
+    const links = [
+      { name: 'up0', ifindex: UPLINK },
+      { name: 'up1', ifindex: UPLINK_WORLD },
+    ] as const;
+    await maps.cm_xdp_devices.update(links.map(({ ifindex }) => [ifindex, CmXdpMode.NATIVE]));
+    leave = enterNetns(buildRoutes(sandbox, links));
+  }
 
   const run: PacketLab['run'] = (program, packet, hook) => {
-    const result = libbpf.testRun(loaded.programFd(program), { packet, context: context(hook) });
+    const made = program === 'cm_test_xdp' ? xdpContext(packet.length, hook.ifindex ?? UPLINK) : context(hook);
+    const result = libbpf.testRun(loaded.programFd(program), { packet, context: made });
     return { verdict: result.verdict, decision: maps.cm_decisions.lookup(0)!, out: result.packet };
   };
   const bytesOf = (frame: Frame | Buffer): Buffer => (Buffer.isBuffer(frame) ? frame : build(frame));
@@ -254,10 +287,12 @@ export async function openPacketLab(mapSizes?: Record<string, number>): Promise<
     run,
     fromPod: (frame, pod = A, hook = {}) => run('cm_test_from_pod', bytesOf(frame), { ifindex: pod.ifindex, ...hook }),
     toPod: (frame, cameBy = 0) => run('cm_test_to_pod', bytesOf(frame), { ifindex: A.ifindex, cameBy }),
-    fromNetwork: (frame, hook = {}) => run('cm_test_from_network', bytesOf(frame), { ifindex: UPLINK, ...hook }),
+    fromNetwork: (frame, hook = {}) =>
+      run('cm_test_from_network', bytesOf(frame), { ifindex: UPLINK, cameBy: routed ? UPLINK : 0, ...hook }),
     toNetwork: (frame) => run('cm_test_to_network', bytesOf(frame), { ifindex: UPLINK }),
     overlay: (frame, vni = C.identity, remote = C.node) =>
       run('cm_test_overlay', bytesOf(frame), { vni, remote, ifindex: VXLAN }),
+    xdp: (frame, ifindex = UPLINK) => run('cm_test_xdp', bytesOf(frame), { ifindex }),
     counted(reason, direction) {
       const found = dumpDrops(loaded.maps).find((c) => c.reason === reason && c.direction === direction);
       return found?.packets ?? 0;
@@ -270,6 +305,7 @@ export async function openPacketLab(mapSizes?: Record<string, number>): Promise<
       await services.update(SERVICES);
     },
     async close() {
+      leave();
       await loaded.close();
       await sandbox.close();
     },
