@@ -292,6 +292,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
       ...desired.problems(),
       ...endpoints.problems(),
       ...running.problems(),
+      ...datapath.problems(),
       ...(isStuck
         ? [
             `${kept} kernel rows are kept from before the start: etcd is another one than before, and it does not have their clusters or nodes yet`,

@@ -127,6 +127,12 @@ const schema = z
        * the cluster: NodePorts, external and load balancers' addresses.
        */
       uplinks: z.array(z.string().min(1).max(15)).default([]),
+      /**
+       * Lets the uplinks' drivers send on what other hosts send to services whose backends are other nodes' (XDP), before the packet
+       * costs anything else. `native`: in the driver. `generic`: after it, for trying it out; no faster than without. `auto`: natively
+       * where the driver can, but not on veths, whose other ends must run XDP too. Whatever cannot be had is done later, by tc.
+       */
+      xdp: z.enum(['off', 'generic', 'native', 'auto']).default('off'),
       /** How pods of other nodes are reached; both sides must be set alike. */
       routing: z
         .strictObject({

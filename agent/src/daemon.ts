@@ -57,6 +57,7 @@ await runDaemon(log, async () => {
       vxlanDevice: config.datapath.vxlanDevice,
       hostToRemotePods: config.datapath.hostToRemotePods,
       uplinks: config.datapath.uplinks,
+      xdp: config.datapath.xdp,
       ...(config.datapath.mapSizes === undefined ? {} : { mapSizes: config.datapath.mapSizes }),
     },
     { log: log.child({ subsystem: 'datapath' }) },

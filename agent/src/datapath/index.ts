@@ -19,13 +19,14 @@ import * as libbpf from './libbpf.ts';
 import { ensureVxlan, interfaceIndex, underlayMtuOf } from './links.ts';
 import { isPinned, openPrograms } from './loader.ts';
 import { policyStateTable, policyTable } from './policy.ts';
-import { requireFeatures } from './probe.ts';
+import { requireFeatures, XDP_FEATURE } from './probe.ts';
 import { withRoutes } from './routes.ts';
 import { toCidr, toFamily } from './rows.ts';
 import { openServices } from './services.ts';
 import { openSocketDestroyer } from './socket-destroyer.ts';
 import { endpointTable, ipcacheTable, nodeTable } from './tables.ts';
 import type { Datapath, DatapathConfig, DumpName, EndpointRow } from './types.ts';
+import { attachXdp } from './xdp.ts';
 
 export * from './types.ts';
 
@@ -61,12 +62,15 @@ function check(config: DatapathConfig): void {
 /** Returns once tables can be read and written; the programs come into place meanwhile (`attached`). */
 export async function openDatapath(config: DatapathConfig, { log }: { log: Log }): Promise<Datapath> {
   check(config);
-  requireFeatures(log, release());
+  const lacking = requireFeatures(log, release());
   const pinDir = pinDirOf(config);
   const vxlanIfindex = await ensureVxlan(config.vxlanDevice);
   const underlayMtu = config.underlayMtu ?? (await underlayMtuOf(config.nodeIp));
+  const setting = config.xdp ?? 'off';
+  const isXdpMissing = setting !== 'off' && lacking.has(XDP_FEATURE);
+  const hasXdp = setting !== 'off' && !isXdpMissing;
   const loaded = openPrograms({
-    objects: ['sock', 'pod', 'overlay', 'netdev'],
+    objects: ['sock', 'pod', 'overlay', 'netdev', ...(hasXdp ? (['xdp'] as const) : [])],
     pinDir,
     mapSizes: config.mapSizes,
     settings: {
@@ -86,6 +90,8 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
     const events = openEvents(maps);
     const rowsOfEndpoints = endpointTable(maps.cm_endpoints);
     const endpoints = { ...rowsOfEndpoints, list: listEndpoints };
+    /** What was asked for and cannot be had. */
+    let problems: readonly string[] = [];
     const attached = attachAll();
     attached.catch(() => {}); // Whoever waits for it is told.
     // Rows go to the new maps from here on: programs over the old ones would not see them.
@@ -97,6 +103,18 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
       attach.attachSocketPrograms(loaded, config.cgroup, pinDir);
       attach.attachOverlay(loaded, vxlanIfindex);
       for (const uplink of config.uplinks ?? []) attach.attachUplink(loaded, interfaceIndex(uplink));
+      // After tc: what XDP leaves is tc's.
+      problems = await attachXdp({
+        loaded: hasXdp ? loaded : undefined,
+        setting,
+        uplinks: config.uplinks ?? [],
+        pinDir,
+        log,
+      });
+      if (isXdpMissing) {
+        const text = 'datapath.xdp is set, but the kernel lacks what XDP needs (docs/kernel.md): tc does its work';
+        problems = [...problems, text];
+      }
       const replaced = await reattachPods();
       await loaded.catchUp();
       destroyer.catchUp(services);
@@ -190,6 +208,7 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
           maps.cm_ipcache_lpm.lookup({ prefixLen: 128, net: ip })
         )?.identity,
       interfaceName: libbpf.interfaceName,
+      problems: () => problems,
       async close() {
         await attached.catch(() => {});
         events.close();

@@ -283,7 +283,7 @@ export interface RawMapInfo {
   btfValueType: number;
 }
 
-function objectInfo(fd: number, size: number): Buffer {
+export function objectInfo(fd: number, size: number): Buffer {
   const info = Buffer.alloc(size);
   must(c.objInfo(fd, info, [size]), 'asking the kernel about an eBPF object');
   return info;

@@ -94,6 +94,12 @@ export async function ensureVxlan(name: string): Promise<number> {
   return interfaceIndex(name);
 }
 
+/** What kind of virtual device it is (`veth`, `vlan`, …); undefined: a device of hardware, or none. */
+export async function deviceKind(name: string): Promise<string | undefined> {
+  const [link] = JSON.parse(await ip(['-json', '-details', 'link', 'show', 'dev', name])) as LinkDetails[];
+  return link?.linkinfo?.info_kind;
+}
+
 /** MTU of the device that has this address; 0 where none has, or more than one. */
 export async function underlayMtuOf(nodeIp: string): Promise<number> {
   const devices = JSON.parse(await ip(['-json', 'addr', 'show', 'to', nodeIp])) as { mtu?: number }[];

@@ -16,22 +16,26 @@ const c = {
 };
 
 /** Numbers of linux/bpf.h. */
-const PROGRAM = { tc: 3, socketAddress: 18 } as const;
+const PROGRAM = { tc: 3, xdp: 6, socketAddress: 18 } as const;
 const MAP = { hash: 1, percpuArray: 6, lruHash: 9, lpmTrie: 11, ringBuffer: 27 } as const;
 const HELPER = {
   skbGetTunnelKey: 20,
   skbSetTunnelKey: 21,
   csumDiff: 28,
+  xdpAdjustHead: 44,
   fibLookup: 69,
   skbChangeTail: 38,
   skbPullData: 39,
   getSocketCookie: 46,
   getNetnsCookie: 122,
   ringbufReserve: 131,
+  redirect: 23,
   redirectNeigh: 152,
   redirectPeer: 155,
   ktimeGetCoarseNs: 160,
   setRetval: 187,
+  xdpGetBuffLen: 188,
+  xdpLoadBytes: 189,
 } as const;
 
 /** Functions that programs call, and what there are iterators over: named in the kernel's BTF, which there must be. */
@@ -57,7 +61,11 @@ export interface Feature {
 }
 
 const tc = (helper: keyof typeof HELPER): Probe => ({ helper, of: 'tc' });
+const xdp = (helper: keyof typeof HELPER): Probe => ({ helper, of: 'xdp' });
 const socket = (helper: keyof typeof HELPER): Probe => ({ helper, of: 'socketAddress' });
+
+/** Wanted only where datapath.xdp asks for it. */
+export const XDP_FEATURE = 'services at the driver';
 
 export const FEATURES: readonly Feature[] = [
   {
@@ -132,6 +140,18 @@ export const FEATURES: readonly Feature[] = [
     config: ['CONFIG_DEBUG_INFO_BTF'],
     without: 'a connection to a withdrawn backend whose node is gone too ends when TCP gives it up',
   },
+  {
+    name: XDP_FEATURE,
+    isRequired: false,
+    probes: [
+      { program: 'xdp' },
+      ...[xdp('xdpAdjustHead'), xdp('fibLookup'), xdp('redirect'), xdp('csumDiff')],
+      ...[xdp('xdpGetBuffLen'), xdp('xdpLoadBytes')],
+    ],
+    since: '5.18',
+    config: ['CONFIG_BPF_SYSCALL', 'CONFIG_INET'],
+    without: '`datapath.xdp` has no effect: tc does its work',
+  },
 ];
 
 /** A map of one row, written as a batch. */
@@ -175,8 +195,12 @@ export function probeFeatures(ask: (probe: Probe) => boolean = askKernel): Featu
   }));
 }
 
-/** Says what the kernel has, and throws if that is too little. */
-export function requireFeatures(log: Log, release: string, reports: readonly FeatureReport[] = probeFeatures()): void {
+/** Says what the kernel has, and throws if that is too little. Returns the names of what it has not. */
+export function requireFeatures(
+  log: Log,
+  release: string,
+  reports: readonly FeatureReport[] = probeFeatures(),
+): ReadonlySet<string> {
   const lacking = reports.filter(({ missing }) => missing.length > 0);
   const required = lacking.filter(({ feature }) => feature.isRequired);
   if (required.length > 0) {
@@ -197,4 +221,5 @@ export function requireFeatures(log: Log, release: string, reports: readonly Fea
     );
   const features = reports.filter(({ missing }) => missing.length === 0).map(({ feature }) => feature.name);
   log.info({ kernel: release, features }, 'what the kernel has for the datapath');
+  return new Set(lacking.map(({ feature }) => feature.name));
 }

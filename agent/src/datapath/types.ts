@@ -5,6 +5,7 @@
 import type { MeshError } from '@clustermesh/contract';
 import type { PolicyRow, PolicyStateRow } from '../policy/types.ts';
 import type { EventSource } from './events.ts';
+import type { XdpSetting } from './xdp.ts';
 
 /** SCTP: to the same port only, since its checksum covers ports and cannot be mended in place. */
 export type Protocol = 'TCP' | 'UDP' | 'SCTP';
@@ -32,6 +33,8 @@ export interface DatapathConfig {
   vxlanDevice: string;
   /** Devices on which other hosts are reached: what comes in there for pods without encapsulation, or for services, is looked at. Default: none. */
   uplinks?: readonly string[];
+  /** Services at the uplinks' drivers. `auto`: natively, where the driver can, but for veths. Default: off. */
+  xdp?: XdpSetting;
   /** What the node itself sends reaches remote pods by the tunnel too. Default: false. */
   hostToRemotePods?: boolean;
   /** Rows a map may hold, by map name; a pinned map of another size is resized at the next start, with its rows. */
@@ -191,6 +194,8 @@ export interface Datapath {
   /** Whom the kernel takes an address for; undefined: unknown to it. */
   identityOf(ip: string): number | undefined;
   interfaceName(ifindex: number): string | undefined;
+  /** What was asked for and is not in force, in a sentence each; traffic goes on another way. */
+  problems(): readonly string[];
   /** Close file descriptors. Pins, programs and so traffic stay. */
   close(): Promise<void>;
 }

@@ -81,6 +81,7 @@ export function fakeDatapath(kernel: FakeKernel): Datapath {
     },
     identityOf: (ip) => kernel.endpoints.rows.get(ip)?.identity,
     interfaceName: () => undefined,
+    problems: () => [],
     dump: async (map) => (map === 'ipcache' ? [...kernel.ipcache.rows.values()] : []),
     dumpRaw: async () => [],
     maps: () => [],

@@ -27,4 +27,5 @@ serve({
   dump: (map: DumpName) => datapath.dump(map),
   maps: () => datapath.maps(),
   destroyedSockets: () => datapath.destroyedSockets(),
+  problems: () => datapath.problems(),
 });

@@ -176,7 +176,8 @@ function buildWorld(
 const startDatapath = (node: { netns: string; config: DatapathConfig }): Promise<Remote> =>
   startRemote({ script: 'node-process.ts', netns: node.netns, args: [JSON.stringify(node.config)] });
 
-export async function openTwoNodes(prefix?: string): Promise<TwoNodes> {
+/** `settings`: of both nodes, beside those of the picture. */
+export async function openTwoNodes(prefix?: string, settings: Partial<DatapathConfig> = {}): Promise<TwoNodes> {
   const sandbox = await openSandbox(prefix);
   const started: Remote[] = [];
   const start = async (remote: Promise<Remote>): Promise<Remote> => {
@@ -232,6 +233,7 @@ export async function openTwoNodes(prefix?: string): Promise<TwoNodes> {
 
   try {
     const built = [buildNode(sandbox, 'n1', 1), buildNode(sandbox, 'n2', 2)] as const;
+    for (const { config } of built) Object.assign(config, settings);
     const wire = ['type', 'veth', 'peer', 'name', 'eth0', 'netns', built[1].netns];
     sh('ip', '-n', built[0].netns, 'link', 'add', 'eth0', ...wire);
     for (const { netns, config } of built) {
