@@ -22,6 +22,7 @@ import { benchDirect } from './datapath/direct.ts';
 import { addKernelPaths, type KernelPaths } from './datapath/kernel-paths.ts';
 import { compileLoad, type Load } from './datapath/load.ts';
 import { benchLookup } from './datapath/lookup.ts';
+import { benchXdpLookup } from './datapath/lookup-xdp.ts';
 import { needPrograms } from './datapath/packages.ts';
 import { benchProgramming } from './datapath/programming.ts';
 import { benchServices } from './datapath/services.ts';
@@ -97,7 +98,12 @@ async function withSandbox(body: (sandbox: Awaited<ReturnType<typeof openSandbox
 }
 
 const parts: Record<Part, (emit: Emit) => Promise<void>> = {
-  lookup: (emit) => withSandbox((sandbox) => benchLookup(sandbox, pairs, flags.quick ? 20_000 : 1_000_000, emit)),
+  lookup: (emit) =>
+    withSandbox(async (sandbox) => {
+      const repeat = flags.quick ? 20_000 : 1_000_000;
+      await benchLookup(sandbox, pairs, repeat, emit);
+      await benchXdpLookup(sandbox, pairs, repeat, emit);
+    }),
   async services(emit) {
     needPrograms(['iptables-legacy-restore', 'nft'], progress);
     await withMesh((mesh, paths, load) => benchServices({ mesh, paths, load, pairs, emit }));

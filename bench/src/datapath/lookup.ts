@@ -17,11 +17,11 @@ const SIZES = [1, 1_000, 10_000, 50_000] as const;
 const POD = '10.1.1.5';
 const TC_ACT_REDIRECT = 7;
 /** More than caches near the CPU hold; few enough that conntrack keeps all of their flows. */
-const RANDOM_SERVICES = 5_000;
+export const RANDOM_SERVICES = 5_000;
 
-const serviceIp = (i: number): string => `10.96.${(i >> 8) & 255}.${i & 255}`;
+export const serviceIp = (i: number): string => `10.96.${(i >> 8) & 255}.${i & 255}`;
 
-interface Bench {
+export interface Bench {
   /** Mean over runs of one and the same packet, in ns. */
   hot(repeat: number): number;
   /** Median over packets to random services in random order, one run each, in ns; all flows are known. */
@@ -76,9 +76,17 @@ async function fill(sandbox: Sandbox, services: number): Promise<Bench> {
   };
 }
 
-export async function benchLookup(sandbox: Sandbox, pairs: number, repeat: number, emit: Emit): Promise<void> {
+/** By number of services, beside a single one. */
+export async function measure(
+  what: string,
+  fill: (services: number) => Promise<Bench>,
+  pairs: number,
+  repeat: number,
+  emit: Emit,
+): Promise<void> {
+  const name = (size: number, keys: string) => `${what} load balancing, ${size} service${size > 1 ? 's' : ''}, ${keys}`;
   const benches: Bench[] = [];
-  for (const size of SIZES) benches.push(await fill(sandbox, size));
+  for (const size of SIZES) benches.push(await fill(size));
   try {
     const contenders = (of: (bench: Bench) => number) =>
       Object.fromEntries(SIZES.map((size, i): [string, Measurement] => [String(size), () => of(benches[i]!)]));
@@ -86,7 +94,6 @@ export async function benchLookup(sandbox: Sandbox, pairs: number, repeat: numbe
       pairs,
       contenders((bench) => bench.hot(repeat)),
     );
-    const name = (size: number, keys: string) => `tc load balancing, ${size} service${size > 1 ? 's' : ''}, ${keys}`;
     emit(
       ...SIZES.map((size) => {
         const compared = compare(hot[String(size)]!, hot['1']!);
@@ -108,3 +115,6 @@ export async function benchLookup(sandbox: Sandbox, pairs: number, repeat: numbe
     for (const bench of benches) await bench.close();
   }
 }
+
+export const benchLookup = (sandbox: Sandbox, pairs: number, repeat: number, emit: Emit): Promise<void> =>
+  measure('tc', (services) => fill(sandbox, services), pairs, repeat, emit);
