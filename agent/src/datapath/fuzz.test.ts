@@ -1,24 +1,44 @@
 /** A slice of what `npm run fuzz:datapath` does at length. */
 import assert from 'node:assert/strict';
-import { after, before, it } from 'node:test';
+import { it } from 'node:test';
 import { describeFinding, fuzz } from './fuzz/run.ts';
 import { fuzzSockets } from './fuzz/sockets.ts';
+import { describeXdpFinding, fuzzXdp } from './fuzz/xdp.ts';
 import { openPacketLab, type PacketLab } from './testing/packet-lab.ts';
 
-let lab: PacketLab;
-before(async () => {
-  lab = await openPacketLab();
-});
-after(() => lab?.close());
+async function inLab<T>(
+  options: Parameters<typeof openPacketLab>[0],
+  body: (lab: PacketLab) => Promise<T>,
+): Promise<T> {
+  const lab = await openPacketLab(options);
+  try {
+    return await body(lab);
+  } finally {
+    await lab.close();
+  }
+}
 
 it('random packets get a verdict in range, and none that must be dropped is forwarded', async () => {
-  const { packets, forwarded, demanded, denied, findings } = await fuzz(lab, { seed: 1, packets: 60_000 });
+  const options = { seed: 1, packets: 60_000 };
+  const { packets, forwarded, demanded, denied, findings } = await inLab({}, (lab) => fuzz(lab, options));
   assert.deepEqual(findings.map(describeFinding), []);
   assert.equal(packets, 60_000);
   // It would find nothing if nothing were forwarded, or nothing had to be dropped.
   assert.ok(forwarded > packets / 10, `${forwarded} forwarded`);
   assert.ok(demanded > packets / 10, `${demanded} had to be dropped`);
   assert.ok(denied > 100, `${denied} were denied by policy`);
+});
+
+it('what XDP makes of random packets is what tc makes of them, or is left to it unchanged', async () => {
+  const options = { seed: 1, packets: 30_000 };
+  const { packets, tunnelled, routed, answers, dropped, findings } = await inLab({ routed: true }, (lab) =>
+    fuzzXdp(lab, options),
+  );
+  assert.deepEqual(findings.map(describeXdpFinding), []);
+  assert.equal(packets, 30_000);
+  // It would find nothing if all were left.
+  for (const [what, count] of Object.entries({ tunnelled, routed, answers, dropped }))
+    assert.ok(count > packets / 100, `${count} ${what}`);
 });
 
 it('sockets that are asked for anything get an answer in range, and their peers are whom they asked for', async () => {

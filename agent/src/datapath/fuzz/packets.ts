@@ -75,7 +75,7 @@ function frame(random: Random): Frame {
   return { ...common, protocol: random.oneOf([0, 2, 41, 47, 50, 51, 59, 89, 115, 255]) };
 }
 
-function bend(random: Random, packet: Buffer): Buffer {
+export function bend(random: Random, packet: Buffer): Buffer {
   let bent = Buffer.from(packet);
   for (let i = random.below(3); i >= 0; i--) {
     switch (random.below(6)) {

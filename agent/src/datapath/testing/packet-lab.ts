@@ -165,6 +165,8 @@ export interface PacketLab {
   /** At the driver of an uplink; a lab with routes only. */
   xdp(frame: Frame | Buffer, ifindex?: number): Outcome;
   counted(reason: string, direction: string): number;
+  /** Of cm_nat. */
+  forgetFlows(): Promise<void>;
   /** No flows, no fragments, and the services that the picture names. */
   reset(): Promise<void>;
   close(): Promise<void>;
@@ -297,6 +299,7 @@ export async function openPacketLab({
       const found = dumpDrops(loaded.maps).find((c) => c.reason === reason && c.direction === direction);
       return found?.packets ?? 0;
     },
+    forgetFlows: async () => void (await empty(maps.cm_nat)),
     async reset() {
       await empty(maps.cm_ct);
       await empty(maps.cm_nat);

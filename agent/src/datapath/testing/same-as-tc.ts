@@ -30,7 +30,8 @@ function wrongOutside(frame: Buffer, { decision }: Outcome): string | undefined 
     daddr: decision.remote,
     srcMac: UP_MAC.up0,
     dstMac: macOfNode(Number(a), Number(b)),
-    wrong: [],
+    // Reckoned from the packet's own: what is wrong there is wrong here, and found out at the tunnel's other end.
+    wrong: isV6 && read(inner).wrong.some((name) => name !== 'ip') ? ['udp'] : [],
     vni: decision.vni,
     hasChecksum: isV6, // UDP over IPv6 must have one (RFC 8200, 8.1)
     bytes: inner.length,
