@@ -1,7 +1,8 @@
 /** XDP at the uplinks under BPF_PROG_TEST_RUN, beside what tc makes of the same packets; pictures: testing/packet-lab.ts, testing/routed.ts. */
 import assert from 'node:assert/strict';
 import { after, before, beforeEach, describe, it } from 'node:test';
-import { CmXdpMode } from '@clustermesh/bpf';
+import { CmAction, CmDirection, type CmEvent, CmXdpMode } from '@clustermesh/bpf';
+import { openEvents } from './events.ts';
 import { build, type Frame, quoteOf, read } from './testing/frames.ts';
 import {
   A,
@@ -330,6 +331,41 @@ for (const { family, client, node, external, gateway, b, c, d, w, far } of [
     });
   });
 }
+
+describe('flow events', () => {
+  it('show what XDP drops and sends on as those of tc do, without what it encapsulates in', async () => {
+    const events = openEvents(lab.loaded.maps);
+    try {
+      await events.configure({ perSecond: 1_000_000, burst: 1_000_000, refusedEvery: 1, forwardedEvery: 1 });
+      for (const frame of [
+        tcp(C.ip, 4000, LB, 80),
+        tcp('198.51.100.7', 4000, LB, 80, 'PA', 'x'.repeat(200)),
+        tcp('198.51.100.7', 4000, LB, 8080),
+      ]) {
+        carried(frame);
+        const seen: CmEvent[] = [];
+        events.read((event) => void seen.push(event), 10);
+        const [xdp, tc, ...more] = seen.map(({ timeNs: _, ...event }) => event);
+        assert.deepEqual(more, []);
+        const target = xdp!.action === CmAction.TUNNEL ? UPLINK : tc!.target;
+        assert.deepEqual(xdp, { ...tc, direction: CmDirection.XDP, target });
+      }
+    } finally {
+      events.close();
+    }
+  });
+
+  it('do not tell of what is left to tc', async () => {
+    const events = openEvents(lab.loaded.maps);
+    try {
+      await events.configure({ perSecond: 1_000_000, burst: 1_000_000, refusedEvery: 1, forwardedEvery: 1 });
+      left(tcp('198.51.100.7', 4000, NODE, 80));
+      events.read(() => assert.fail('an event'), 10);
+    } finally {
+      events.close();
+    }
+  });
+});
 
 describe('counters', () => {
   it('say what XDP carried, and tc has not seen it', () => {
