@@ -121,7 +121,7 @@ static __always_inline int xdp_way(struct xdp_md *ctx, const struct packet *p,
 {
 	enum xdp_csum csum = xdp_csum_of(ctx, p);
 
-	/* A backend that sees the client itself is a pod of this node. */
+	/* A backend that sees the client itself is a pod of this node, or does not answer by it. */
 	if (!e->is_reply && addr_equal(&e->saddr, &p->saddr))
 		return XDP_FOR_TC;
 	if (csum == XDP_CSUM_HALF_DONE)

@@ -231,12 +231,25 @@ for (const { family, client, node, external, gateway, b, c, d, w, far } of [
       left(tcp(client, 4000, node, 22));
       left(tcp(client, 4000, '198.51.100.9', 80));
       left(tcp(client, 4000, b, 8080));
+    });
+
+    it('what other nodes encapsulate, whatever is served at that port', async () => {
+      await serve(node, 8472, 'UDP', [{ ip: c, port: 8472, clusterId: 2 }]);
       left(udp(client, 4000, node, 8472));
     });
 
     it('what is for a backend of this node', () => {
       left(tcp(client, 4000, node, 80));
       left(tcp(client, 4000, node, 80, 'A'));
+    });
+
+    it('what goes to another node under the client’s own address, by a row that says so', async () => {
+      const ends = { saddr: client, sport: 4000, daddr: external, dport: 8080, proto: 6 };
+      carried(tcp(client, 4000, external, 8080));
+      const { cm_nat } = lab.loaded.maps;
+      const row = cm_nat.lookup(ends)!;
+      await cm_nat.update([[ends, { ...row, saddr: client, sport: 4000 }]]);
+      left(tcp(client, 4000, external, 8080, 'A'));
     });
 
     it('what must be answered: nobody there, backend gone, too big', async () => {
@@ -247,7 +260,9 @@ for (const { family, client, node, external, gateway, b, c, d, w, far } of [
       await serve(external, 91, 'TCP', [{ ip: c, port: 9192, clusterId: 2 }]);
       left(tcp(client, 4000, external, 91, 'A'));
       for (const dontFragment of [true, false])
-        left({ ...tcp(client, 4000, external, 80, 'A', 'x'.repeat(1440)), dontFragment });
+        for (const port of [80, 8080])
+          left({ ...tcp(client, 4000, external, port, 'A', 'x'.repeat(1420)), dontFragment });
+      carried(tcp(client, 4000, external, 8080, 'A', 'x'.repeat(1330)));
     });
 
     it('fragments, extension headers, options', () => {

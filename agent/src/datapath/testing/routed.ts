@@ -56,8 +56,13 @@ export function buildRoutes(sandbox: Sandbox, links: readonly [Link, Link]): str
   neighbour('up0', macOfNode(2, 11), '172.31.2.11', 'fd31::2:11');
   neighbour('up0', macOfNode(4, 11), '172.31.4.11', 'fd31::4:11');
   neighbour('up1', ROUTER_MAC, '198.51.100.254', '2001:db8:7::fe', '198.51.100.7', '2001:db8:7::7');
-  ip('route', 'add', '10.4.0.0/16', 'via', '172.31.4.11');
-  ip('route', 'add', 'fd00:4::/32', 'via', 'fd31::4:11');
+  // More than what the lab's tunnel takes, so that it is the tunnel's setting that counts; and less to what is routed to.
+  ip('link', 'set', 'up0', 'mtu', '9000');
+  for (const [prefix, via] of [
+    ['10.4.0.0/16', '172.31.4.11'],
+    ['fd00:4::/32', 'fd31::4:11'],
+  ] as const)
+    ip('route', 'add', prefix, 'via', via, 'mtu', 'lock', '1400');
   ip('route', 'add', 'default', 'via', '198.51.100.254');
   ip('-6', 'route', 'add', 'default', 'via', '2001:db8:7::fe');
   return netns;
