@@ -188,7 +188,7 @@ it('a kernel without bpf_sock_destroy: the agent says so and goes on', async () 
     assert.match(said.join(), /did not take the programs/);
     await destroyer.close();
   } finally {
-    loaded.close();
+    await loaded.close();
     rmSync(directory, { recursive: true });
   }
 });

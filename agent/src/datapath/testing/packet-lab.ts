@@ -247,7 +247,10 @@ async function fill({ maps }: Loaded): Promise<void> {
 export async function openPacketLab({
   routed = false,
   mapSizes,
-}: { readonly routed?: boolean; readonly mapSizes?: Record<string, number> } = {}): Promise<PacketLab> {
+}: {
+  readonly routed?: boolean;
+  readonly mapSizes?: Record<string, number>;
+} = {}): Promise<PacketLab> {
   const sandbox = await openSandbox();
   const loaded = await loadPrograms({
     objects: routed ? ['seam', 'xdp-seam'] : ['seam'],
