@@ -1,4 +1,4 @@
-/** Pod to pod across nodes: ours beside the kernel's own VXLAN and routing, between the same namespaces, over the same wire. */
+/** Pod to pod across nodes: ours beside the kernel's own VXLAN and routing, between the same namespaces, over a wire of the same make. */
 import type { PolicyRow, PolicyStateRow } from '@clustermesh/agent';
 import type { TwoNodes } from '@clustermesh/agent/testing/two-nodes';
 import type { Emit } from '../report.ts';

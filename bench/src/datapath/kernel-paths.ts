@@ -4,9 +4,11 @@
  * Beside the pods' eth0, whose host end carries our programs, the same pods get an eth1 whose host end carries nothing, with an
  * address for each way across:
  *
- *   pod ─ eth0 10.1.1.5   ─ our programs ─ cm_vxlan ═══════ eth0 of the node
- *       └ eth1 10.101.1.5 ─ routing ────── kernel VXLAN ═══ eth0
- *              10.102.1.5 ─ routing ─────────────────────── eth0
+ *   pod ─ eth0 10.1.1.5   ─ our programs ─ cm_vxlan ═══ our programs ─ eth0 of the node
+ *       └ eth1 10.101.1.5 ─ routing ────── kernel VXLAN ══════════════ kwire
+ *              10.102.1.5 ─ routing ────────────────────────────────── kwire
+ *
+ * kwire is to the other node what eth0 is, but for our programs, which look at all that passes an uplink.
  *
  * The rules of a service proxy weigh on all packets of their namespace, so each proxy has a node and two pods of its own.
  */
@@ -17,6 +19,9 @@ import type { Place } from './load.ts';
 const GATE = '169.254.1.2';
 /** As our pods': room for the VXLAN header. */
 const MTU = '1450';
+/** A node's end of the wire that carries no programs. */
+const WIRE = 'kwire';
+const wireIp = (node: number): string => `10.104.0.${node}`;
 
 /** 101: through the kernel's VXLAN, 102: routed. */
 const viaVxlan = (node: number, pod: number): string => `10.101.${node}.${4 + pod}`;
@@ -55,6 +60,11 @@ export interface KernelPaths {
 
 /** Second ways between the pods of two nodes, through kernel VXLAN and plainly routed. */
 export function addKernelPaths({ nodes: { n1, n2 } }: TwoNodes): KernelPaths {
+  sh('ip', '-n', n1.netns, 'link', 'add', WIRE, 'type', 'veth', 'peer', 'name', WIRE, 'netns', n2.netns);
+  for (const { netns, clusterId } of [n1, n2]) {
+    sh('ip', '-n', netns, 'addr', 'add', `${wireIp(clusterId)}/24`, 'dev', WIRE);
+    sh('ip', '-n', netns, 'link', 'set', WIRE, 'up');
+  }
   const across = (node: Node, other: Node): void => {
     const n = node.clusterId;
     const m = other.clusterId;
@@ -63,12 +73,12 @@ export function addKernelPaths({ nodes: { n1, n2 } }: TwoNodes): KernelPaths {
       addPlainVeth({ node: node.netns, netns: pod.netns, device: 'eth1', hostDevice: `plain${i + 1}`, ips });
     });
     // As ours: no checksum over the outer UDP packet, no learning.
-    const between = ['local', node.config.nodeIp, 'remote', other.config.nodeIp, 'dev', 'eth0', 'dstport', '4789'];
+    const between = ['local', wireIp(n), 'remote', wireIp(m), 'dev', WIRE, 'dstport', '4789'];
     sh('ip', '-n', node.netns, 'link', 'add', 'kvxlan', 'type', 'vxlan', 'id', '77', ...between, 'noudpcsum');
     sh('ip', '-n', node.netns, 'addr', 'add', `10.103.0.${n}/24`, 'dev', 'kvxlan');
     sh('ip', '-n', node.netns, 'link', 'set', 'kvxlan', 'up');
     sh('ip', '-n', node.netns, 'route', 'add', `10.101.${m}.0/24`, 'via', `10.103.0.${m}`, 'dev', 'kvxlan');
-    sh('ip', '-n', node.netns, 'route', 'add', `10.102.${m}.0/24`, 'via', other.config.nodeIp, 'dev', 'eth0');
+    sh('ip', '-n', node.netns, 'route', 'add', `10.102.${m}.0/24`, 'via', wireIp(m), 'dev', WIRE);
   };
   across(n1, n2);
   across(n2, n1);
