@@ -58,3 +58,11 @@ test('sizes are taken for maps that there are, and whose rows come and go', (t) 
   for (const wrong of ['{ cm_ipcash: 1000 }', '{ cm_drops: 1000 }', '{ cm_ipcache: 0 }'])
     assert.throws(() => sized(wrong), /datapath\.mapSizes/);
 });
+
+test('services are served to other hosts by exchanging addresses, unless direct server return is asked for', (t) => {
+  const of = (nodePort: string) =>
+    load(t, GOOD.replace('vxlanDevice: cm_vxlan', `vxlanDevice: cm_vxlan${nodePort}`)).datapath.nodePort.mode;
+  assert.equal(of(''), 'snat');
+  assert.equal(of(', nodePort: { mode: dsr }'), 'dsr');
+  assert.throws(() => of(', nodePort: { mode: hybrid }'), /datapath\.nodePort\.mode/);
+});

@@ -133,6 +133,16 @@ const schema = z
        * where the driver can, but not on veths, whose other ends must run XDP too. Whatever cannot be had is done later, by tc.
        */
       xdp: z.enum(['off', 'generic', 'native', 'auto']).default('off'),
+      /** How services are served to other hosts, at the uplinks. */
+      nodePort: z
+        .strictObject({
+          /**
+           * `snat`: a backend on another node sees this node, and answers it. `dsr`: it sees the client, and its node answers the client
+           * from the service's address; that node needs `uplinks` too, and a network that lets it.
+           */
+          mode: z.enum(['snat', 'dsr']).default('snat'),
+        })
+        .prefault({}),
       /** How pods of other nodes are reached; both sides must be set alike. */
       routing: z
         .strictObject({

@@ -58,6 +58,7 @@ await runDaemon(log, async () => {
       hostToRemotePods: config.datapath.hostToRemotePods,
       uplinks: config.datapath.uplinks,
       xdp: config.datapath.xdp,
+      nodePortMode: config.datapath.nodePort.mode,
       ...(config.datapath.mapSizes === undefined ? {} : { mapSizes: config.datapath.mapSizes }),
     },
     { log: log.child({ subsystem: 'datapath' }) },

@@ -41,6 +41,11 @@ static __always_inline __u32 world_of(const struct cm_addr *a)
 	return addr_is_v4(a) ? CM_IDENTITY_WORLD : CM_IDENTITY_WORLD_IPV6;
 }
 
+static __always_inline int is_world(__u32 identity)
+{
+	return identity == CM_IDENTITY_WORLD || identity == CM_IDENTITY_WORLD_IPV6;
+}
+
 static __always_inline int addr_is_link_local(const struct cm_addr *a)
 {
 	return (a->word[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);

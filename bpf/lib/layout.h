@@ -241,18 +241,23 @@ struct cm_nat_entry {
 	__u32 backend_id;
 	enum cm_ct_state state;
 	__u8 is_reply; /* 1: for what comes back from the backend */
-	__u16 pad;
+	__u8 is_dsr;   /* 1: the backend's node answers the client itself; see lib/dsr.h */
+	__u8 pad;
 };
 _Static_assert(sizeof(struct cm_nat_entry) == 56, "cm_nat_entry");
 
-/* value of cm_nat_scratch: both rows of a flow */
+/* value of cm_nat_scratch: both rows of a flow, and the service that a packet names */
 struct cm_nat_draft {
 	struct cm_nat_key key;
 	struct cm_nat_key reply_key;
 	struct cm_nat_entry forward;
 	struct cm_nat_entry reply;
+	struct cm_addr service;
+	__be16 service_port;
+	__u16 pad0;
+	__u32 pad1;
 };
-_Static_assert(sizeof(struct cm_nat_draft) == 192, "cm_nat_draft");
+_Static_assert(sizeof(struct cm_nat_draft) == 216, "cm_nat_draft");
 
 /* The datagram that a fragment is part of. */
 struct cm_fragment_key {
@@ -406,7 +411,7 @@ struct cm_settings {
 	__u32 vxlan_ifindex;
 	__u32 identity_shift;
 	__u32 underlay_mtu; /* bytes of an outer IP packet; 0: not to be watched */
-	__u32 pad;
+	__u32 is_dsr;	    /* 1: backends of other nodes answer clients outside themselves */
 };
 _Static_assert(sizeof(struct cm_settings) == 144, "cm_settings");
 

@@ -5,7 +5,8 @@
  *
  * A backend of this node sees the client. Another node's would answer the client past this node, so
  * it sees an address of this node: by the tunnel the gateway's, which is reached the same way back;
- * by routes the node's own.
+ * by routes the node's own. Unless it shall answer past this node: then, too, it sees the client,
+ * if that is one of the world and its port is free (nat-file.h).
  */
 #ifndef CM_NAT_BEGIN_H
 #define CM_NAT_BEGIN_H
@@ -13,7 +14,15 @@
 #include "nat-file.h"
 #include "tables.h"
 
-/* Who the backend shall take for the client. */
+/* May the backend's node answer the client itself? It must be one that we can tell the service. */
+static __always_inline int may_return_directly(const struct cm_addr *client,
+					       const struct cm_remote *backend)
+{
+	return cm_settings.is_dsr && backend && !addr_is_none(&backend->node) &&
+	       is_of_world(client, ipcache_lookup(client));
+}
+
+/* Who the backend shall take for the client. With is_dsr: the client itself, or else this. */
 static __always_inline void choose_source(struct cm_nat_entry *e, const struct packet *p)
 {
 	struct cm_remote *remote;
@@ -28,6 +37,7 @@ static __always_inline void choose_source(struct cm_nat_entry *e, const struct p
 	else
 		e->saddr =
 			setting(p->is_v6 ? &cm_settings.ipv6.node_ip : &cm_settings.ipv4.node_ip);
+	e->is_dsr = may_return_directly(&p->saddr, remote);
 }
 
 static __always_inline struct lb_flow outside_flow(const struct packet *p)

@@ -47,14 +47,16 @@ static __noinline int nat_error(struct __sk_buff *skb, struct packet *p)
 		return CM_R_FROM_NETWORK;
 	nat_key_of_answer(&draft->key, &q);
 	e = bpf_map_lookup_elem(&cm_nat, &draft->key);
-	if (!e)
+	/* It goes to who sent what it is about, or it is about nothing. */
+	if (!e || !addr_equal(&p->daddr, &draft->key.daddr))
 		return CM_R_FROM_NETWORK;
+	p->by_tunnel = e->is_dsr && !e->is_reply;
 	err = rewrite_quote(skb, csum, quote, &q, NAT_SOURCE, &e->daddr, e->dport);
 	if (!err)
 		err = rewrite_quote(skb, csum, quote, &q, NAT_DESTINATION, &e->saddr, e->sport);
 	if (!err && addr_equal(&p->saddr, &draft->key.saddr))
 		err = rewrite_outer(skb, csum, p->is_v6, NAT_SOURCE, &p->saddr, &e->saddr);
-	if (!err && addr_equal(&p->daddr, &draft->key.daddr))
+	if (!err)
 		err = rewrite_outer(skb, csum, p->is_v6, NAT_DESTINATION, &p->daddr, &e->daddr);
 	return err;
 }

@@ -9,7 +9,7 @@
  *   backend:8080 -> gateway:20001  becomes  node:30080 -> client:4000
  *
  * What a row leads to, turned round, is the key of the other. Where the backend's answers pass this
- * node anyway, the client's address stays as it is.
+ * node anyway, or need not (dsr.h), the client's address stays as it is.
  */
 #ifndef CM_NAT_TABLE_H
 #define CM_NAT_TABLE_H
@@ -59,13 +59,25 @@ static __always_inline void nat_key_of_answer(struct cm_nat_key *key, const stru
 	key->proto = p->proto;
 }
 
+/* Answers that do not pass here are known of by what the client says after them. */
+static __always_inline int nat_is_answered(const struct cm_nat_entry *e, const struct packet *p)
+{
+	return e->is_dsr && p->proto == IPPROTO_TCP && !(p->tcp_flags & TCP_SYN);
+}
+
 static __always_inline void nat_see(struct cm_nat_entry *e, const struct packet *p)
 {
 	e->last_seen_ns = bpf_ktime_get_ns();
 	if (p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_FIN | TCP_RST)))
 		e->state = CM_CT_CLOSING;
-	else if (e->is_reply && e->state == CM_CT_NEW)
+	else if (e->state == CM_CT_NEW && (e->is_reply || nat_is_answered(e, p)))
 		e->state = CM_CT_ESTABLISHED;
+}
+
+static __always_inline int nat_is_same(const struct cm_nat_entry *a, const struct cm_nat_entry *b)
+{
+	return a->is_reply == b->is_reply && a->sport == b->sport && a->dport == b->dport &&
+	       addr_equal(&a->saddr, &b->saddr) && addr_equal(&a->daddr, &b->daddr);
 }
 
 /* The packet becomes what the row says. */

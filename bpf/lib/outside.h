@@ -11,6 +11,7 @@
 #define CM_OUTSIDE_H
 
 #include "answer.h"
+#include "dsr-mark.h"
 #include "nat-begin.h"
 #include "nat-flow.h"
 #include "onwards.h"
@@ -52,13 +53,25 @@ static __always_inline int nat_keeps(const struct cm_nat_entry *e, const struct 
 			opens_connection(p), e->state == CM_CT_CLOSING);
 }
 
-/* 0, or CM_R_TOO_BIG: for the tunnel to d->remote. */
-static __noinline int nat_fits(struct __sk_buff *skb, const struct packet *p, struct cm_decision *d,
+/* 0, or CM_R_TOO_BIG: for the tunnel to d->remote. With direct server return it gets its option. */
+static __noinline int nat_fits(struct __sk_buff *skb, struct packet *p, struct cm_decision *d,
 			       const struct cm_nat_entry *e)
 {
 	struct cm_remote *remote = e->is_reply ? NULL : ipcache_lookup(&e->daddr);
+	__u32 mtu;
 
-	if (!remote || !is_tunnelled(remote) || fits(skb, p, tunnel_mtu(&remote->node)))
+	p->by_tunnel = e->is_dsr && !e->is_reply;
+	if (!remote || !(p->by_tunnel || is_tunnelled(remote)))
+		return 0;
+	mtu = tunnel_mtu(&remote->node);
+	if (p->by_tunnel)
+		p->option = dsr_option(p);
+	if (fits(skb, p, mtu))
+		return 0;
+	/* Within a connection it can be done without. */
+	if (p->proto == IPPROTO_TCP && !opens_connection(p))
+		p->option = 0;
+	if (fits(skb, p, mtu))
 		return 0;
 	d->remote = remote->node;
 	return CM_R_TOO_BIG;
@@ -107,8 +120,10 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct packet *p,
 		return err ? err : onwards(skb, p, d);
 	}
 	err = nat_find(p, d, &e);
-	if (err == CM_R_NO_BACKEND)
+	if (err == CM_R_NO_BACKEND) {
 		err = nat_begin(p, &e);
+		p->begins = 1;
+	}
 	if (!err && e)
 		err = nat_fits(skb, p, d, e);
 	if (err || !e)
@@ -116,7 +131,9 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct packet *p,
 	nat_note(d, e, p);
 	count(e->is_reply ? CM_R_REPLY_TRANSLATED : CM_R_SERVICE_TRANSLATED, CM_DIR_FROM_NETWORK,
 	      p->bytes);
-	err = nat_apply(skb, p, e);
+	err = dsr_mark(skb, p);
+	if (!err)
+		err = nat_apply(skb, p, e);
 	return err ? err : onwards(skb, p, d);
 }
 
@@ -154,7 +171,7 @@ static __always_inline enum cm_reason answer_outside(struct __sk_buff *skb, cons
 		err = answer_reset(skb, p);
 	} else {
 		err = answer_icmp(skb, p, why == CM_R_TOO_BIG ? ICMP_TOO_BIG : ICMP_NO_PORT,
-				  tunnel_mtu(&d->remote));
+				  tunnel_mtu(&d->remote) - p->option);
 		if (!err)
 			err = from_service(skb, p);
 	}

@@ -3,6 +3,7 @@
 #ifndef CM_OVERLAY_H
 #define CM_OVERLAY_H
 
+#include "dsr-take.h"
 #include "icmp-error.h"
 #include "nat-flow.h"
 #include "onwards.h"
@@ -26,7 +27,7 @@ static __always_inline int believe(const struct hook *hook, __u32 *identity)
 
 /*
  * For this node itself: an answer of another node's backend to a client of ours, or the host's
- * affair.
+ * affair. ICMP errors about what such a client sent go to itself with direct server return.
  */
 static __always_inline enum cm_reason to_own_host(struct __sk_buff *skb, struct packet *p,
 						  struct cm_decision *d)
@@ -37,7 +38,8 @@ static __always_inline enum cm_reason to_own_host(struct __sk_buff *skb, struct 
 	if (unlikely(is_icmp_error(p))) {
 		err = nat_error(skb, p);
 		if (err == CM_R_FROM_NETWORK)
-			return to_stack(d, CM_R_TO_STACK);
+			return is_own_host(&p->daddr) ? to_stack(d, CM_R_TO_STACK)
+						      : CM_R_NOT_FOR_US;
 	} else {
 		e = nat_answer(p);
 		if (!e)
@@ -65,6 +67,12 @@ static __always_inline enum cm_reason overlay(struct __sk_buff *skb, const struc
 	err = believe(hook, &d->identity);
 	if (err)
 		return err;
+	if (unlikely(is_world(d->identity))) {
+		err = dsr_take(skb, d->identity);
+		if (err < 0)
+			return CM_R_WRITE_FAILED;
+		p.option = err;
+	}
 	err = parse_packet(skb, &p);
 	if (err)
 		return err == CM_R_ARP ? CM_R_NOT_IP : err == CM_R_ND ? CM_R_ROGUE_ND : err;
@@ -73,6 +81,12 @@ static __always_inline enum cm_reason overlay(struct __sk_buff *skb, const struc
 	if (is_own_pod_cidr(&p.saddr) || is_own_host(&p.saddr))
 		return CM_R_SPOOFED_SOURCE;
 
+	if (unlikely(is_world(d->identity)) && (p.option || !is_icmp_error(&p))) {
+		err = dsr_sender(&p, &d->identity);
+		if (err)
+			return err;
+	}
+
 	/* A new pod's first packet may be faster than its ipcache row. */
 	source = ipcache_lookup(&p.saddr);
 	if (!source || source->identity != d->identity)
@@ -80,7 +94,7 @@ static __always_inline enum cm_reason overlay(struct __sk_buff *skb, const struc
 
 	dst = endpoint_lookup(&p.daddr);
 	if (!dst) {
-		if (is_own_host(&p.daddr))
+		if (is_own_host(&p.daddr) || (is_icmp_error(&p) && !is_own_pod_cidr(&p.daddr)))
 			return to_own_host(skb, &p, d);
 		if (!is_own_pod_cidr(&p.daddr))
 			return CM_R_NOT_FOR_US;
@@ -99,6 +113,8 @@ static __always_inline enum cm_reason overlay(struct __sk_buff *skb, const struc
 	} else {
 		err = ct_track(&p, &none, &ends, &flow);
 	}
+	if (!err && unlikely(p.option))
+		err = dsr_file(&p);
 	if (!err && flow && flow->service_id) {
 		count(CM_R_REPLY_TRANSLATED, CM_DIR_OVERLAY, skb->len);
 		err = nat_source(skb, &p, &flow->nat_addr, flow->nat_port);

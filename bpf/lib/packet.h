@@ -13,7 +13,7 @@
 #include "icmp.h"
 
 #define IP_OFF (sizeof(struct ethhdr))
-/* IPv4 packets with options are dropped. */
+/* IPv4 packets with options are dropped; but for one: see dsr.h. */
 #define L4_OFF_V4 (IP_OFF + sizeof(struct iphdr))
 #define L4_OFF_V6 (IP_OFF + sizeof(struct ipv6hdr))
 
@@ -45,9 +45,11 @@ struct packet {
 	__u8 icmp_type;
 	__u8 hop_limit;
 	__u8 dont_fragment;
-	__u8 fragment; /* part of a datagram in several */
-	__u8 later;    /* ... and not its first: ports are those of the first */
-	__u8 pad[3];
+	__u8 fragment;	/* part of a datagram in several */
+	__u8 later;	/* ... and not its first: ports are those of the first */
+	__u8 begins;	/* the first that its flow's row was made for */
+	__u8 option;	/* bytes of the option that it gets, or came with: see dsr.h */
+	__u8 by_tunnel; /* to its node by the tunnel, whatever its ipcache row says */
 };
 
 /* The upper layer ends where this does; all that is taken from packets is bounded by it. */

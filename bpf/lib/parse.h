@@ -17,6 +17,7 @@
 #define EXT_ROUTING  43
 #define EXT_FRAGMENT 44
 #define EXT_DSTOPTS  60
+#define DSR_TYPE_V6  0x5e /* an option that names a service: see dsr.h */
 #define MAX_EXT	     4
 
 static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
@@ -81,6 +82,10 @@ static __always_inline int parse_extensions(struct __sk_buff *skb, struct packet
 		if (ends_before(p, off + sizeof(ext)) ||
 		    bpf_skb_load_bytes(skb, off, &ext, sizeof(ext)))
 			return CM_R_TRUNCATED;
+		/* That was not for its sender to say. */
+		if (next == EXT_DSTOPTS &&
+		    (ext.offset & bpf_htons(0xff00)) == bpf_htons(DSR_TYPE_V6 << 8))
+			return CM_R_EXT_HEADER;
 		if (next == EXT_FRAGMENT) {
 			/* offset 0 and no more: a whole packet (RFC 6946) */
 			p->fragment = !!(ext.offset & bpf_htons(0xfff9));

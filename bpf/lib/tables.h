@@ -52,6 +52,13 @@ static __always_inline int is_tunnelled(const struct cm_remote *r)
 	return !(r->flags & CM_REMOTE_DIRECT) && !addr_is_none(&r->node);
 }
 
+/* Is this address none of the mesh's? The world, or a range of it that policies here name. */
+static __always_inline int is_of_world(const struct cm_addr *addr, const struct cm_remote *r)
+{
+	return !r || (addr_is_none(&r->node) &&
+		      (r->identity == world_of(addr) || r->identity > CM_IDENTITY_MASK));
+}
+
 static __always_inline struct cm_endpoint *endpoint_lookup(const struct cm_addr *addr)
 {
 	return bpf_map_lookup_elem(&cm_endpoints, addr);

@@ -18,13 +18,17 @@ static __always_inline __u32 tunnel_mtu(const struct cm_addr *node)
 	       (addr_is_v4(node) ? TUNNEL_OVERHEAD_V4 : TUNNEL_OVERHEAD_V6);
 }
 
-/* A packet that may be cut is cut outside: its encapsulation is what the network fragments. */
+/*
+ * With the option that it is to get. A packet that may be cut is cut outside: its encapsulation is
+ * what the network fragments.
+ */
 static __always_inline int fits(const struct __sk_buff *skb, const struct packet *p, __u32 mtu)
 {
 	__u32 len = p->ip_len;
 
 	if (skb->gso_size)
 		len = p->l4_off - IP_OFF + p->l4_len + skb->gso_size;
+	len += p->option;
 	return !mtu || len <= mtu || !p->dont_fragment;
 }
 

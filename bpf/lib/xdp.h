@@ -83,6 +83,9 @@ static __always_inline int xdp_find(const struct packet *p, struct cm_decision *
 	if (is_vxlan(p))
 		return XDP_FOR_TC;
 	err = nat_find(p, d, row);
+	/* Who is told of the service must be told with the packet that begins the flow: tc's. */
+	if (err == CM_R_NO_BACKEND && cm_settings.is_dsr)
+		return XDP_FOR_TC;
 	if (err == CM_R_NO_BACKEND)
 		err = nat_begin(p, row);
 	if (err == CM_R_SPOOFED_SOURCE || err == CM_R_NOT_ENCAPSULATED)
@@ -122,12 +125,12 @@ static __always_inline int xdp_way(struct xdp_md *ctx, const struct packet *p,
 	enum xdp_csum csum = xdp_csum_of(ctx, p);
 
 	/* A backend that sees the client itself is a pod of this node, or does not answer by it. */
-	if (!e->is_reply && addr_equal(&e->saddr, &p->saddr))
+	if (e->is_dsr || (!e->is_reply && addr_equal(&e->saddr, &p->saddr)))
 		return XDP_FOR_TC;
 	if (csum == XDP_CSUM_HALF_DONE)
 		return XDP_FOR_TC;
 	*outer = 0;
-	switch (way_to(&e->daddr, d)) {
+	switch (way_to(&e->daddr, 0, d)) {
 	case CM_ACT_TUNNEL:
 		return xdp_way_by_tunnel(ctx, p, d, csum, hop, outer);
 	case CM_ACT_NETWORK:

@@ -76,6 +76,7 @@ export async function dumpNat(maps: TypedMaps): Promise<object[]> {
     destination: endOf(key.daddr, key.dport),
     becomes: { source: endOf(e.saddr, e.sport), destination: endOf(e.daddr, e.dport) },
     state: states.get(e.state) ?? String(e.state),
+    dsr: e.isDsr === 1,
     serviceId: e.serviceId,
     backendId: e.backendId,
     idleMs: Number(nowNs - e.lastSeenNs) / 1e6,

@@ -43,11 +43,15 @@ const otherDirection = ({ proto }: CmNatKey, { saddr, daddr, sport, dport }: CmN
   proto,
 });
 
-const isNatRowOver = ({ proto }: CmNatKey, { lastSeenNs, state }: CmNatEntry, nowNs: bigint): boolean => {
-  const isConnection = proto === TCP || proto === SCTP;
-  const lifetime = !isConnection ? 'datagram' : state === CmCtState.CLOSING ? 'closing' : 'connection';
-  return nowNs - lastSeenNs > LIFETIME[lifetime] * SECOND;
-};
+function natLifetimeOf({ proto }: CmNatKey, { state, isDsr }: CmNatEntry): bigint {
+  if (proto !== TCP && proto !== SCTP) return LIFETIME.datagram;
+  if (state === CmCtState.CLOSING) return LIFETIME.closing;
+  // Answers do not pass: what the client says after them tells that there were some, and only TCP tells such a packet from the first.
+  return isDsr === 1 && proto === TCP && state === CmCtState.NEW ? LIFETIME.opening : LIFETIME.connection;
+}
+
+const isNatRowOver = (key: CmNatKey, entry: CmNatEntry, nowNs: bigint): boolean =>
+  nowNs - entry.lastSeenNs > natLifetimeOf(key, entry) * SECOND;
 
 /** A flow's two rows go together: one of them may wait for long while the other is used. */
 async function collectNat({ cm_nat }: TypedMaps, nowNs: () => bigint): Promise<Collected['flows']> {

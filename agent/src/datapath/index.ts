@@ -79,6 +79,7 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
       vxlanIfindex,
       identityShift: config.identityShift,
       underlayMtu,
+      isDsr: config.nodePortMode === 'dsr' ? 1 : 0,
     },
   });
   const { maps } = loaded;

@@ -162,6 +162,7 @@ const rows: [MapName, unknown, unknown, object | number, object | number][] = [
       backendId: 8,
       state: 1,
       isReply: 1,
+      isDsr: 1,
     },
     {
       saddr: wordsOf('10.1.2.3'),
@@ -181,6 +182,7 @@ const rows: [MapName, unknown, unknown, object | number, object | number][] = [
       backend_id: 8,
       state: 'CM_CT_ESTABLISHED',
       is_reply: 1,
+      is_dsr: 1,
       pad: 0,
     },
   ],

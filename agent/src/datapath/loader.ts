@@ -45,7 +45,8 @@ export type TypedMaps = {
 
 export interface LoadOptions {
   objects: readonly ProgramObject[];
-  settings: CmSettings;
+  /** `isDsr`: absent is 0. */
+  settings: Omit<CmSettings, 'isDsr'> & Partial<Pick<CmSettings, 'isDsr'>>;
   pinDir: string;
   mapSizes?: Record<string, number> | undefined;
 }
@@ -110,7 +111,7 @@ export function openPrograms({ objects, settings, pinDir, mapSizes }: LoadOption
       const object = libbpf.openObject(objectPath(name));
       opened.push(object);
       const { offset, codec } = rodata[name].cm_settings;
-      codec.encode(settings, libbpf.objectRodata(object), offset);
+      codec.encode({ isDsr: 0, ...settings }, libbpf.objectRodata(object), offset);
       for (const [map, pointer] of libbpf.objectMaps(object)) libbpf.reuseMap(pointer, fds.get(map)!);
     }
   } catch (error) {

@@ -26,6 +26,7 @@ const HELPER = {
   fibLookup: 69,
   skbChangeTail: 38,
   skbPullData: 39,
+  skbAdjustRoom: 50,
   getSocketCookie: 46,
   getNetnsCookie: 122,
   ringbufReserve: 131,
@@ -95,7 +96,7 @@ export const FEATURES: readonly Feature[] = [
   {
     name: 'services from outside',
     isRequired: true,
-    probes: [tc('fibLookup'), tc('redirectNeigh')],
+    probes: [tc('fibLookup'), tc('redirectNeigh'), tc('skbAdjustRoom')],
     since: '5.10',
     config: ['CONFIG_INET', 'CONFIG_NET_CLS_BPF'],
     without: 'the agent does not start',

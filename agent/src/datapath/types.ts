@@ -35,6 +35,8 @@ export interface DatapathConfig {
   uplinks?: readonly string[];
   /** Services at the uplinks' drivers. `auto`: natively, where the driver can, but for veths. Default: off. */
   xdp?: XdpSetting;
+  /** How another node's pods are reached by services from outside: `dsr`: they see the client, and their node answers it. Default: `snat`. */
+  nodePortMode?: 'snat' | 'dsr';
   /** What the node itself sends reaches remote pods by the tunnel too. Default: false. */
   hostToRemotePods?: boolean;
   /** Rows a map may hold, by map name; a pinned map of another size is resized at the next start, with its rows. */

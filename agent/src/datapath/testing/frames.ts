@@ -20,6 +20,8 @@ export interface Frame {
   hopLimit?: number;
   /** IPv6 extension headers before layer 4, in order; each of eight bytes. */
   extensions?: ('hop-by-hop' | 'destination' | 'routing')[];
+  /** IPv4 options, or a destination options header of IPv6 before the others: see `noteOf`. */
+  note?: Buffer;
 }
 
 export interface ReadFrame {
@@ -31,6 +33,8 @@ export interface ReadFrame {
   udp?: { sport: number; dport: number; checksum?: 'none' };
   icmp?: { type: number; code: number; id: number; mtu?: number; quote?: Quote };
   payload: string;
+  /** IPv4 options, or the destination options header of IPv6 without its first byte (what follows it), as hexadecimal text. */
+  note?: string;
   /** Names of checksums that do not hold. */
   wrong: string[];
 }
@@ -64,6 +68,14 @@ function ipText(bytes: Buffer): string {
   return bytes.length === 4 ? [...bytes].join('.') : readIpAddress(bytes);
 }
 
+/** The service that a packet of direct server return is for: bpf/lib/dsr.h. */
+export function noteOf(ip: string, port: number): Buffer {
+  const address = ipBytes(ip);
+  const head = Buffer.from(isIpv4(ip) ? '9e080000' : '00025e1400000000', 'hex');
+  head.writeUInt16BE(port, isIpv4(ip) ? 2 : 4);
+  return Buffer.concat([head, address]);
+}
+
 /** Ones' complement sum: 0xffff over data whose checksum is in place. */
 function sum(data: Buffer, seed = 0): number {
   let total = seed;
@@ -78,10 +90,10 @@ const pseudo = (saddr: Buffer, daddr: Buffer, protocol: number, length: number):
   sum(Buffer.concat([saddr, daddr]), protocol + length);
 
 function ipv4Header(frame: Frame, protocol: number, length: number): Buffer {
-  const ip = Buffer.alloc(20);
-  const { fragment } = frame;
-  ip.writeUInt8(0x45, 0);
-  ip.writeUInt16BE(20 + length, 2);
+  const { fragment, note = Buffer.alloc(0) } = frame;
+  const ip = Buffer.concat([Buffer.alloc(20), note]);
+  ip.writeUInt8(0x40 | (ip.length / 4), 0);
+  ip.writeUInt16BE(ip.length + length, 2);
   if (fragment) ip.writeUInt16BE(fragment.id ?? 0, 4);
   const offset = fragment ? (fragment.more ? 0x2000 : 0) | (fragment.offset / 8) : 0;
   ip.writeUInt16BE(offset | (frame.dontFragment ? 0x4000 : 0), 6);
@@ -94,8 +106,9 @@ function ipv4Header(frame: Frame, protocol: number, length: number): Buffer {
 }
 
 function ipv6Header(frame: Frame, protocol: number, length: number): Buffer {
-  const { fragment, extensions = [] } = frame;
+  const { fragment, extensions = [], note } = frame;
   const chain: [number, Buffer][] = extensions.map((name) => [EXTENSION[name], Buffer.alloc(8)]);
+  if (note) chain.unshift([EXTENSION.destination, Buffer.from(note)]);
   if (fragment) {
     const header = Buffer.alloc(8);
     header.writeUInt16BE(fragment.offset | (fragment.more ? 1 : 0), 2);
@@ -105,7 +118,10 @@ function ipv6Header(frame: Frame, protocol: number, length: number): Buffer {
   chain.forEach(([, header], i) => void header.writeUInt8(chain[i + 1]?.[0] ?? protocol, 0));
   const ip = Buffer.alloc(40);
   ip.writeUInt8(0x60, 0);
-  ip.writeUInt16BE(chain.length * 8 + length, 4);
+  ip.writeUInt16BE(
+    chain.reduce((bytes, [, header]) => bytes + header.length, length),
+    4,
+  );
   ip.writeUInt8(chain[0]?.[0] ?? protocol, 6);
   ip.writeUInt8(frame.hopLimit ?? 64, 7);
   ipBytes(frame.saddr).copy(ip, 8);
@@ -178,13 +194,14 @@ export const quoteOf = (frame: Frame): Buffer =>
 function readIp(ip: Buffer): { saddr: Buffer; daddr: Buffer; protocol: number | undefined; at: number; end: number } {
   if (ip.readUInt8(0) >> 4 === 4) {
     const protocol = ip.readUInt16BE(6) & 0x3fff ? undefined : ip.readUInt8(9);
-    return { saddr: ip.subarray(12, 16), daddr: ip.subarray(16, 20), protocol, at: 20, end: ip.readUInt16BE(2) };
+    const at = (ip.readUInt8(0) & 15) * 4;
+    return { saddr: ip.subarray(12, 16), daddr: ip.subarray(16, 20), protocol, at, end: ip.readUInt16BE(2) };
   }
   let next = ip.readUInt8(6);
   let at = 40;
   while (next === 0 || next === 60 || next === 43) {
     next = ip.readUInt8(at);
-    at += 8;
+    at += (ip.readUInt8(at + 1) + 1) * 8;
   }
   const protocol = next === FRAGMENT ? undefined : next;
   return { saddr: ip.subarray(8, 24), daddr: ip.subarray(24, 40), protocol, at, end: 40 + ip.readUInt16BE(4) };
@@ -210,13 +227,15 @@ export function read(bytes: Buffer): ReadFrame {
   const check = (what: string, seed: number): void => {
     if (sum(body, seed) !== 0xffff) wrong.push(what);
   };
-  if (isV4 && sum(ip.subarray(0, 20)) !== 0xffff) wrong.push('ip');
+  if (isV4 && sum(ip.subarray(0, at)) !== 0xffff) wrong.push('ip');
+  const note = isV4 ? ip.subarray(20, at) : ip.readUInt8(6) === EXTENSION.destination ? ip.subarray(41, at) : undefined;
   const frame: ReadFrame = {
     dstMac: macText(bytes.subarray(0, 6)),
     srcMac: macText(bytes.subarray(6, 12)),
     saddr: ipText(saddr),
     daddr: ipText(daddr),
     payload: '',
+    ...(note?.length ? { note: note.toString('hex') } : {}),
     wrong,
   };
   if (protocol === undefined) return frame; // a fragment: no layer 4 to look at

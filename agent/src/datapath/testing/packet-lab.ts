@@ -243,12 +243,17 @@ async function fill({ maps }: Loaded): Promise<void> {
   ]);
 }
 
-/** `routed`: with routes, and XDP. Until it is closed, this thread is in the lab's network namespace. */
+/**
+ * `routed`: with routes, and XDP; until it is closed, this thread is in the lab's network namespace. `isDsr`: other nodes' backends answer
+ * clients outside themselves.
+ */
 export async function openPacketLab({
   routed = false,
+  isDsr = false,
   mapSizes,
 }: {
   readonly routed?: boolean;
+  readonly isDsr?: boolean;
   readonly mapSizes?: Record<string, number>;
 } = {}): Promise<PacketLab> {
   const sandbox = await openSandbox();
@@ -262,6 +267,7 @@ export async function openPacketLab({
       vxlanIfindex: VXLAN,
       identityShift: 16,
       underlayMtu: 1500,
+      isDsr: isDsr ? 1 : 0,
     },
   });
   const { maps } = loaded;
