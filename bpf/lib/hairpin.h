@@ -55,7 +55,7 @@ static __noinline int hairpin_back(struct __sk_buff *skb, struct packet *p)
 	if (likely(!is_own_host(&p->daddr)))
 		return 0;
 	if (unlikely(is_icmp_error(p))) {
-		err = nat_error(skb, p);
+		err = nat_error(skb, p, 1);
 		return err == CM_R_FROM_NETWORK ? 0 : err;
 	}
 	e = nat_answer(p);

@@ -29,10 +29,11 @@ static __always_inline void nat_note(struct cm_decision *d, struct cm_nat_entry 
 
 /*
  * An ICMP error about a packet that was translated here: what it quotes becomes what it was before,
- * and its own addresses, where they are those of the flow. 0; CM_R_FROM_NETWORK: about no flow of
- * ours; or another reason.
+ * and its own addresses, where they are those of the flow. `is_to_us`: by its destination; else it
+ * may only be to a client who is answered directly, about what he sent. 0; CM_R_FROM_NETWORK: about
+ * no flow of ours; or another reason.
  */
-static __noinline int nat_error(struct __sk_buff *skb, struct packet *p)
+static __noinline int nat_error(struct __sk_buff *skb, struct packet *p, int is_to_us)
 {
 	struct cm_nat_draft *draft = nat_draft();
 	__u32 icmp = p->l4_off & MAX_L4_OFF;
@@ -48,7 +49,8 @@ static __noinline int nat_error(struct __sk_buff *skb, struct packet *p)
 	nat_key_of_answer(&draft->key, &q);
 	e = bpf_map_lookup_elem(&cm_nat, &draft->key);
 	/* It goes to who sent what it is about, or it is about nothing. */
-	if (!e || !addr_equal(&p->daddr, &draft->key.daddr))
+	if (!e || !addr_equal(&p->daddr, &draft->key.daddr) ||
+	    !(is_to_us || (e->is_dsr && e->is_reply)))
 		return CM_R_FROM_NETWORK;
 	p->by_tunnel = e->is_dsr && !e->is_reply;
 	err = rewrite_quote(skb, csum, quote, &q, NAT_SOURCE, &e->daddr, e->dport);

@@ -114,7 +114,7 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct packet *p,
 
 	if (unlikely(is_icmp_error(p))) {
 		believed = believe_plain(&p->saddr, &d->identity);
-		err = nat_error(skb, p);
+		err = nat_error(skb, p, 1);
 		if (!err)
 			err = believed;
 		return err ? err : onwards(skb, p, d);
@@ -195,7 +195,7 @@ static __always_inline enum cm_reason to_outside(struct __sk_buff *skb, struct c
 	    !(is_own_pod_cidr(&p.saddr) || is_own_host(&p.saddr)))
 		return to_stack(d, CM_R_TO_STACK);
 	if (unlikely(is_icmp_error(&p))) {
-		err = nat_error(skb, &p);
+		err = nat_error(skb, &p, 1);
 		return err && err != CM_R_FROM_NETWORK ? err : to_stack(d, CM_R_TO_STACK);
 	}
 	e = nat_answer(&p);

@@ -36,7 +36,7 @@ static __always_inline enum cm_reason to_own_host(struct __sk_buff *skb, struct 
 	int err;
 
 	if (unlikely(is_icmp_error(p))) {
-		err = nat_error(skb, p);
+		err = nat_error(skb, p, is_own_host(&p->daddr));
 		if (err == CM_R_FROM_NETWORK)
 			return is_own_host(&p->daddr) ? to_stack(d, CM_R_TO_STACK)
 						      : CM_R_NOT_FOR_US;
@@ -81,7 +81,7 @@ static __always_inline enum cm_reason overlay(struct __sk_buff *skb, const struc
 	if (is_own_pod_cidr(&p.saddr) || is_own_host(&p.saddr))
 		return CM_R_SPOOFED_SOURCE;
 
-	if (unlikely(is_world(d->identity)) && (p.option || !is_icmp_error(&p))) {
+	if (unlikely(d->identity == world_of(&p.saddr)) && (p.option || !is_icmp_error(&p))) {
 		err = dsr_sender(&p, &d->identity);
 		if (err)
 			return err;

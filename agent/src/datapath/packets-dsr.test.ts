@@ -207,6 +207,9 @@ describe('the node that the client came to', () => {
         assert.deepEqual([quote?.saddr, quote?.sport, quote?.daddr, quote?.dport], [client, 4000, external, 53]);
         assertOutcome(lab.overlay(about(4001), 1), SHOT, 'DROP', 'NOT_FOR_US');
         assertOutcome(lab.overlay({ ...about(4000), daddr: router }, 1), SHOT, 'DROP', 'NOT_FOR_US');
+        // What is about answers comes by the network, and is not for another node to say.
+        const other = { saddr: router, daddr: external, ...of(quoteOf(udp(external, 53, client, 4000)), more.tooBig) };
+        assertOutcome(lab.overlay(other, vni), SHOT, 'DROP', 'NOT_FOR_US');
       });
 
       it('resets connections whose backend is withdrawn, and gives datagrams another', async () => {
