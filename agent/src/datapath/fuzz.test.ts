@@ -18,16 +18,20 @@ async function inLab<T>(
   }
 }
 
-it('random packets get a verdict in range, and none that must be dropped is forwarded', async () => {
-  const options = { seed: 1, packets: 60_000 };
-  const { packets, forwarded, demanded, denied, findings } = await inLab({}, (lab) => fuzz(lab, options));
-  assert.deepEqual(findings.map(describeFinding), []);
-  assert.equal(packets, 60_000);
-  // It would find nothing if nothing were forwarded, or nothing had to be dropped.
-  assert.ok(forwarded > packets / 10, `${forwarded} forwarded`);
-  assert.ok(demanded > packets / 10, `${demanded} had to be dropped`);
-  assert.ok(denied > 100, `${denied} were denied by policy`);
-});
+for (const isDsr of [false, true]) {
+  const where = isDsr ? ' (direct server return)' : '';
+  it(`random packets get a verdict in range, and none that must be dropped is forwarded${where}`, async () => {
+    const options = { seed: 1, packets: 60_000 };
+    const { packets, forwarded, demanded, denied, taken, findings } = await inLab({ isDsr }, (lab) => fuzz(lab, options));
+    assert.deepEqual(findings.map(describeFinding), []);
+    assert.equal(packets, 60_000);
+    // It would find nothing if nothing were forwarded, or nothing had to be dropped.
+    assert.ok(forwarded > packets / 10, `${forwarded} forwarded`);
+    assert.ok(demanded > packets / 10, `${demanded} had to be dropped`);
+    assert.ok(denied > 100, `${denied} were denied by policy`);
+    assert.ok(taken > 200, `of ${taken} a service was taken off and they were delivered`);
+  });
+}
 
 it('what XDP makes of random packets is what tc makes of them, or is left to it unchanged', async () => {
   const options = { seed: 1, packets: 30_000 };

@@ -3,7 +3,7 @@ import { CmAction, CmDirection, CmReason } from '@clustermesh/bpf';
 import { readHead } from '../../flow/packet.ts';
 import { classOf } from '../names.ts';
 import { read } from '../testing/frames.ts';
-import { C, OK, type Outcome, REDIRECT, SHOT, VXLAN, W } from '../testing/packet-lab.ts';
+import { C, D, OK, type Outcome, REDIRECT, SHOT, VXLAN, W } from '../testing/packet-lab.ts';
 import { identityOf, PODS, podOf } from './oracle.ts';
 import type { FuzzCase } from './packets.ts';
 
@@ -25,6 +25,8 @@ const DIRECTION_OF = {
 const REASONS: ReadonlySet<number> = new Set(Object.values(CmReason));
 /** What a pod's packet may be encapsulated to. */
 const TUNNELS: ReadonlySet<string> = new Set([C.node, W.node, '172.31.2.12']);
+/** What a client's packet may be; the last one if its node answers, of whom it must know who said so. */
+const TUNNELS_OF_CLIENTS: ReadonlySet<string> = new Set([...TUNNELS, D.node]);
 const REMOTE_NODE = 6;
 
 /** An ICMP error may end within what it quotes: there is nothing to sum up then. */
@@ -36,6 +38,10 @@ function wrongChecksums(frame: Buffer): readonly string[] {
     throw error;
   }
 }
+
+/** Does it say which service it is for, or something else that must not be in front of layer 4? */
+export const isNoted = (frame: Buffer): boolean =>
+  frame.readUInt16BE(12) === 0x0800 ? frame[14] !== 0x45 : frame[20] === 60 && frame[56] === 0x5e;
 
 /** The first thing that is wrong, or undefined. */
 export function judge(fuzz: FuzzCase, { verdict, decision, out }: Outcome): string | undefined {
@@ -56,6 +62,10 @@ export function judge(fuzz: FuzzCase, { verdict, decision, out }: Outcome): stri
   if (wrong.length > 0) return `wrong checksums: ${wrong.join(', ')}`;
   if (program === 'cm_test_to_network') return action === CmAction.STACK ? undefined : 'what leaves was redirected';
   if (program === 'cm_test_to_pod') return action === CmAction.STACK ? undefined : 'what the host sends was redirected';
+
+  const isClients = program === 'cm_test_from_network' && action === CmAction.TUNNEL;
+  const isLeftAlone = action === CmAction.STACK;
+  if (!isClients && !isLeftAlone && isNoted(out)) return 'sent on with a service noted in it';
 
   if (action === CmAction.ENDPOINT) {
     const pod = PODS.find(({ ifindex }) => ifindex === target);
@@ -78,7 +88,7 @@ export function judge(fuzz: FuzzCase, { verdict, decision, out }: Outcome): stri
   if (program === 'cm_test_from_network') {
     if (kind === 'answered') return target === hook.ifindex ? undefined : 'an answer went elsewhere';
     if (action === CmAction.STACK) return undefined;
-    if (action === CmAction.TUNNEL && (vni >= 256 || !TUNNELS.has(remote)))
+    if (action === CmAction.TUNNEL && (vni >= 256 || !TUNNELS_OF_CLIENTS.has(remote)))
       return `encapsulated to ${remote} as ${vni}`;
     const source = readHead(fuzz.packet)?.tuple?.source ?? '';
     return identity === identityOf(source) ? undefined : `identity ${identity} instead of that of ${source}`;

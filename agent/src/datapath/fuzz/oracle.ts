@@ -184,6 +184,7 @@ export function createOracle(isPoliced: boolean): Oracle {
           return firstFragments.has(key) ? { saddr, daddr } : { drop: 'fragment without its first', saddr, daddr };
         if ((part & 1) !== 0) firstFragments.add(key);
       }
+      if (next === 60 && packet[at + 2] === 0x5e) return { drop: 'names a service', saddr, daddr };
       const step = next === 44 ? 8 : (packet[at + 1]! + 1) * 8;
       next = packet[at]!;
       at += step;
@@ -226,7 +227,8 @@ export function createOracle(isPoliced: boolean): Oracle {
     return podOf(daddr)?.ifindex === ifindex ? 'to itself' : undefined;
   }
 
-  function overlay(parsed: Parsed, { vni, remote }: FuzzCase['hook']): string | undefined {
+  /** `service`: that it was sent for, as it said. */
+  function overlay(parsed: Parsed, { vni, remote }: FuzzCase['hook'], service: string | undefined): string | undefined {
     const cluster = CLUSTER_OF_NODE.get(remote);
     if (cluster === undefined) return 'unknown node';
     if (vni >= 256 && vni >> 16 !== cluster) return 'foreign identity';
@@ -236,6 +238,11 @@ export function createOracle(isPoliced: boolean): Oracle {
     if (discovery !== undefined) return 'discovery from afar';
     if (isLinkLocal(saddr)) return 'link-local source';
     if (isOwnPodCidr(saddr) || OWN_HOST.has(saddr)) return 'our own address from afar';
+    if (service !== undefined) {
+      if (isOfMesh(saddr)) return 'another client than of the world';
+      if (isOfMesh(service)) return 'no address of a service';
+      if ('asked' in parsed && ![TCP, UDP, SCTP].includes(parsed.asked!.protocol)) return 'no service has it';
+    }
     return isOwnPodCidr(daddr) || OWN_HOST.has(daddr) ? undefined : 'not for us';
   }
 
@@ -307,11 +314,12 @@ export function createOracle(isPoliced: boolean): Oracle {
 
   return {
     mustDrop(fuzz) {
-      const { program, packet, hook } = fuzz;
-      const parsed = parse(packet);
+      const { program, hook } = fuzz;
+      const named = program === 'cm_test_overlay' ? takeNote(fuzz.packet, hook.vni) : undefined;
+      const parsed = parse(named?.rest ?? fuzz.packet);
       const inItself = {
         cm_test_from_pod: () => fromPod(parsed, hook.ifindex),
-        cm_test_overlay: () => overlay(parsed, hook),
+        cm_test_overlay: () => overlay(parsed, hook, named?.service),
         cm_test_from_network: () => fromNetwork(parsed),
         cm_test_to_network: () => undefined,
         cm_test_to_pod: () => toPod(parsed, hook),
@@ -329,6 +337,43 @@ export function createOracle(isPoliced: boolean): Oracle {
       }
     },
   };
+}
+
+/** Behind a node, as the lab's tables have it. */
+const isOfMesh = (ip: string): boolean => isOwnPodCidr(ip) || OWN_HOST.has(ip) || isTunnelled(ip) || ip === D.ip;
+
+const isHost = (ip: string): boolean =>
+  isIpv4(ip)
+    ? !/^(0|127|22[4-9]|2[3-5].)\./.test(ip)
+    : !/^(ff|fe[89ab]|::$|::[0-9a-f]{1,4}(:[0-9a-f]{1,4})?$)/.test(ip);
+
+/** Of a packet of the world: the service that is noted in it, and the packet without; undefined: there is no such note. */
+function takeNote(frame: Buffer, vni: number): { readonly service: string; readonly rest: Buffer } | undefined {
+  const ip = frame.subarray(14);
+  const isV6 = frame.readUInt16BE(12) === 0x86dd;
+  if (vni !== (isV6 ? RESERVED_IDENTITY.worldIpv6 : RESERVED_IDENTITY.world)) return undefined;
+  const rest = Buffer.from(ip);
+  let service: string;
+  let [from, to] = [40, 64];
+  if (isV6) {
+    if (ip.length < 64 || ip[0]! >> 4 !== 6 || ip[6] !== 60 || ip.readUIntBE(41, 3) !== 0x025e14) return undefined;
+    const length = ip.readUInt16BE(4);
+    service = readIpAddress(ip, 48);
+    if (length < 24 || 40 + length > ip.length || ip.readUInt16BE(44) === 0 || isIpv4(service)) return undefined;
+    rest.writeUInt16BE(length - 24, 4);
+    rest[6] = ip[40]!;
+  } else {
+    [from, to] = [20, 28];
+    if (frame.readUInt16BE(12) !== 0x0800 || ip.length < 28 || ip[0] !== 0x47) return undefined;
+    const length = ip.readUInt16BE(2);
+    service = ip.subarray(24, 28).join('.');
+    if (length < 28 || length > ip.length || ip.readUInt16BE(20) !== 0x9e08 || ip.readUInt16BE(22) === 0)
+      return undefined;
+    rest[0] = 0x45;
+    rest.writeUInt16BE(length - 8, 2);
+  }
+  if (!isHost(service)) return undefined;
+  return { service, rest: Buffer.concat([frame.subarray(0, 14), rest.subarray(0, from), rest.subarray(to)]) };
 }
 
 const askedOf = (found: { asked?: Asked } | { discovery: number }): { asked?: Asked } =>

@@ -1,7 +1,7 @@
 /** Random packets against the programs' bodies, a plain oracle and invariants beside them. */
 import { CmAction } from '@clustermesh/bpf';
 import type { Outcome, PacketLab } from '../testing/packet-lab.ts';
-import { judge } from './judge.ts';
+import { isNoted, judge } from './judge.ts';
 import { createOracle, POLICY_REASON } from './oracle.ts';
 import { type FuzzCase, makeCase } from './packets.ts';
 import { enforcePolicies } from './policies.ts';
@@ -21,6 +21,8 @@ export interface FuzzResult {
   readonly demanded: number;
   /** Of those, by policies. */
   readonly denied: number;
+  /** Of those that came by the tunnel with a service noted in them, those that a pod got. */
+  readonly taken: number;
   readonly findings: readonly Finding[];
 }
 
@@ -33,7 +35,7 @@ export async function fuzz(
 ): Promise<FuzzResult> {
   const random = seeded(options.seed);
   const findings: Finding[] = [];
-  let [packets, forwarded, demanded, denied] = [0, 0, 0, 0];
+  let [packets, forwarded, demanded, denied, taken] = [0, 0, 0, 0, 0];
   let isPoliced = false;
   let oracle = createOracle(isPoliced);
   const half = Math.floor(options.packets / 2);
@@ -55,6 +57,8 @@ export async function fuzz(
     if (isForwarded) forwarded++;
     if (reason !== undefined) demanded++;
     if (reason === POLICY_REASON) denied++;
+    const { action } = outcome.decision;
+    if (one.program === 'cm_test_overlay' && action === CmAction.ENDPOINT && isNoted(one.packet)) taken++;
     oracle.observe(one, outcome);
     const what =
       judge(one, outcome) ??
@@ -66,7 +70,7 @@ export async function fuzz(
     }
   }
   await enforcePolicies(lab, false);
-  return { packets, forwarded, demanded, denied, findings };
+  return { packets, forwarded, demanded, denied, taken, findings };
 }
 
 function attempt(lab: PacketLab, { program, packet, hook }: FuzzCase): Outcome | undefined {
