@@ -46,6 +46,18 @@ static __always_inline int is_world(__u32 identity)
 	return identity == CM_IDENTITY_WORLD || identity == CM_IDENTITY_WORLD_IPV6;
 }
 
+/*
+ * 0, which the verifier does not know: what would only differ by a constant is then one path to it.
+ */
+static __always_inline __u32 unknown_zero(__u32 any)
+{
+	__u32 same = any;
+
+	barrier_var(any);
+	barrier_var(same);
+	return any - same;
+}
+
 static __always_inline int addr_is_link_local(const struct cm_addr *a)
 {
 	return (a->word[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);

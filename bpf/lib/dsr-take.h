@@ -46,14 +46,15 @@ static __always_inline int dsr_take_v4(struct __sk_buff *skb, struct cm_nat_draf
 	    !is_unicast(&draft->service))
 		return 0;
 	if (bpf_skb_adjust_room(skb, -(int)sizeof(h.option), BPF_ADJ_ROOM_NET, DSR_ROOM))
-		return -1;
+		return CM_R_WRITE_FAILED;
 	h.ip.ihl = sizeof(h.ip) / 4;
 	h.ip.tot_len = bpf_htons(len - sizeof(h.option));
 	h.ip.check = 0;
 	h.ip.check = csum_fold(csum_of(&h.ip, sizeof(h.ip), 0));
 	if (bpf_skb_store_bytes(skb, IP_OFF, &h.ip, sizeof(h.ip), BPF_F_RECOMPUTE_CSUM))
-		return -1;
-	return sizeof(h.option);
+		return CM_R_WRITE_FAILED;
+	draft->noted = sizeof(h.option);
+	return 0;
 }
 
 static __always_inline int dsr_take_v6(struct __sk_buff *skb, struct cm_nat_draft *draft)
@@ -73,24 +74,27 @@ static __always_inline int dsr_take_v6(struct __sk_buff *skb, struct cm_nat_draf
 	    addr_is_v4(&draft->service) || !is_unicast(&draft->service))
 		return 0;
 	if (bpf_skb_adjust_room(skb, -(int)sizeof(h.option), BPF_ADJ_ROOM_NET, DSR_ROOM))
-		return -1;
+		return CM_R_WRITE_FAILED;
 	h.ip.nexthdr = h.option.next;
 	h.ip.payload_len = bpf_htons(len - sizeof(h.option));
 	if (bpf_skb_store_bytes(skb, IP_OFF, &h.ip, sizeof(h.ip), BPF_F_RECOMPUTE_CSUM))
-		return -1;
-	return sizeof(h.option);
+		return CM_R_WRITE_FAILED;
+	draft->noted = sizeof(h.option);
+	return 0;
 }
 
 /*
- * Bytes of the note that was taken off; the service is in the draft then. 0: there is none that
- * this sender may make, or not one of ours: the parser drops what is left. Negative: it could not
- * be done.
+ * Takes the note off, if there is one that this sender may make; the service is in the draft then.
+ * What is left, for its sender or its form, the parser drops. 0 or a reason.
  */
 static __noinline int dsr_take(struct __sk_buff *skb, __u32 vni)
 {
 	struct cm_nat_draft *draft = nat_draft();
 
-	if (!draft || skb->vlan_present)
+	if (!draft)
+		return CM_R_WRITE_FAILED;
+	draft->noted = 0;
+	if (skb->vlan_present)
 		return 0;
 	if (vni == CM_IDENTITY_WORLD && skb->protocol == bpf_htons(ETH_P_IP))
 		return dsr_take_v4(skb, draft);
@@ -114,7 +118,7 @@ static __always_inline int may_serve(const struct cm_addr *service)
  * Of a packet that came as one of the world: if a service was noted in it, or in one before it of
  * its flow, who sent it is what its address says. 0 or a reason.
  */
-static __noinline int dsr_sender(const struct packet *p, __u32 *identity)
+static __noinline int dsr_sender(struct packet *p, __u32 *identity)
 {
 	struct cm_nat_draft *draft = nat_draft();
 	struct cm_remote *source;
@@ -122,6 +126,9 @@ static __noinline int dsr_sender(const struct packet *p, __u32 *identity)
 
 	if (!draft)
 		return CM_R_WRITE_FAILED;
+	p->option = draft->noted;
+	if (!p->option && is_icmp_error(p))
+		return 0;
 	if (!p->option) {
 		nat_key_of_answer(&draft->key, p);
 		e = bpf_map_lookup_elem(&cm_nat, &draft->key);

@@ -254,8 +254,8 @@ struct cm_nat_draft {
 	struct cm_nat_entry reply;
 	struct cm_addr service;
 	__be16 service_port;
-	__u16 pad0;
-	__u32 pad1;
+	__u16 noted; /* bytes of what named it; 0: nothing did */
+	__u32 pad;
 };
 _Static_assert(sizeof(struct cm_nat_draft) == 216, "cm_nat_draft");
 

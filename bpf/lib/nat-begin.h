@@ -15,14 +15,34 @@
 #include "tables.h"
 
 /* May the backend's node answer the client itself? It must be one that we can tell the service. */
-static __always_inline int may_return_directly(const struct cm_addr *client,
-					       const struct cm_remote *backend)
+static __always_inline int may_return_directly(const struct cm_nat_entry *e, const struct packet *p)
 {
-	return cm_settings.is_dsr && backend && !addr_is_none(&backend->node) &&
-	       is_of_world(client, ipcache_lookup(client));
+	struct cm_remote *backend;
+
+	if (!cm_settings.is_dsr || endpoint_lookup(&e->daddr))
+		return 0;
+	backend = ipcache_lookup(&e->daddr);
+	return backend && !addr_is_none(&backend->node) &&
+	       is_of_world(&p->saddr, ipcache_lookup(&p->saddr));
 }
 
-/* Who the backend shall take for the client. With is_dsr: the client itself, or else this. */
+/*
+ * As nat_file(), but the client's address and port stay. 0 or a reason: where another flow's
+ * answers are alike, these have to come back here after all.
+ */
+static __noinline int nat_file_directly(struct cm_nat_draft *draft)
+{
+	draft->forward.is_dsr = 1;
+	draft->forward.saddr = draft->key.saddr;
+	draft->forward.sport = draft->key.sport;
+	nat_draft_reply(draft, draft->key.sport);
+	if (nat_claim(draft))
+		return nat_write(draft);
+	draft->forward.is_dsr = 0;
+	return CM_R_NAT_EXHAUSTED;
+}
+
+/* Who the backend shall take for the client. */
 static __always_inline void choose_source(struct cm_nat_entry *e, const struct packet *p)
 {
 	struct cm_remote *remote;
@@ -37,7 +57,6 @@ static __always_inline void choose_source(struct cm_nat_entry *e, const struct p
 	else
 		e->saddr =
 			setting(p->is_v6 ? &cm_settings.ipv6.node_ip : &cm_settings.ipv4.node_ip);
-	e->is_dsr = may_return_directly(&p->saddr, remote);
 }
 
 static __always_inline struct lb_flow outside_flow(const struct packet *p)
@@ -91,11 +110,13 @@ static __noinline int nat_begin(const struct packet *p, struct cm_nat_entry **ro
 	/* A pod that is gone, and still a backend for a moment. */
 	if (is_own_pod_cidr(&e->daddr) && !endpoint_lookup(&e->daddr))
 		return CM_R_NO_BACKEND;
+	nat_see(e, p);
+	*row = e;
+	if (may_return_directly(e, p) && !nat_file_directly(draft))
+		return 0;
 	choose_source(e, p);
 	if (addr_is_none(&e->saddr))
 		return CM_R_NO_ROUTE;
-	nat_see(e, p);
-	*row = e;
 	return nat_file(draft, flow.hash);
 }
 

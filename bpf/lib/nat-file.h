@@ -22,7 +22,7 @@ static __always_inline void nat_draft_reply(struct cm_nat_draft *draft, __be16 s
 
 	__builtin_memset(&draft->reply_key, 0, sizeof(draft->reply_key));
 	draft->reply_key.saddr = there->daddr;
-	draft->reply_key.daddr = there->is_dsr ? draft->key.saddr : there->saddr;
+	draft->reply_key.daddr = there->saddr;
 	draft->reply_key.sport = there->dport;
 	draft->reply_key.dport = sport;
 	draft->reply_key.proto = draft->key.proto;
@@ -50,31 +50,30 @@ static __always_inline int nat_claim(struct cm_nat_draft *draft)
 	return held && nat_is_same(held, &draft->reply);
 }
 
+static __always_inline int nat_write(struct cm_nat_draft *draft)
+{
+	return bpf_map_update_elem(&cm_nat, &draft->key, &draft->forward, BPF_ANY)
+		       ? CM_R_WRITE_FAILED
+		       : 0;
+}
+
 /*
  * Files the flow of draft->key to where draft->forward leads. Its source port is the client's own,
- * if the address is and no other flow has it; else one that is free. Without the client's own port
- * there is no direct server return: the answers then come back here after all. 0 or a reason.
+ * if the address is and no other flow has it; else one that is free. 0 or a reason.
  */
 static __noinline int nat_file(struct cm_nat_draft *draft, __u32 hash)
 {
-	const int is_own =
-		draft->forward.is_dsr || addr_equal(&draft->key.saddr, &draft->forward.saddr);
+	const int is_own = addr_equal(&draft->key.saddr, &draft->forward.saddr);
 	const int is_fixed = draft->key.proto == IPPROTO_SCTP; /* its checksum covers ports */
 	__be16 port = draft->key.sport;
 
 	for (int i = 0; i < NAT_TRIES; i++) {
-		if (i)
-			draft->forward.is_dsr = 0;
 		if (!is_fixed && (i || !is_own))
 			port = bpf_htons(NAT_PORT_MIN + hash % NAT_PORTS);
 		nat_draft_reply(draft, port);
 		if (nat_claim(draft)) {
 			draft->forward.sport = port;
-			if (draft->forward.is_dsr)
-				draft->forward.saddr = draft->key.saddr;
-			return bpf_map_update_elem(&cm_nat, &draft->key, &draft->forward, BPF_ANY)
-				       ? CM_R_WRITE_FAILED
-				       : 0;
+			return nat_write(draft);
 		}
 		hash = bpf_get_prandom_u32();
 	}

@@ -50,9 +50,9 @@ static __noinline int nat_error(struct __sk_buff *skb, struct packet *p, int is_
 	e = bpf_map_lookup_elem(&cm_nat, &draft->key);
 	/* It goes to who sent what it is about, or it is about nothing. */
 	if (!e || !addr_equal(&p->daddr, &draft->key.daddr) ||
-	    !(is_to_us || (e->is_dsr && e->is_reply)))
+	    !(is_to_us | (e->is_dsr & e->is_reply)))
 		return CM_R_FROM_NETWORK;
-	p->by_tunnel = e->is_dsr && !e->is_reply;
+	p->by_tunnel = e->is_dsr & (e->is_reply ^ 1);
 	err = rewrite_quote(skb, csum, quote, &q, NAT_SOURCE, &e->daddr, e->dport);
 	if (!err)
 		err = rewrite_quote(skb, csum, quote, &q, NAT_DESTINATION, &e->saddr, e->sport);

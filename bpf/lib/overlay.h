@@ -69,10 +69,10 @@ static __always_inline enum cm_reason overlay(struct __sk_buff *skb, const struc
 		return err;
 	if (unlikely(is_world(d->identity))) {
 		err = dsr_take(skb, d->identity);
-		if (err < 0)
-			return CM_R_WRITE_FAILED;
-		p.option = err;
+		if (err)
+			return err;
 	}
+	p.option = unknown_zero(hook->vni);
 	err = parse_packet(skb, &p);
 	if (err)
 		return err == CM_R_ARP ? CM_R_NOT_IP : err == CM_R_ND ? CM_R_ROGUE_ND : err;
@@ -81,7 +81,7 @@ static __always_inline enum cm_reason overlay(struct __sk_buff *skb, const struc
 	if (is_own_pod_cidr(&p.saddr) || is_own_host(&p.saddr))
 		return CM_R_SPOOFED_SOURCE;
 
-	if (unlikely(d->identity == world_of(&p.saddr)) && (p.option || !is_icmp_error(&p))) {
+	if (unlikely(d->identity == world_of(&p.saddr))) {
 		err = dsr_sender(&p, &d->identity);
 		if (err)
 			return err;
