@@ -22,7 +22,9 @@ for (const isDsr of [false, true]) {
   const where = isDsr ? ' (direct server return)' : '';
   it(`random packets get a verdict in range, and none that must be dropped is forwarded${where}`, async () => {
     const options = { seed: 1, packets: 60_000 };
-    const { packets, forwarded, demanded, denied, taken, findings } = await inLab({ isDsr }, (lab) => fuzz(lab, options));
+    const { packets, forwarded, demanded, denied, taken, findings } = await inLab({ isDsr }, (lab) =>
+      fuzz(lab, options),
+    );
     assert.deepEqual(findings.map(describeFinding), []);
     assert.equal(packets, 60_000);
     // It would find nothing if nothing were forwarded, or nothing had to be dropped.
