@@ -9,6 +9,8 @@ export interface Audit {
   readonly changed: readonly KeyValue[];
   /** Keys that etcd has no more, with what was held back from removal among them. */
   readonly gone: readonly string[];
+  /** How many of the keys that were held it did not show, those that events have explained since among them. */
+  readonly missing: number;
 }
 
 const POLL_MS = 50;
@@ -41,6 +43,7 @@ export async function audit(options: {
   signal.throwIfAborted();
   const at = header!.revision;
   let gone = [...index.keys()].filter((key) => !listed.has(key) && index.revisionOf(key)! <= at);
+  const missing = gone.length;
   for (const until = clock.nowMs() + options.graceMs; changed.length + gone.length > 0; ) {
     changed = changed.filter((kv) => !touched.has(kv.key) && index.differs(kv));
     gone = gone.filter((key) => !touched.has(key) && (index.revisionOf(key) ?? Number.POSITIVE_INFINITY) <= at);
@@ -48,5 +51,5 @@ export async function audit(options: {
     await clock.sleep(POLL_MS, signal);
     signal.throwIfAborted();
   }
-  return { header: header!, changed, gone };
+  return { header: header!, changed, gone, missing };
 }

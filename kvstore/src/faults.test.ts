@@ -292,7 +292,7 @@ describe('faults', { timeout: 300_000 }, () => {
         const heartbeatKey = `beat-${mode}-${fate}`;
         const prefix = `f10-${mode}-${fate}/`;
         const lease = { ttlSeconds: 1, maxKeysPerLease: 100 };
-        const holdDeletes = { lastHeartbeatAt: () => heardAt, silentAfterMs: 400, settleMs: 500 };
+        const holdDeletes = { lastHeartbeatAt: () => heardAt, silentAfterMs: 1_000, settleMs: 500 };
         const options = { prefix, writer: mode === 'leased' ? { lease } : {}, reader: { holdDeletes } };
         await using pair = await startReplica(server, options);
         const stopBeating = new AbortController();

@@ -12,7 +12,7 @@ export async function readCanary(
   if (canaryKey === undefined) return undefined;
   const { kv, header } = await etcd.getWithHeader(canaryKey, { signal: session, connection });
   progress.alive();
-  return kv && { ...kv, epoch: etcd.epoch, connection: header.connection };
+  return kv && { createRevision: kv.createRevision, connection: header.connection };
 }
 
 /** Undefined where none is kept. */
@@ -26,7 +26,7 @@ export async function waitForCanary(
   const { kv, header } = await etcd.getWithHeader(canaryKey, { signal: session });
   alive();
   const { connection } = header;
-  if (kv !== undefined) return { ...kv, epoch: etcd.epoch, connection };
+  if (kv !== undefined) return { createRevision: kv.createRevision, connection };
   progress.setState({ name: 'waiting-for-canary' });
   const { controller: seen, release } = childOf(session);
   let put: WatchEvent | undefined;
@@ -46,5 +46,5 @@ export async function waitForCanary(
   });
   release();
   session.throwIfAborted();
-  return { modRevision: put!.modRevision, createRevision: put!.createRevision, epoch: etcd.epoch, connection };
+  return { createRevision: put!.createRevision, connection };
 }

@@ -46,36 +46,55 @@ export class Comparisons {
 
   /** Watches have lost events in the field (etcd#17529, #18089, #19179): lists again now and then, and repairs what differs. */
   async resync(): Promise<void> {
-    const { index, progress, options } = this.#context;
-    const { header, changed, gone } = await this.#compare(RESYNC_GRACE_MS);
+    const { index, progress, options, holdback, clock } = this.#context;
+    const steady = holdback?.steadySince(clock.nowMs());
+    const { header, changed, gone, missing } = await this.#compare(RESYNC_GRACE_MS);
+    const { revision } = header;
+    const nowMs = clock.nowMs();
     for (const kv of changed) {
       index.listed(kv);
+      holdback?.putAgain(kv.key, nowMs);
       this.#delivery.put(toUpsert(kv));
     }
-    const removed = gone.filter((key) => !this.#isHeld(key) && index.remove(key, header.revision + 1));
-    for (const key of removed) this.#delivery.remove(key);
-    const found = changed.length + removed.length;
+    const leased = gone.filter((key) => index.isLeased(key));
+    holdback?.afterResync(leased, missing, steady, { revision, epoch: options.etcd.epoch, nowMs });
+    const removed = this.#remove(
+      gone.filter((key) => !this.#isHeld(key)),
+      revision,
+    );
+    const found = changed.length + removed;
     if (found === 0) return;
     progress.repaired(found);
     const { log, prefix } = options;
-    log.warn({ prefix, rows: found, revision: header.revision }, 'resync found rows that the watch had missed');
-    this.#delivery.commit(header.revision);
+    log.warn({ prefix, rows: found, revision }, 'resync found rows that the watch had missed');
+    this.#delivery.commit(revision);
   }
 
-  /** Lets go of the rows that were held back, once their writer has been heard and has had the time to write everything. */
+  /** Lets go of the rows that were held back, once their writer has been steady and has put again what it wants. */
   async release(): Promise<void> {
-    const { holdback, index, clock, options } = this.#context;
+    const { holdback, clock, options } = this.#context;
     const { canaryKey, log, prefix } = options;
-    if (holdback === undefined || holdback.held.size === 0) return;
+    // Asked for even while nothing is held: it is how a silence is noticed.
+    if (holdback?.mayRelease(clock.nowMs()) !== true) return;
     const canary = await readCanary(this.#context, this.#session, this.#header.connection);
     if (canaryKey !== undefined && canary === undefined) return;
-    if (!holdback.mayRelease(clock.nowMs(), canary)) return;
-    const { header, gone } = await this.#compare(0);
-    const removed = gone.filter((key) => holdback.held.has(key) && index.remove(key, header.revision + 1));
-    log.info({ prefix, kept: holdback.held.size - removed.length, removed: removed.length }, 'the writer is back');
-    holdback.held.clear();
+    const before = [...holdback.held];
+    const { header, gone, touched } = await this.#compare(0);
+    const removed = this.#remove(
+      gone.filter((key) => this.#isHeld(key)),
+      header.revision,
+    );
+    // What has been held, or held again, since the list is not in it.
+    for (const key of before) if (!touched.has(key)) holdback.held.delete(key);
+    log.info({ prefix, kept: before.length - removed, removed }, 'the writer is back');
+    if (removed > 0) this.#delivery.commit(header.revision);
+  }
+
+  /** As of the list, no later: a put that follows it is no replay. */
+  #remove(keys: readonly string[], revision: number): number {
+    const removed = keys.filter((key) => this.#context.index.remove(key, revision));
     for (const key of removed) this.#delivery.remove(key);
-    if (removed.length > 0) this.#delivery.commit(header.revision);
+    return removed.length;
   }
 
   #isHeld(key: string): boolean {
@@ -89,7 +108,8 @@ export class Comparisons {
     this.#touched.add(touched);
     try {
       const { connection } = this.#header;
-      return await audit({ etcd, prefix, index, touched, graceMs, clock, signal: this.#session, connection });
+      const common = { etcd, prefix, index, touched, graceMs, clock, signal: this.#session, connection };
+      return { ...(await audit(common)), touched };
     } finally {
       this.#touched.delete(touched);
     }

@@ -1,5 +1,5 @@
 import { type Clock, systemClock } from '@clustermesh/runtime';
-import { Holdback, type SeenCanary } from './holdback.ts';
+import { Holdback } from './holdback.ts';
 import { ReflectorProgress } from './reflector-progress.ts';
 import { RowIndex } from './row-index.ts';
 import type { ReflectorOptions, RowUpsert } from './types.ts';
@@ -13,7 +13,7 @@ export interface ReflectorContext {
   readonly holdback: Holdback | undefined;
 }
 
-export interface Canary extends SeenCanary {
+export interface Canary {
   /** What showed the canary must also give the list: the next connection may lead to an empty etcd. */
   readonly connection: number;
   readonly createRevision: number;

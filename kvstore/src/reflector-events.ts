@@ -25,7 +25,7 @@ export function eventTaker(
     if (holdback.held.size === 0)
       log.warn(
         { prefix, revision: modRevision },
-        'leased rows end while their writer is silent: kept until it is heard',
+        'leased rows end, and perhaps only their lease: kept until their writer has been steady',
       );
     return true;
   }
@@ -43,10 +43,11 @@ export function eventTaker(
       if (!key.startsWith(prefix) || modRevision <= header.revision) continue;
       comparisons.touch(key);
       if (event.type === 'put') {
-        holdback?.held.delete(key);
-        if (index.put(event)) delivery.put(toUpsert(event));
+        if (!index.put(event)) continue;
+        holdback?.putAgain(key, clock.nowMs());
+        delivery.put(toUpsert(event));
       } else if (isHeld(key, modRevision, together.get(modRevision))) {
-        holdback!.hold(key, modRevision, epoch, clock.nowMs());
+        holdback!.hold(key, { revision: modRevision, epoch, nowMs: clock.nowMs() });
       } else if (index.remove(key, modRevision)) delivery.remove(key);
     }
   };

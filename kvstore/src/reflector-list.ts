@@ -20,6 +20,7 @@ export async function list(
   const { options, index, progress } = context;
   const { etcd, prefix } = options;
   const beside = seen === undefined ? options.canaryKey : undefined;
+  const steady = context.holdback?.steadySince(context.clock.nowMs());
   let canary = seen;
   let header: Header | undefined;
   let keys = 0;
@@ -43,24 +44,23 @@ export async function list(
     session.throwIfAborted();
   }
   // Only here is the list known to be whole.
-  const removes = index.endList(holdMissing(context, header!, canary));
+  const removes = endList(context, header!, steady);
   await applyList(context, [], removes, header!.revision);
   session.throwIfAborted();
   return { header: header!, canary };
 }
 
-/** Which rows a complete list may be missing without their being removed. */
-function holdMissing({ options, holdback, clock }: ReflectorContext, header: Header, canary: Canary | undefined) {
-  if (holdback === undefined) return undefined;
+/** What a complete list removes: not what may only have lost its lease. `steady`: whether the writer was when the list began. */
+function endList({ options, index, holdback, clock }: ReflectorContext, header: Header, steady: number | undefined) {
+  if (holdback === undefined) return index.endList();
   const nowMs = clock.nowMs();
-  const isSilent = holdback.isSilent(nowMs);
-  const before = holdback.held.size > 0 && !holdback.mayRelease(nowMs, canary) ? new Set(holdback.held) : undefined;
-  holdback.held.clear();
-  return (key: string, leased: boolean) => {
-    if (before?.has(key) === true) holdback.held.add(key);
-    else if (leased && isSilent) holdback.hold(key, header.revision, options.etcd.epoch, nowMs);
-    return holdback.held.has(key);
-  };
+  const leased: string[] = [];
+  const removes = index.endList((key, isLeased) => isLeased && leased.push(key) > 0);
+  holdback.afterList(leased, steady, { revision: header.revision, epoch: options.etcd.epoch, nowMs });
+  holdback.beginWatch(steady, nowMs);
+  // Revisions of an etcd that was rebuilt since: what is put next has a lower one, and is news all the same.
+  for (const key of holdback.held) if (index.revisionOf(key)! > header.revision) index.invalidate(key);
+  return leased.length === 0 ? removes : [...removes, ...index.endList((key) => holdback.held.has(key))];
 }
 
 async function applyList(

@@ -11,6 +11,8 @@ export interface Cursor {
   readonly epoch: number;
   readonly anchor: Anchor;
   readonly canaryCreatedAt: number | undefined;
+  /** Since when a leased writer had been steady; undefined: it was not. */
+  readonly steady: number | undefined;
 }
 
 export interface ResumePoint {
@@ -44,6 +46,7 @@ export async function findResumePoint(
     if (!isSame) return undefined;
     const canary = await readCanary(context, session, header.connection);
     if (canary?.createRevision !== from.canaryCreatedAt) return undefined;
+    context.holdback?.beginWatch(from.steady, context.clock.nowMs());
     log.debug({ prefix, revision: from.revision }, 'going on from the last revision');
     return { header: { ...header, revision: from.revision }, canary };
   } catch (error) {

@@ -106,6 +106,7 @@ export async function follow(
     session.signal.throwIfAborted();
   } finally {
     if (clock.nowMs() - since >= STABLE_AFTER_MS) progress.stable();
+    const steady = holdback?.steadySince(clock.nowMs());
     // Stale from now on, also while a slow sink finishes what it has.
     progress.setState({ name: 'reconnecting', attempt: progress.attempt });
     session.abort(new MeshError({ code: 'cancelled', message: `watching ${prefix}: session ended` }));
@@ -115,7 +116,7 @@ export async function follow(
     const { anchor } = index;
     if (undelivered.length === 0 && taken > 0 && anchor !== undefined) {
       const canaryCreatedAt = canary?.createRevision;
-      keep({ revision: taken, clusterId: header.clusterId, epoch, anchor, canaryCreatedAt });
+      keep({ revision: taken, clusterId: header.clusterId, epoch, anchor, canaryCreatedAt, steady });
     }
   }
 }

@@ -134,7 +134,8 @@ export class RowIndex {
 
   /** The row never reached the sink, or nobody knows: the next list delivers it again, or removes it. */
   invalidate(key: string): void {
-    this.#store(key, { modRevision: -1, hash: 0, size: 0, leased: false, seen: 0 }, this.#entries.get(key));
+    const before = this.#entries.get(key);
+    this.#store(key, { modRevision: -1, hash: 0, size: 0, leased: before?.leased === true, seen: 0 }, before);
   }
 
   revisionOf(key: string): number | undefined {

@@ -322,7 +322,7 @@ export interface HoldDeletes {
   readonly silentAfterMs?: number | undefined;
   /** Leased keys deleted at one revision that are taken for a lease that ended (default 10; Cilium deletes key by key). */
   readonly burst?: number | undefined;
-  /** How long the heartbeat must be back before a list is believed although the canary is not new (default 60 s). */
+  /** How long the writer must have been heard again, and have put nothing again that is held, before a list is believed (default 60 s). */
   readonly settleMs?: number | undefined;
 }
 
