@@ -1,14 +1,6 @@
-import {
-  type Bug,
-  initial,
-  KEYS,
-  readerSteps,
-  type State,
-  type Step,
-  storeAt,
-  successors,
-  writerSteps,
-} from './protocol.ts';
+import { createHash } from 'node:crypto';
+import { nextOfItself, silentDifference, successors, wrongAtRest } from './properties.ts';
+import { type Budget, initial, NO_BUDGET, type Rules, type State } from './state.ts';
 
 export interface Found {
   readonly what: string;
@@ -21,64 +13,77 @@ export interface Result {
   readonly found: Found | undefined;
 }
 
-const QUIET = { changes: 0, disconnects: 0, compactions: 0, rebuilds: 0 };
-
-/** Synced, connected, and nothing on its way: then the rows are etcd's, or the difference is a silent one. */
-function silentDifference(state: State): string | undefined {
-  const { reader, etcd } = state;
-  if (reader.at !== 'watching' || !reader.verified || reader.next <= etcd.history.length) return undefined;
-  const { rows } = storeAt(state, etcd.history.length);
-  const key = KEYS.find((name) => rows[name]?.value !== state.rows[name]?.value);
-  return key === undefined
-    ? undefined
-    : `synced, with ${key} = ${state.rows[key]?.value} where etcd has ${rows[key]?.value}`;
+/** A state but for its budget, in little space: there are millions. */
+function keyOf({ budget: _, ...state }: State): string {
+  return createHash('md5').update(JSON.stringify(state)).digest('base64url');
 }
 
 /** Without further faults writer and reader come to rest, and then the rows are the desired ones. */
-function doesNotConverge(state: State, bug: Bug | undefined): string | undefined {
-  let current: State = { ...state, budget: QUIET };
-  for (let steps = 0; steps < 100; steps++) {
-    const step: Step | undefined = writerSteps(current, bug).next().value ?? readerSteps(current, bug).next().value;
-    if (step === undefined) {
-      const key = KEYS.find((name) => current.rows[name]?.value !== current.writer.desired[name]);
-      const isSynced = current.reader.at === 'watching' && current.reader.verified;
-      if (key === undefined && isSynced) return undefined;
-      return `at rest (${current.reader.at}) with ${key ?? 'all rows'}: ${JSON.stringify(current.rows)}`;
-    }
-    if (step.violation !== undefined) return step.violation;
-    current = step.state;
+class Convergence {
+  readonly #rules: Rules;
+  /** States from which they do. */
+  readonly #good = new Set<string>();
+
+  constructor(rules: Rules) {
+    this.#rules = rules;
   }
-  return 'never at rest';
+
+  wrongAfter(state: State, key: string): string | undefined {
+    const way = new Set<string>();
+    let current: State = { ...state, budget: NO_BUDGET };
+    for (let at = key; !this.#good.has(at); at = keyOf(current)) {
+      if (way.has(at)) return 'never at rest';
+      way.add(at);
+      const step = nextOfItself(current, this.#rules);
+      const wrong = step === undefined ? wrongAtRest(current) : step.violation;
+      if (wrong !== undefined) return wrong;
+      if (step === undefined) break;
+      current = step.state;
+    }
+    for (const at of way) this.#good.add(at);
+    return undefined;
+  }
+}
+
+/** With leases all is written and read before anything happens; without them, nothing. */
+function start(budget: Budget, rules: Rules): State {
+  let state = initial(budget);
+  if (rules.layout === undefined) return state;
+  const { bug: _, ...sound } = rules;
+  for (let step = nextOfItself(state, sound); step !== undefined; step = nextOfItself(state, sound)) state = step.state;
+  return state;
 }
 
 /** Breadth first, so that the first trace found is a shortest one. */
-export function check(budget: State['budget'], bug?: Bug): Result {
-  const start = initial(budget);
+export function check(budget: Budget, rules: Rules = {}): Result {
   const from = new Map<string, { readonly parent: string | undefined; readonly name: string }>();
-  const queue: { readonly key: string; readonly state: State }[] = [];
+  const convergence = new Convergence(rules);
+  let queue: { readonly id: string; readonly key: string; readonly state: State }[] = [];
   const visit = (state: State, parent: string | undefined, name: string) => {
-    const key = JSON.stringify(state);
-    if (!from.has(key)) {
-      from.set(key, { parent, name });
-      queue.push({ key, state });
-    }
+    const key = keyOf(state);
+    const id = `${key} ${Object.values(state.budget).join('')}`;
+    if (from.has(id)) return;
+    from.set(id, { parent, name });
+    queue.push({ id, key, state });
   };
-  const traceTo = (key: string): string[] => {
+  const traceTo = (id: string): string[] => {
     const names: string[] = [];
-    for (let at = from.get(key); at !== undefined; at = at.parent === undefined ? undefined : from.get(at.parent))
+    for (let at = from.get(id); at !== undefined; at = at.parent === undefined ? undefined : from.get(at.parent))
       names.push(at.name);
     return names.reverse();
   };
-  visit(start, undefined, 'start');
-  for (let at = 0; at < queue.length; at++) {
-    const { key, state } = queue[at]!;
-    queue[at] = undefined as never;
-    const wrong = silentDifference(state) ?? doesNotConverge(state, bug);
-    if (wrong !== undefined) return { states: from.size, found: { what: wrong, trace: traceTo(key) } };
-    for (const step of successors(state, bug)) {
-      visit(step.state, key, step.name);
-      if (step.violation !== undefined)
-        return { states: from.size, found: { what: step.violation, trace: [...traceTo(key), step.name] } };
+  visit(start(budget, rules), undefined, 'start');
+  while (queue.length > 0) {
+    const reached = queue;
+    queue = [];
+    for (const { id, key, state } of reached) {
+      const wrong = silentDifference(state) ?? convergence.wrongAfter(state, key);
+      if (wrong !== undefined) return { states: from.size, found: { what: wrong, trace: traceTo(id) } };
+      for (const step of successors(state, rules)) {
+        visit(step.state, id, step.name);
+        if (step.violation !== undefined)
+          return { states: from.size, found: { what: step.violation, trace: [...traceTo(id), step.name] } };
+      }
     }
   }
   return { states: from.size, found: undefined };
