@@ -3,7 +3,7 @@ import { audit } from './audit.ts';
 import type { Delivery } from './delivery.ts';
 import { readCanary } from './reflector-canary.ts';
 import { type ReflectorContext, toUpsert } from './reflector-context.ts';
-import type { Header } from './types.ts';
+import type { Header, KeyValue } from './types.ts';
 
 /** How long a difference that a resync found must last before it is believed: the watch may only be late. */
 const RESYNC_GRACE_MS = 1_000;
@@ -51,11 +51,8 @@ export class Comparisons {
     const { header, changed, gone, missing } = await this.#compare(RESYNC_GRACE_MS);
     const { revision } = header;
     const nowMs = clock.nowMs();
-    for (const kv of changed) {
-      index.listed(kv);
-      holdback?.putAgain(kv.key, nowMs);
-      this.#delivery.put(toUpsert(kv));
-    }
+    this.#take(changed);
+    for (const { key } of changed) holdback?.putAgain(key, nowMs);
     const leased = gone.filter((key) => index.isLeased(key));
     holdback?.afterResync(leased, missing, steady, { revision, epoch: options.etcd.epoch, nowMs });
     const removed = this.#remove(
@@ -79,7 +76,10 @@ export class Comparisons {
     const canary = await readCanary(this.#context, this.#session, this.#header.connection);
     if (canaryKey !== undefined && canary === undefined) return;
     const before = [...holdback.held];
-    const { header, gone, touched } = await this.#compare(0);
+    const { header, changed, gone, touched } = await this.#compare(0);
+    // As the list has them: a delete that is still on its way is of a time before.
+    const again = changed.filter(({ key }) => this.#isHeld(key));
+    this.#take(again);
     const removed = this.#remove(
       gone.filter((key) => this.#isHeld(key)),
       header.revision,
@@ -87,7 +87,14 @@ export class Comparisons {
     // What has been held, or held again, since the list is not in it.
     for (const key of before) if (!touched.has(key)) holdback.held.delete(key);
     log.info({ prefix, kept: before.length - removed, removed }, 'the writer is back');
-    if (removed > 0) this.#delivery.commit(header.revision);
+    if (removed + again.length > 0) this.#delivery.commit(header.revision);
+  }
+
+  #take(rows: readonly KeyValue[]): void {
+    for (const kv of rows) {
+      this.#context.index.listed(kv);
+      this.#delivery.put(toUpsert(kv));
+    }
   }
 
   /** As of the list, no later: a put that follows it is no replay. */

@@ -79,9 +79,12 @@ function endComparison(
       : { name: 'reader has verified', state: { ...state, reader: { ...rest, verified: true } } };
   }
   if (to === 'release') {
-    const gone = missing.filter((key) => state.holding.held.includes(key));
+    const { held } = state.holding;
+    const gone = missing.filter((key) => held.includes(key));
+    const again = changed.filter((key) => held.includes(key));
+    const taken = again.reduce((from, key) => upsert(from, key, rows[key]!), next);
     const forgets = rules.bug === 'release-forgets-what-is-held-meanwhile';
-    return remove('reader releases', bury(letGo(next, forgets ? KEYS : untouched), gone, rev, rules), gone);
+    return remove('reader releases', bury(letGo(taken, forgets ? KEYS : untouched), gone, rev, rules), gone);
   }
   const kept = heldOfList(state, unlisted, wasSteady, 'resync', rules).filter((key) => missing.includes(key));
   const repaired = changed.reduce((from, key) => letGo(upsert(from, key, rows[key]!), [key]), next);
