@@ -18,7 +18,7 @@ type Step =
   | { readonly do: 'set'; readonly key: string; readonly value: string }
   | { readonly do: 'delete'; readonly key: string }
   | { readonly do: 'replace'; readonly keys: readonly string[] }
-  | { readonly do: 'flush' | 'pause' | 'compact' | 'meddle' | 'wipe' }
+  | { readonly do: 'flush' | 'pause' | 'compact' | 'meddle' | 'wipe' | 'expire' }
   | { readonly do: 'cut' | 'blackhole' | 'heal'; readonly side: 'writer' | 'reader' };
 
 const key = fc.constantFrom(...KEYS);
@@ -32,13 +32,30 @@ const step: fc.Arbitrary<Step> = fc.oneof(
   { weight: 4, arbitrary: fc.record({ do: fc.constantFrom('cut' as const, 'heal' as const, 'heal' as const), side }) },
   { weight: 1, arbitrary: fc.record({ do: fc.constant('blackhole' as const), side }) },
 );
+/** With leases also the end of one that its writer keeps. */
+const leasedStep: fc.Arbitrary<Step> = fc.oneof(
+  { weight: 12, arbitrary: step },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant('expire' as const) }) },
+);
 /** At most one wipe a history: it takes the longest. */
-const history = fc
-  .tuple(fc.array(step, { minLength: 10, maxLength: 60 }), fc.option(fc.nat(60), { freq: 3 }))
-  .map(([steps, at]): Step[] => (at === null ? steps : [...steps.slice(0, at), { do: 'wipe' }, ...steps.slice(at)]));
+const historyOf = (steps: fc.Arbitrary<Step>) =>
+  fc
+    .tuple(fc.array(steps, { minLength: 10, maxLength: 60 }), fc.option(fc.nat(60), { freq: 3 }))
+    .map(([all, at]): Step[] => (at === null ? all : [...all.slice(0, at), { do: 'wipe' }, ...all.slice(at)]));
 
-for (const sameClusterId of [false, true])
-  describe(`writer to reflector through failures, rebuilt with ${sameClusterId ? 'the same' : 'another'} cluster id`, {
+/** Every delete may be the end of a lease here: there are eight keys, and any number of them on one. */
+const LEASED = {
+  writer: { lease: { ttlSeconds: 1, maxKeysPerLease: 4 } },
+  reader: { holdDeletes: { lastHeartbeatAt: () => performance.now(), burst: 1, settleMs: 400 } },
+};
+
+for (const { sameClusterId, isLeased } of [
+  { sameClusterId: false, isLeased: false },
+  { sameClusterId: true, isLeased: false },
+  { sameClusterId: true, isLeased: true },
+]) {
+  const id = sameClusterId ? 'the same' : 'another';
+  describe(`writer to reflector through failures, ${isLeased ? 'leased, ' : ''}rebuilt with ${id} cluster id`, {
     timeout: 600_000,
   }, () => {
     let server: EtcdServer;
@@ -51,6 +68,7 @@ for (const sameClusterId of [false, true])
     after(() => server.close());
 
     it(`after any history the reader has exactly what the writer wants (seed ${seed})`, async () => {
+      const history = historyOf(isLeased ? leasedStep : step);
       await fc.assert(fc.asyncProperty(history, check), { seed, numRuns: runs, endOnFailure: true });
     });
 
@@ -75,10 +93,17 @@ for (const sameClusterId of [false, true])
       const sink = memorySink();
       const violations = watchForEarlyRemovals(sink, model, prefix);
 
-      const writer = startWriter({ ...common, etcd: writing, owned: [prefix], auditIntervalMs: 200 });
+      const options = isLeased ? LEASED : { writer: {}, reader: {} };
+      const writer = startWriter({
+        ...common,
+        etcd: writing,
+        owned: [prefix],
+        auditIntervalMs: 200,
+        ...options.writer,
+      });
       writer.ready(prefix);
       writer.canary(canaryKey, () => 'now');
-      const reflector = startReflector({ ...common, etcd: reading, prefix, canaryKey, sink });
+      const reflector = startReflector({ ...common, etcd: reading, prefix, canaryKey, sink, ...options.reader });
       try {
         for (const current of steps) await perform(current);
         for (const proxy of Object.values(proxies)) proxy.heal();
@@ -132,6 +157,11 @@ for (const sameClusterId of [false, true])
             return undefined;
           case 'wipe':
             return server.wipe();
+          case 'expire': {
+            const lease = (await direct.range(prefix)).kvs.find((kv) => kv.lease !== '0')?.lease;
+            // Another may have ended it meanwhile.
+            return lease === undefined ? undefined : server.expire(lease).catch(() => {});
+          }
           case 'flush':
             for (const proxy of Object.values(proxies)) proxy.heal();
             await writer.flush();
@@ -144,6 +174,7 @@ for (const sameClusterId of [false, true])
       }
     }
   });
+}
 
 /**
  * A row that the writer has wanted all along must never be removed at the reader, whatever happens to etcd: that is what canaries and
