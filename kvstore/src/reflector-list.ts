@@ -31,7 +31,7 @@ export async function list(
       ({ header } = page);
       if (beside !== undefined) {
         if (page.beside === undefined) return undefined;
-        canary = { ...page.beside, epoch: etcd.epoch, connection: header.connection };
+        canary = { ...page.beside, connection: header.connection };
       }
       index.beginList();
       progress.setState({ name: 'listing', header });
