@@ -108,6 +108,7 @@ export function openSocketDestroyer({
   const stop = new AbortController();
   const own = openOwnNetns();
   const stats = { tcp: 0, udp: 0, passes: 0, failedPasses: 0, namespaces: 0, lastPassMs: 0, lost: 0 };
+  let toldLost = 0;
   let before: ServiceTable | undefined;
   let programs: Programs | undefined;
   /** False: the kernel has no way to do it. */
@@ -155,6 +156,12 @@ export function openSocketDestroyer({
         await noteLeftOvers(before);
         before = undefined;
       }
+      if (stats.lost > toldLost)
+        log.warn(
+          { withdrawals: stats.lost - toldLost, most: MOST_WAITING },
+          'more backends were withdrawn at a time than are kept in mind: connections to the others end as without this',
+        );
+      toldLost = stats.lost;
       if (withdrawals.size === 0 || stop.signal.aborted) return;
       const started = performance.now();
       await pass(programs);
