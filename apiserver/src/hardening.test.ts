@@ -8,7 +8,7 @@ import { repoRoot } from '@clustermesh/runtime';
 const read = (path: string) => readFileSync(join(repoRoot(), path), 'utf8');
 
 test('each test that docs/security.md names exists, under the title that it gives', () => {
-  const files = ['apiserver', 'cli', 'pki', 'runtime', 'test-kind'].flatMap((room) =>
+  const files = ['agent', 'apiserver', 'cli', 'pki', 'runtime', 'test-kind'].flatMap((room) =>
     readdirSync(join(repoRoot(), room, 'src'), { recursive: true, encoding: 'utf8' })
       .filter((path) => path.endsWith('.test.ts'))
       .map((path) => `${room}/src/${path}`),

@@ -464,17 +464,19 @@ describe('the node of the backend', () => {
   }
 });
 
-it('what one node sends the other takes', async () => {
+it('what one node sends the other takes, and what a smaller network on the way back says of answers reaches the pod', async () => {
   const lab = await openPacketLab({ isDsr: true });
   try {
     const mac = { ifindex: 31, podMac: toMac('02:aa:00:00:00:07'), hostMac: toMac('02:bb:00:00:00:07') };
-    for (const [client, service, pod, vni] of [
-      ['198.51.100.7', LB, C.ip, RESERVED_IDENTITY.world],
-      ['2001:db8:7::7', LB6, C.ip6, RESERVED_IDENTITY.worldIpv6],
+    for (const [client, router, service, pod, vni, tooBig] of [
+      ['198.51.100.7', '198.51.100.1', LB, C.ip, RESERVED_IDENTITY.world, { type: 3, code: 4 }],
+      ['2001:db8:7::7', '2001:db8:7::1', LB6, C.ip6, RESERVED_IDENTITY.worldIpv6, { type: 2, code: 0 }],
     ] as const) {
       await lab.reset();
       const frames = [tcp(client, 4000, service, 80), udp(client, 4000, service, 53)];
       const sent = frames.map((frame) => lab.fromNetwork(frame).out);
+      const icmp = { ...tooBig, rest: 1280, quote: quoteOf(tcp(service, 80, client, 4000, 'A')) };
+      const error = lab.fromNetwork({ saddr: router, daddr: service, icmp }).out;
       await lab.reset();
       const { cm_endpoints } = lab.loaded.maps;
       await cm_endpoints.update([[pod, { ...mac, identity: C.identity, endpointId: 2 }]]);
@@ -485,6 +487,11 @@ it('what one node sends the other takes', async () => {
         assert.deepEqual([note, payload], [undefined, frames[i]!.payload]);
         assertFrame(there.out, { saddr: client, daddr: pod });
       }
+      const told = lab.overlay(error, vni, '172.31.1.12');
+      assertOutcome(told, REDIRECT, 'ENDPOINT', 'TO_ENDPOINT');
+      assertFrame(told.out, { saddr: router, daddr: pod });
+      const { mtu, quote } = read(told.out).icmp!;
+      assert.deepEqual([mtu, quote?.saddr, quote?.sport, quote?.daddr, quote?.dport], [1280, pod, 8080, client, 4000]);
       await cm_endpoints.remove([pod]);
     }
   } finally {
