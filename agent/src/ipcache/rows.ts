@@ -47,12 +47,13 @@ export const RANK = {
 
 type IpcacheClaim = Claim<IpcacheRow>;
 
+/** All rows have one shape, field by field in this order: half a million of them are read by the same few lines. */
 function claim(
   prefix: string,
   rank: number,
-  row: Omit<IpcacheRow, 'prefix' | 'encryptKey'> & { encryptKey?: number },
+  { identity, clusterId, tunnelEndpoint }: Pick<IpcacheRow, 'identity' | 'clusterId' | 'tunnelEndpoint'>,
 ): IpcacheClaim {
-  return { key: prefix, rank, row: { prefix, encryptKey: 0, ...row } };
+  return { key: prefix, rank, row: { prefix, identity, clusterId, tunnelEndpoint, encryptKey: 0 } };
 }
 
 /** Texts of peers may spell one address in several ways; undefined: none at all. */

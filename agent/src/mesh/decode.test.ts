@@ -4,6 +4,7 @@ import {
   type Decoded,
   decodeIpEntry,
   decodeNode,
+  encodeIpEntry,
   encodeNode,
   makeNode,
   validateIpEntry,
@@ -11,6 +12,7 @@ import {
 } from '@clustermesh/contract';
 import fc from 'fast-check';
 import { type AddressEntry, type Expected, readIpEntry, readNode } from './decode.ts';
+import { writtenAddress } from './written-address.ts';
 
 const EXPECTED: Expected = { cluster: 'us', clusterId: 2, maxConnectedClusters: 255 };
 const RUNS = { numRuns: Number(process.env.CM_RUNS ?? 3_000) };
@@ -107,7 +109,7 @@ describe('the fast path says what the contract says', () => {
       fc.property(texts, name, (text, key) => {
         const decoded = decodeIpEntry(text);
         sameAddress(
-          readIpEntry(key, text, EXPECTED),
+          readIpEntry(key, Buffer.from(text), EXPECTED),
           decoded.ok ? validateIpEntry(decoded.value, { ...EXPECTED, name: key }) : decoded,
         );
       }),
@@ -116,8 +118,26 @@ describe('the fast path says what the contract says', () => {
   });
 
   test('of an address as it is written', () => {
-    const decoded = readIpEntry(written.IP, JSON.stringify(written), EXPECTED);
+    const decoded = readIpEntry(written.IP, Buffer.from(JSON.stringify(written)), EXPECTED);
     assert.deepEqual(used(decoded), { ...pick(written), NamedPorts: null, changedAt: '2026-01-01T00:00:00Z' });
+  });
+
+  test('and is taken for what our apiservers write', () => {
+    const { K8sNamespace: _n, K8sPodName: _p, 'x-clustermesh': _x, ...least } = written;
+    for (const like of [
+      written,
+      least,
+      { ...least, 'x-clustermesh': written['x-clustermesh'] },
+      { ...least, K8sPodName: 'p' },
+    ]) {
+      const value = Buffer.from(encodeIpEntry(like));
+      assert.deepEqual(
+        writtenAddress(like.IP, value, EXPECTED),
+        'x-clustermesh' in like ? { ...pick(like), 'x-clustermesh': like['x-clustermesh'] } : pick(like),
+      );
+      for (let length = 0; length < value.length; length++)
+        assert.equal(writtenAddress(like.IP, value.subarray(0, length), EXPECTED), undefined);
+    }
   });
 
   test('of an address with any identity', () => {
@@ -128,7 +148,7 @@ describe('the fast path says what the contract says', () => {
           const decoded = decodeIpEntry(text);
           assert.ok(decoded.ok);
           const slow = validateIpEntry(decoded.value, { ...EXPECTED, name: entry.IP });
-          sameAddress(readIpEntry(entry.IP, text, EXPECTED), slow);
+          sameAddress(readIpEntry(entry.IP, Buffer.from(text), EXPECTED), slow);
         }
       }),
       RUNS,

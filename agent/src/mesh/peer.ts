@@ -125,7 +125,7 @@ export function startPeer(options: PeerOptions): Peer {
   const start: Record<AgentFamily, () => Family> = {
     nodes: () => follow('nodes', (row, value) => readNode(row, value.toString(), expected), onNode, stamp),
     services: () => follow('services', (row, value) => readService(row, value.toString(), expected), onService, stamp),
-    ip: () => follow('ip', (row, value) => readIpEntry(row, value.toString(), expected), onIp, stamp),
+    ip: () => follow('ip', (row, value) => readIpEntry(row, value, expected), onIp, stamp),
     // A label string has no room for a time.
     identities: () =>
       follow('identities', (row, value) => decodeIdentityEntry(row, value.toString(), expected), onIdentity, noStamp),
