@@ -3,6 +3,7 @@
  * lowest rank wins. Rows that were in the kernel when the agent started are claims too, the weakest: they stay until whoever
  * could confirm them has been heard out. Pure but for its own state.
  */
+import { NeighbourMap } from '../reconcile/neighbour-map.ts';
 import type { RowSink } from '../reconcile/table.ts';
 
 export interface Claim<Row> {
@@ -69,7 +70,7 @@ export function createClaims<Row extends { readonly clusterId: number }>(options
   readonly isRefused?: (row: Row) => boolean;
 }): ClaimsProjection<Row> {
   const bySource = new Map<string, OneOrMore<string>>();
-  const slots = new Map<string, Slot<Row>>();
+  const slots = new NeighbourMap<Slot<Row>>();
   const restoredOf = new Map<number, Set<Slot<Row>>>();
   let dirty: Slot<Row>[] = [];
   /** Clusters whose restored rows the next flush is to ask about. */

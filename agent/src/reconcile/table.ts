@@ -3,6 +3,7 @@
  * new one, and the one before it reads as replaced. One writer (the projections, through `RowSink`), one reader (the reconciler).
  */
 import type { MeshError } from '@clustermesh/contract';
+import { NeighbourMap } from './neighbour-map.ts';
 
 export interface RowSink<Row> {
   set(key: string, row: Row): void;
@@ -67,7 +68,7 @@ export function createTable<Row>(options: {
   readonly name: string;
   readonly equal: (a: Row, b: Row) => boolean;
 }): Table<Row> {
-  const rows = new Map<string, SeenRow<Row>>();
+  const rows = new NeighbourMap<SeenRow<Row>>();
   /** Every row that is pending, among others that were. */
   let queue: SeenRow<Row>[] = [];
   let pending = 0;
