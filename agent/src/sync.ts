@@ -66,7 +66,7 @@ export interface SyncStats {
 export interface Sync {
   readonly tables: Tables;
   trigger(): void;
-  /** Resolves after a pass that began after this call, or when the loop was stopped. */
+  /** Resolves after a pass that began after this call, and that is not kept waiting, or when the loop was stopped. */
   passed(): Promise<void>;
   programmed(ip: string): Programmed;
   isRemoved(ip: string): boolean;
@@ -350,7 +350,11 @@ export function startSync(options: SyncOptions): Sync {
   return {
     tables,
     trigger: runner.trigger,
-    passed: runner.settled,
+    passed() {
+      const passed = runner.settled();
+      runner.hurry();
+      return passed;
+    },
     programmed(ip) {
       const endpoint = statusOf(tables.endpoints, ip);
       return endpoint === 'done' ? statusOf(tables.ipcache, hostCidr(ip)) : endpoint;

@@ -51,6 +51,32 @@ describe('runner', () => {
     await runner.ended;
   });
 
+  it('hurries where somebody cannot go on without a pass, whether it rests or is in the middle of one', async () => {
+    const stop = new AbortController();
+    let passes = 0;
+    let release: () => void = () => {};
+    const runner = startRunner({
+      run: async () => {
+        passes++;
+        if (passes === 2) await new Promise<void>((resolve) => (release = resolve));
+      },
+      // Longer than any test: who sits it out does not come back.
+      minIntervalMs: 2 ** 30,
+      retryMs: 1,
+      maxIntervalMs: Number.POSITIVE_INFINITY,
+      onError: assert.fail,
+      signal: stop.signal,
+    });
+    await runner.settled();
+    runner.hurry();
+    await waitFor(() => passes === 2, { what: 'a pass out of its rest', timeoutMs: 20_000 });
+    runner.hurry();
+    release();
+    await waitFor(() => passes === 3, { what: 'a pass after the one that was under way', timeoutMs: 20_000 });
+    stop.abort();
+    await runner.ended;
+  });
+
   it('does not sit out the delay after a failure when told that what was missing is back', async () => {
     const stop = new AbortController();
     let failures = 0;

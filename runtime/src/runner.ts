@@ -19,6 +19,8 @@ export interface Runner {
   trigger(): void;
   /** Cuts the delay after a failure short: what was missing is back. */
   retryNow(): void;
+  /** Asks for a pass that does not wait for `minIntervalMs`: somebody cannot go on without it. */
+  hurry(): void;
   /** Resolves when a pass that started after this call has succeeded, or when the runner was stopped. */
   settled(): Promise<void>;
   /** Resolves when the loop has ended (after the signal). */
@@ -35,6 +37,8 @@ export function startRunner(options: RunnerOptions): Runner {
   let done = 0;
   let wake: (() => void) | undefined;
   let cutDelay: (() => void) | undefined;
+  let cutRest: (() => void) | undefined;
+  let isHurried = false;
   let waiters: { readonly after: number; readonly resolve: () => void }[] = [];
 
   const trigger = () => {
@@ -56,15 +60,25 @@ export function startRunner(options: RunnerOptions): Runner {
     wake = undefined;
   }
 
-  async function delay(ms: number): Promise<void> {
+  /** Until `ms` are over, or what `cuttable` was told is called. */
+  async function pause(ms: number, cuttable: (cut: (() => void) | undefined) => void): Promise<void> {
     if (options.signal.aborted) return;
-    const cut = new AbortController();
-    cutDelay = () => cut.abort();
-    options.signal.addEventListener('abort', cutDelay, { once: true });
-    await clock.sleep(ms, cut.signal);
-    options.signal.removeEventListener('abort', cutDelay);
-    cutDelay = undefined;
+    const ended = new AbortController();
+    const cut = () => ended.abort();
+    cuttable(cut);
+    options.signal.addEventListener('abort', cut, { once: true });
+    await clock.sleep(ms, ended.signal);
+    options.signal.removeEventListener('abort', cut);
+    cuttable(undefined);
   }
+  const delay = (ms: number) =>
+    pause(ms, (cut) => {
+      cutDelay = cut;
+    });
+  const rest = (ms: number) =>
+    pause(ms, (cut) => {
+      cutRest = cut;
+    });
 
   async function loop(): Promise<void> {
     let failures = 0;
@@ -73,6 +87,7 @@ export function startRunner(options: RunnerOptions): Runner {
       if (options.signal.aborted) break;
       const target = wanted;
       const startedAt = clock.nowMs();
+      isHurried = false;
       try {
         await options.run();
         failures = 0;
@@ -80,8 +95,8 @@ export function startRunner(options: RunnerOptions): Runner {
         const satisfied = waiters.filter((waiter) => waiter.after <= target);
         waiters = waiters.filter((waiter) => waiter.after > target);
         for (const waiter of satisfied) waiter.resolve();
-        const rest = options.minIntervalMs - (clock.nowMs() - startedAt);
-        if (rest > 0) await clock.sleep(rest, options.signal);
+        const left = options.minIntervalMs - (clock.nowMs() - startedAt);
+        if (left > 0 && !isHurried) await rest(left);
       } catch (error) {
         failures++;
         options.onError(error, failures);
@@ -99,6 +114,11 @@ export function startRunner(options: RunnerOptions): Runner {
   return {
     trigger,
     retryNow: () => cutDelay?.(),
+    hurry() {
+      isHurried = true;
+      trigger();
+      cutRest?.();
+    },
     settled: () =>
       new Promise((resolve) => {
         if (options.signal.aborted) return resolve();
