@@ -93,13 +93,18 @@ test('rows are programmed while the verifier still looks at the programs; the ag
     attach = resolve;
   });
   const node = await cluster.node('n1', { attached });
+  // A pod waits for the programs; nobody waits for the pod.
+  const added = node.agent.addEndpoint(endpointRequest()).catch(() => {});
   await eventually('every backend', () => node.backends()?.length === ALL_BACKENDS.length);
   // A pass later, nothing else is missing.
   await cluster.etcd.delete(ipKey('us', '10.2.1.6', 'cache'));
   await eventually('the address to go', () => !node.kernel.ipcache.rows.has('10.2.1.6/32'));
   assert.deepEqual([node.agent.notReady(), node.agent.status().applied], ['programs are being loaded', false]);
+  assert.equal(node.kernel.attached.size, 0);
   attach();
   await applied(node);
+  await added;
+  await eventually('the pod', () => node.kernel.attached.has('cmp1'));
   assert.equal(node.agent.notReady(), undefined);
 });
 

@@ -103,7 +103,7 @@ export interface Desired extends MeshSink {
     readonly policies: RowSink<PolicyRow>;
     readonly policyStates: RowSink<PolicyStateRow>;
   }): void;
-  /** About how many rows the next flush will write. */
+  /** About how many addresses, nodes and services the next flush will write. */
   waiting(): number;
   problems(): string[];
   /** Services of peers whose present backends nobody has told here, by cluster. */
@@ -306,7 +306,8 @@ export function createDesired(options: DesiredOptions): Desired {
     },
     peerNode(peer, name, node) {
       const isOther = peerNets.set(`${peer.name}/${name}`, node === undefined ? [] : nodePodCidrs(node));
-      if (isOther && ranges.size > 0) ipcache.rulesChanged();
+      // Only ranges that policies name are held against the pod CIDRs of peers.
+      if (isOther) ipcache.rulesChanged(ranges);
       ipcache.setClaims(
         `peer/${peer.name}/node/${name}`,
         node === undefined ? [] : routed(peer.name, remoteNodeClaims(node, peer.id, isDirect(peer.name))),

@@ -66,7 +66,7 @@ export interface SyncStats {
 export interface Sync {
   readonly tables: Tables;
   trigger(): void;
-  /** Resolves after a pass that began after this call, and that is not kept waiting, or when the loop was stopped. */
+  /** Resolves after a pass that began after this call and succeeded, which is not kept waiting, or when the loop was stopped. */
   passed(): Promise<void>;
   programmed(ip: string): Programmed;
   isRemoved(ip: string): boolean;
@@ -186,6 +186,14 @@ export function startSync(options: SyncOptions): Sync {
     ipcache: createReconciler({ table: tables.ipcache, ops: options.datapath.ipcache, clock }),
     services: createReconciler({ table: tables.services, ops: options.datapath.services, clock }),
   };
+  let areProgramsAttached = false;
+  options.datapath.attached.then(
+    () => {
+      areProgramsAttached = true;
+      runner.trigger();
+    },
+    () => {}, // Whoever opened the datapath ends this agent.
+  );
   const applied = new Map<string, number>();
   /** Families that changed, and rows that arrived: they count as applied once no table that they feed has an error. */
   const due = new Map<string, FamilyProgress>();
@@ -267,6 +275,8 @@ export function startSync(options: SyncOptions): Sync {
     mostQueued = Math.max(mostQueued, queued);
     const checked = await check();
     for (const name of TABLE_NAMES) {
+      // Attaching waits for the verifier, the other tables need not.
+      if (name === 'endpoints' && !areProgramsAttached) continue;
       // Rules that come are there before they count, and rules that go stay until nothing leads to them.
       await passOver(name, name === 'policies' ? 'updates' : 'all');
       if (name === 'policies') desired.policyRowsFailed(failedDenials(), tables.policyStates);

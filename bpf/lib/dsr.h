@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* clang-format off */
 /*
  * Direct server return: another node's backend sees the client itself, and that node answers the
  * client from the service's address.
  *
- *   client ─► this node ─ to the backend, the service noted in the packet ─► tunnel ─► its node ─►
- * pod client ◄──────────────────────── uplink of the backend's node: to_outside()
- * ◄───────────────── pod
+ *   client ─► this node ─ to the backend, the service noted in the packet ─► tunnel ─► its node ─► pod
+ *   client ◄──────────── uplink of the backend's node: to_outside() ◄────────────────────────────── pod
  *
  * The service is noted as an IPv4 option, or in a destination options header of IPv6, of an
  * experimental type (RFC 4727; the IPv6 one is dropped by who does not know it). It rides on what
@@ -13,6 +13,7 @@
  * the tunnel always: who says so is then a known node. From anywhere else such a packet is dropped,
  * as one with another option is.
  */
+/* clang-format on */
 #ifndef CM_DSR_H
 #define CM_DSR_H
 

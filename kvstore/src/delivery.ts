@@ -61,6 +61,11 @@ export class Delivery {
     return [...this.#undelivered, ...this.#waiting.keys()];
   }
 
+  /** Resolves once the sink has taken all that was committed so far, or the delivery has ended. */
+  async idle(): Promise<void> {
+    while (!this.#ended && this.#busy) await this.#pending;
+  }
+
   /** Synchronous as long as the sink is, so that a fast sink sees every response as it comes. */
   #drain(): void {
     while (!this.#ended && !this.#busy && (this.#waiting.size > 0 || this.#revision > 0)) {

@@ -54,7 +54,9 @@ export class Comparisons {
     this.#take(changed);
     for (const { key } of changed) holdback?.putAgain(key, nowMs);
     const leased = gone.filter((key) => index.isLeased(key));
-    holdback?.afterResync(leased, missing, steady, { revision, epoch: options.etcd.epoch, nowMs });
+    // What is held is missing, too, and no news.
+    const news = missing - (holdback?.held.size ?? 0);
+    holdback?.afterResync(leased, news, steady, { revision, epoch: options.etcd.epoch, nowMs });
     const removed = this.#remove(
       gone.filter((key) => !this.#isHeld(key)),
       revision,
@@ -75,6 +77,8 @@ export class Comparisons {
     if (holdback?.mayRelease(clock.nowMs()) !== true) return;
     const canary = await readCanary(this.#context, this.#session, this.#header.connection);
     if (canaryKey !== undefined && canary === undefined) return;
+    // A lease may have ended while the canary was read.
+    if (!holdback.mayRelease(clock.nowMs())) return;
     const before = [...holdback.held];
     const { header, changed, gone, touched } = await this.#compare(0);
     // As the list has them: a delete that is still on its way is of a time before.

@@ -48,6 +48,9 @@ export async function follow(
       if (error instanceof MeshError && error.code === 'conflict') taken = -1;
       throw error;
     });
+    // The list was held against what has been seen, not against what the sink has taken.
+    await delivery.idle();
+    session.signal.throwIfAborted();
     // Events up to the revision of the list may still be on their way, but they are in the list, which shows nothing new.
     isVerified = true;
     progress.resumed();

@@ -176,6 +176,54 @@ describe('reflector', { timeout: 60_000 }, () => {
     await stop();
   });
 
+  it('is synced after a resume only when its sink has taken what was missed, and not when a list has shown the same', async () => {
+    const proxy = await server.proxy();
+    const direct = server.client();
+    const client = server.client({ endpoints: [proxy.endpoint] });
+    let lists = 0;
+    const counted: Etcd = Object.create(client, {
+      pages: {
+        value: async function* (...args: Parameters<Etcd['pages']>) {
+          yield* client.pages(...args);
+          lists++;
+        },
+      },
+    });
+    await direct.put('behind/a', '0');
+    const sink = memorySink();
+    let isSlow = false;
+    let release = () => {};
+    const slow: Sink = {
+      ...sink,
+      async apply(batch) {
+        if (isSlow)
+          await new Promise<void>((resolve) => {
+            release = resolve;
+          });
+        sink.apply(batch);
+      },
+    };
+    const { reflector, stop } = reflect(counted, 'behind/', { sink: slow });
+    await reflector.waitSynced();
+    proxy.cut();
+    await eventually('noticing the cut', () => !reflector.status().synced);
+    await direct.put('behind/a', '1');
+    const { revision } = await direct.put('behind/b', '1');
+    isSlow = true;
+    proxy.heal();
+    await eventually('a list that shows the same', () => lists === 2);
+    // The list is over for whoever asked for it long before so many answers have come.
+    for (let i = 0; i < 20; i++) await counted.get('behind/a');
+    const { synced, dataRevision } = reflector.status();
+    assert.deepEqual([synced, dataRevision < revision, sink.syncs.length], [false, true, 1]);
+    isSlow = false;
+    release();
+    await eventually('being synced', () => reflector.status().synced);
+    assert.deepEqual(sink.contents(), { 'behind/a': '1', 'behind/b': '1' });
+    assert.deepEqual([reflector.status().resumes, sink.syncs.length], [1, 2]);
+    await stop();
+  });
+
   it('lists anew in an etcd that was rebuilt with the same cluster id and is further on than it ever was', async () => {
     await using rebuilt = await startEtcd({ sameClusterId: true });
     const proxy = await rebuilt.proxy();

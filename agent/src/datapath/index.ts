@@ -71,6 +71,7 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
   const hasXdp = setting !== 'off' && !isXdpMissing;
   const loaded = openPrograms({
     objects: ['sock', 'pod', 'overlay', 'netdev', ...(hasXdp ? (['xdp'] as const) : [])],
+    optional: ['xdp'],
     pinDir,
     mapSizes: config.mapSizes,
     settings: {
@@ -83,18 +84,28 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
     },
   });
   const { maps } = loaded;
-  const destroyer = openSocketDestroyer({ maps, cgroup: config.cgroup, log });
+  /** In the order in which it is to be closed. */
+  const closers: (() => unknown)[] = [() => loaded.close()];
+  const closeAll = async () => {
+    for (const close of closers) await close();
+  };
 
   try {
+    // The pins go to the successors only if there will be programs over them.
+    if (loaded.succeeded.length > 0) await loaded.verified;
     await loaded.carryOver();
+    const destroyer = openSocketDestroyer({ maps, cgroup: config.cgroup, log });
+    closers.unshift(destroyer.close);
     const services = await openServices(maps, destroyer);
     const events = openEvents(maps);
+    closers.unshift(events.close);
     const rowsOfEndpoints = endpointTable(maps.cm_endpoints);
     const endpoints = { ...rowsOfEndpoints, list: listEndpoints };
     /** What was asked for and cannot be had. */
     let problems: readonly string[] = [];
     const attached = attachAll();
     attached.catch(() => {}); // Whoever waits for it is told.
+    closers.unshift(() => attached.catch(() => {}));
     // Rows go to the new maps from here on: programs over the old ones would not see them.
     if (loaded.succeeded.length > 0) await attached;
     log.info({ pinDir, vxlanIfindex, migrated: loaded.succeeded }, 'datapath is open');
@@ -105,16 +116,19 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
       attach.attachOverlay(loaded, vxlanIfindex);
       for (const uplink of config.uplinks ?? []) attach.attachUplink(loaded, interfaceIndex(uplink));
       // After tc: what XDP leaves is tc's.
+      const refused = loaded.refused('xdp');
       problems = await attachXdp({
-        loaded: hasXdp ? loaded : undefined,
+        loaded: hasXdp && refused === undefined ? loaded : undefined,
         setting,
         uplinks: config.uplinks ?? [],
         pinDir,
         log,
       });
-      if (isXdpMissing) {
-        const text = 'datapath.xdp is set, but the kernel lacks what XDP needs (docs/kernel.md): tc does its work';
-        problems = [...problems, text];
+      if (isXdpMissing || refused !== undefined) {
+        const why = refused?.message ?? 'the kernel lacks what XDP needs (docs/kernel.md)';
+        const text = `datapath.xdp is ${setting}, but ${why}: tc does its work`;
+        if (setting === 'auto') log.info(text);
+        else problems = [...problems, text];
       }
       const replaced = await reattachPods();
       await loaded.catchUp();
@@ -210,16 +224,10 @@ export async function openDatapath(config: DatapathConfig, { log }: { log: Log }
         )?.identity,
       interfaceName: libbpf.interfaceName,
       problems: () => problems,
-      async close() {
-        await attached.catch(() => {});
-        events.close();
-        await destroyer.close();
-        await loaded.close();
-      },
+      close: closeAll,
     };
   } catch (error) {
-    await destroyer.close();
-    await loaded.close();
+    await closeAll();
     throw error;
   }
 }

@@ -8,6 +8,7 @@ const linkCreateOpts = koffi.struct('cm_link_create_opts', { sz: 'size_t', flags
 const c = {
   linkCreate: lib.func('int bpf_link_create(int prog_fd, int ifindex, int attach_type, cm_link_create_opts *opts)'),
   linkUpdate: lib.func('int bpf_link_update(int link_fd, int prog_fd, void *opts)'),
+  linkDetach: lib.func('int bpf_link_detach(int link_fd)'),
   queryId: lib.func('int bpf_xdp_query_id(int ifindex, int flags, _Out_ uint32_t *id)'),
 };
 
@@ -28,6 +29,9 @@ export function updateXdpLink(link: number, programFd: number): void {
   const rc: number = c.linkUpdate(link, programFd, null);
   if (rc < 0) throw kernelError('replacing the program of an XDP link', rc);
 }
+
+/** Takes the program off its device before it returns; one whose device is gone has none. */
+export const detachXdpLink = (link: number): void => void c.linkDetach(link);
 
 /** The device that a link is on; 0: it is gone. struct bpf_link_info: type, id, prog_id, then (8-aligned) ifindex. */
 export const ifindexOfXdpLink = (link: number): number => objectInfo(link, 64).readUInt32LE(16);

@@ -45,6 +45,8 @@ export type TypedMaps = {
 
 export interface LoadOptions {
   objects: readonly ProgramObject[];
+  /** Of these, such as can be done without: that the verifier refuses one is told by `refused`. */
+  optional?: readonly ProgramObject[];
   /** `isDsr`: absent is 0. */
   settings: Omit<CmSettings, 'isDsr'> & Partial<Pick<CmSettings, 'isDsr'>>;
   pinDir: string;
@@ -55,6 +57,8 @@ export interface Loaded {
   maps: TypedMaps;
   /** The verifier has accepted every program. Rejects with what it said of one that it has not. */
   readonly verified: Promise<void>;
+  /** Once they are: what the verifier said of an optional object that it has not accepted. */
+  refused(object: ProgramObject): Error | undefined;
   /** By function name; only once they are `verified`. */
   program(name: string): libbpf.Pointer;
   programFd(name: string): number;
@@ -87,10 +91,11 @@ export async function loadPrograms(options: LoadOptions): Promise<Loaded> {
  * Returns with the maps, which may be read and written at once; the verifier looks at the programs meanwhile, which takes it longer
  * than all else that an agent does before it reads etcd.
  */
-export function openPrograms({ objects, settings, pinDir, mapSizes }: LoadOptions): Loaded {
+export function openPrograms({ objects, optional = [], settings, pinDir, mapSizes }: LoadOptions): Loaded {
   mkdirSync(pinDir, { recursive: true, mode: 0o700 });
   const opened: libbpf.BpfObject[] = [];
   const programs = new Map<string, libbpf.Pointer>();
+  const refused = new Map<ProgramObject, Error>();
   const old = new Map<MapName, number>();
   const fds = openMaps(objects, pinDir, mapSizes, old);
 
@@ -122,14 +127,21 @@ export function openPrograms({ objects, settings, pinDir, mapSizes }: LoadOption
   verified.catch(() => {}); // Whoever attaches is told.
 
   async function verify(): Promise<void> {
-    const waiting = opened.values();
+    const waiting = opened.entries();
     async function loadOnes(): Promise<void> {
-      for (const object of waiting) await libbpf.loadObject(object);
+      for (const [i, object] of waiting) {
+        try {
+          await libbpf.loadObject(object);
+        } catch (error) {
+          if (!optional.includes(objects[i]!)) throw error;
+          refused.set(objects[i]!, error as Error);
+          continue;
+        }
+        for (const [program, pointer] of libbpf.objectPrograms(object)) programs.set(program, pointer);
+      }
     }
     const loads = await Promise.allSettled(Array.from({ length: LOADS_AT_A_TIME }, loadOnes));
     for (const load of loads) if (load.status === 'rejected') throw load.reason;
-    for (const object of opened)
-      for (const [program, pointer] of libbpf.objectPrograms(object)) programs.set(program, pointer);
   }
 
   const typed = [...fds].map(([name, fd]) => [
@@ -147,6 +159,7 @@ export function openPrograms({ objects, settings, pinDir, mapSizes }: LoadOption
   return {
     maps: Object.fromEntries(typed) as TypedMaps,
     verified,
+    refused: (object) => refused.get(object),
     succeeded: successions.map(({ name }) => name),
     async carryOver() {
       if (successions.length === 0) return;

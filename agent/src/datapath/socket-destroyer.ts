@@ -202,18 +202,26 @@ export function openSocketDestroyer({
     }
   }
 
+  async function overSockets(link: libbpf.Pointer, netns: Parameters<typeof inNetns>[1]): Promise<void> {
+    const fd = inNetns(own, netns, () => libbpf.createIterator(link));
+    try {
+      await runIterator(fd);
+    } finally {
+      closeSync(fd);
+    }
+  }
+
   async function overNamespaces(links: readonly libbpf.Pointer[]): Promise<number> {
     let [namespaces, denied] = [0, 0];
+    let failure: unknown;
     for await (const netns of netnsOfCgroup(cgroup, () => void denied++)) {
       if (stop.signal.aborted) break;
       namespaces++;
-      for (const link of links) {
-        const fd = inNetns(own, netns, () => libbpf.createIterator(link));
-        try {
-          await runIterator(fd);
-        } finally {
-          closeSync(fd);
-        }
+      try {
+        for (const link of links) await overSockets(link, netns);
+      } catch (error) {
+        // Those of the others must not wait for it.
+        failure ??= error;
       }
     }
     if (denied > 0)
@@ -221,6 +229,7 @@ export function openSocketDestroyer({
         { processes: denied },
         'the sockets of some pods were not looked at: which network namespace their processes are in is shown only with CAP_SYS_PTRACE',
       );
+    if (failure !== undefined) throw failure;
     return namespaces;
   }
 

@@ -6,12 +6,19 @@
  * since the kernel does not tell the mode of a link.)
  */
 import { readdirSync, unlinkSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { CmXdpMode } from '@clustermesh/bpf';
 import { messageOf } from '@clustermesh/contract';
 import type { Log } from '@clustermesh/runtime';
 import * as libbpf from './libbpf.ts';
-import { createXdpLink, ifindexOfXdpLink, updateXdpLink, type XdpMode, xdpProgramOf } from './libbpf-xdp.ts';
+import {
+  createXdpLink,
+  detachXdpLink,
+  ifindexOfXdpLink,
+  updateXdpLink,
+  type XdpMode,
+  xdpProgramOf,
+} from './libbpf-xdp.ts';
 import { deviceKind, interfaceIndex } from './links.ts';
 import type { Loaded } from './loader.ts';
 
@@ -59,7 +66,16 @@ export async function attachXdp(options: {
       held.set(one, link);
       await takePart(one);
     }
-    for (const [one, link] of held) updateXdpLink(link, programFd(one));
+    for (const [one, link] of held) {
+      try {
+        updateXdpLink(link, programFd(one));
+      } catch (error) {
+        // The older program must not go on beside maps that are no longer its own.
+        await cm_xdp_devices.remove([one.ifindex]);
+        unpin(basename(one.pin));
+        problems.push(`${one.device}: ${messageOf(error)}; tc does its work`);
+      }
+    }
   } finally {
     for (const link of held.values()) libbpf.closeFd(link);
   }
@@ -77,7 +93,14 @@ export async function attachXdp(options: {
   return problems;
 
   function unpin(name: string): void {
-    unlinkSync(join(pinDir, name));
+    const path = join(pinDir, name);
+    // At once: by its last pin the kernel takes it off some time later, when another mode's may want the device.
+    const link = libbpf.pinned(path);
+    if (link !== undefined) {
+      detachXdpLink(link);
+      libbpf.closeFd(link);
+    }
+    unlinkSync(path);
     log.info({ pin: name }, 'XDP is taken from a device that is not to have it');
   }
 }

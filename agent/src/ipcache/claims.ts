@@ -25,8 +25,8 @@ export interface ClaimsProjection<Row> {
   restore(rows: ReadonlyMap<string, Row>): void;
   /** What `isSettled` answers may have changed for rows of this cluster (default: of all): look at restored rows again. */
   sourcesChanged(clusterId?: number): void;
-  /** What `isRefused` answers may have changed: look at every row again. */
-  rulesChanged(): void;
+  /** What `isRefused` answers of these keys may have changed (default: of all): the next flush looks at them again. */
+  rulesChanged(keys?: Iterable<string>): void;
   flush(into: RowSink<Row>): void;
   /** Keys that the next flush will look at. */
   waiting(): number;
@@ -75,6 +75,8 @@ export function createClaims<Row extends { readonly clusterId: number }>(options
   let dirty: Slot<Row>[] = [];
   /** Clusters whose restored rows the next flush is to ask about. */
   let changed: Set<number> | 'all' = new Set();
+  /** Every key is to be looked at by the next flush: marked then, once, however often it was said. */
+  let areRulesChanged = false;
   let restoredCount = 0;
   let refusedCount = 0;
 
@@ -193,10 +195,16 @@ export function createClaims<Row extends { readonly clusterId: number }>(options
       if (clusterId === undefined) changed = 'all';
       else if (changed !== 'all') changed.add(clusterId);
     },
-    rulesChanged() {
-      for (const slot of slots.values()) if (slot.held !== undefined) touch(slot);
+    rulesChanged(keys) {
+      if (keys === undefined) areRulesChanged = true;
+      for (const key of keys ?? []) {
+        const slot = slots.get(key);
+        if (slot?.held !== undefined) touch(slot);
+      }
     },
     flush(into) {
+      if (areRulesChanged) for (const slot of slots.values()) if (slot.held !== undefined) touch(slot);
+      areRulesChanged = false;
       if (restoredCount > 0) forgetSettled();
       const looked = dirty;
       dirty = [];

@@ -8,7 +8,7 @@
  *                                   ▼                            ▼
  *                               MeshSink                     MeshView (what is settled)
  *
- * Rows are told to the sink as they come; nothing here waits, and nothing is withdrawn because etcd is away.
+ * Rows are told to the sink as they come, those of peers as far as there is room; nothing is withdrawn because etcd is away.
  */
 import { type Compression, LOCAL_FAMILIES, type MaxConnectedClusters } from '@clustermesh/contract';
 import { type Etcd, type Observe, observedEtcd } from '@clustermesh/kvstore';
@@ -156,7 +156,7 @@ export function startMesh(options: MeshOptions): Mesh {
       for (const { quarantined, family, peer, lastQuarantineReason, held } of progress.all()) {
         if (held > 0)
           problems.push(
-            `${held} ${family} of ${peer} are kept though its etcd has them no more: its apiserver seems to be gone, not they`,
+            `${held} ${family} of ${peer} are kept though its etcd has them no more: its apiserver was not heard for a while, and they may only have gone with it`,
           );
         if (quarantined > 0)
           problems.push(`${quarantined} ${family} of ${peer} are quarantined; last: ${lastQuarantineReason}`);

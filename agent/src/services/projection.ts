@@ -40,9 +40,9 @@ export interface ServicesProjection {
   problems(): string[];
   /** Services of peers whose present backends nobody has told here, by cluster. */
   outgrown(): ReadonlyMap<string, readonly string[]>;
-  /** Restored rows that some source may still confirm. */
   /** Services and frontends that the next flush will look at. */
   waiting(): number;
+  /** Restored rows that some source may still confirm. */
   restoredCount(): number;
 }
 

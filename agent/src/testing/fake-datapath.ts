@@ -56,6 +56,7 @@ export function fakeDatapath(kernel: FakeKernel): Datapath {
     policyStates: kernel.policyStates,
     attached: kernel.attachedGate ?? Promise.resolve(),
     async attachEndpoint(row) {
+      await kernel.attachedGate;
       await kernel.attachGate;
       if (!kernel.interfaces.has(row.interface)) {
         throw new MeshError({
