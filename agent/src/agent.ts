@@ -171,7 +171,7 @@ export async function startAgent(ports: AgentPorts): Promise<Agent> {
     serviceV2: config.clustermesh.serviceV2,
     zstd: ports.zstd,
     sink: desired,
-    room: () => (signal.aborted || desired.waiting() < MOST_WAITING ? undefined : sync?.passed()),
+    room: () => (desired.waiting() < MOST_WAITING || signal.aborted ? undefined : sync?.passed()),
     staleAfterMs: timers.staleAfterMs,
     observe: meshMetrics.observe,
     clock,
