@@ -206,6 +206,7 @@ describe('a reader of leased rows', { timeout: 120_000 }, () => {
     await direct.put(canaryKey, 'now');
     for (const key of reader.keys) {
       await direct.put(key, 'x');
+      // The pace of the writer, over several of the reader's looks (every 500 ms): nothing is waited for.
       await new Promise((resolve) => setTimeout(resolve, 60));
     }
     await eventually('all to be there again', () => reflector.status().held === 0);
