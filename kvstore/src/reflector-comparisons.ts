@@ -54,9 +54,8 @@ export class Comparisons {
     this.#take(changed);
     for (const { key } of changed) holdback?.putAgain(key, nowMs);
     const leased = gone.filter((key) => index.isLeased(key));
-    // What is held is missing, too, and no news.
-    const news = missing - (holdback?.held.size ?? 0);
-    holdback?.afterResync(leased, news, steady, { revision, epoch: options.etcd.epoch, nowMs });
+    // Also those that are held: some of one burst may be by the watch already, and the rest are of it all the same.
+    holdback?.afterResync(leased, missing, steady, { revision, epoch: options.etcd.epoch, nowMs });
     const removed = this.#remove(
       gone.filter((key) => !this.#isHeld(key)),
       revision,
